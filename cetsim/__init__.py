@@ -1,0 +1,37 @@
+"""cetsim: learning when credit arrives late, with cascading eligibility traces as exact linear state-space scans."""
+
+from cetsim import credit, data, kernels, metrics, nn, state_space, streams, train
+from cetsim.delays import FixedDelay
+from cetsim.nn import attach, detach, layer_names, streaming_init, streaming_value_and_grad
+from cetsim.traces import (
+    AbstractTrace,
+    CascadingTrace,
+    DelayLine,
+    DoubleExponentialTrace,
+    ExponentialTrace,
+    FIRTrace,
+)
+
+__all__ = [
+    "AbstractTrace",
+    "CascadingTrace",
+    "DelayLine",
+    "DoubleExponentialTrace",
+    "ExponentialTrace",
+    "FIRTrace",
+    "FixedDelay",
+    "attach",
+    "credit",
+    "data",
+    "detach",
+    "kernels",
+    "layer_names",
+    "metrics",
+    "nn",
+    "state_space",
+    "streaming_init",
+    "streaming_value_and_grad",
+    "streams",
+    "train",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,39 @@
+"""What is measured of a run: accuracy, and how far a rule's update points along the true gradient."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def accuracy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
+    """Share of examples whose largest logit is their label's."""
+    return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=logits.dtype)
+
+
+def cosine(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, ""]:
+    """Cosine of the angle between two arrays taken as vectors; 0 where one of them is 0."""
+    product, size = jnp.sum(a * b), jnp.sqrt(jnp.sum(a**2)) * jnp.sqrt(jnp.sum(b**2))
+    return jnp.where(size > 0, product / jnp.where(size > 0, size, 1.0), 0.0)
+
+
+def alignment(update, gradient) -> dict[str, Float[Array, ""]]:
+    """Cosine between a rule's update and the true gradient, per layer, of the weights alone (not the biases).
+
+    **Arguments:** `update`, `gradient`: trees of one structure, such as the gradients of a plain Equinox model
+    (`cetsim.nn.detach` makes one of an attached model's).
+
+    **Returns:** by layer name, such as `layers.0`.
+
+    **Raises:** ValueError if the structures differ or hold no layer with a `weight`.
+
+    **Reference:** arXiv:2506.14598, figures of gradient alignment.
+    """
+    if jax.tree.structure(update) != jax.tree.structure(gradient):
+        raise ValueError("`update` and `gradient` must have one structure: `detach` what came of an attached model")
+    leaves, _ = jax.tree_util.tree_flatten_with_path(update)
+    pairs = zip(leaves, jax.tree.leaves(gradient), strict=True)
+    names = ((jax.tree_util.keystr(path, simple=True, separator="."), a, b) for (path, a), b in pairs)
+    cosines = {name.rpartition(".")[0]: cosine(a, b) for name, a, b in names if name.rpartition(".")[2] == "weight"}
+    if not cosines:
+        raise ValueError("there is no layer with a `weight` to compare")
+    return cosines

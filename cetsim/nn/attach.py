@@ -1,0 +1,234 @@
+"""Attaching traces to the layers of an Equinox model, and taking them off again."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cetsim import checks, credit
+from cetsim.delays import FixedDelay
+from cetsim.nn.block import Absorbed, Affine, Held, TracedBlock, path_name
+from cetsim.nn.synapse import Synapses
+from cetsim.traces import AbstractTrace
+
+BOUNDARIES = ("reset", "carry")
+_OPTIONS = ("trace", "delay", "form", "error_gate", "signal", "feedback", "activation", "window")
+_UNKNOWN = object()
+
+
+def attach(
+    model,
+    trace: AbstractTrace,
+    delay: FixedDelay,
+    *,
+    form: str = "activation",
+    error_gate=0.0,
+    boundary: str = "reset",
+    signal=None,
+    window: int | None = None,
+    overrides: dict | None = None,
+):
+    """The model with a trace on every synapse of its `Linear` and `Conv2d` layers; its outputs are unchanged.
+
+    The gradient of a loss of the attached model is the update that the synapses would make: attach inside the loss,
+    differentiate and optimise as usual. Map the model over time with `jax.vmap` (the innermost axis is time).
+
+    **Arguments:**
+
+    - `model`: any Equinox model. Activations are found behind their layer in an `eqx.nn.Sequential` or `eqx.nn.MLP`.
+    - `trace`: what synapses remember, shared or one kernel a post-neuron. `delay`: when learning signals arrive.
+    - `form`: `"activation"`, `"preactivation"` or `"authors_linear"` (see `credit.synaptic_factors`). Layers outside a
+      Sequential or MLP, whose activation cannot be seen, need `"preactivation"` or an override of `activation`.
+    - `error_gate`: activity enters the trace only at steps where ‖∂ℓ/∂a‖² is above it; 0 is off.
+    - `boundary`: `"reset"` starts every stretch empty, `"carry"` goes with `streaming_value_and_grad`.
+    - `signal`: stands in for ∂ℓ/∂a: a scalar third factor `[time]`, or `[time, *out]`.
+    - `window`: steps that a stream remembers; by default those outside which 1e-6 of the kernel's area lies.
+    - `overrides`: by layer name (see `layer_names`), a dict of the arguments above that differ there, also `feedback`
+      (weights that errors travel down through) and `activation`; or None to train the layer by plain backprop.
+
+    **Returns:** a model of the same kind whose layers are `TracedBlock`s. `detach` undoes it.
+
+    **Raises:** ValueError for options outside their range, layers that do not exist or an activation that is unknown
+    or not elementwise.
+    """
+    common = dict(trace=trace, delay=delay, form=form, error_gate=error_gate, signal=signal, window=window)
+    overrides = {} if overrides is None else overrides
+    checks.require_in("boundary", boundary, BOUNDARIES)
+    known = layer_names(model)
+    if not known:
+        raise ValueError("the model has no Linear or Conv2d layer to attach a trace to")
+    for name, options in overrides.items():
+        if name not in known:
+            raise ValueError(f"`overrides` names the layer {name!r}; the model has {', '.join(known)}")
+        for option in options or ():
+            checks.require_in(f"overrides[{name!r}]", option, _OPTIONS)
+
+    def make(name, affine, activation):
+        if name in overrides and overrides[name] is None:
+            return None
+        options = common | overrides.get(name, {})
+        return _block(name, affine, activation, boundary, **options)
+
+    return _rewrite(model, (), make)
+
+
+def layer_names(model) -> list[str]:
+    """Names of the layers that `attach` finds, in the order of the model's tree."""
+    is_layer = lambda node: isinstance(node, (*Affine, TracedBlock))  # noqa: E731
+    nodes, _ = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_layer)
+    return [path_name(path) for path, node in nodes if is_layer(node)]
+
+
+def detach(model):
+    """The model without its traces, as it was before `attach`; also turns its gradient into that of the plain model."""
+
+    def strip(node):
+        if isinstance(node, TracedBlock):
+            return node.affine
+        if isinstance(node, eqx.nn.Sequential):
+            layers = list(node.layers)
+            for i, layer in enumerate(layers):
+                layers[i] = layers[i - 1].activation if isinstance(layer, Absorbed) else layer
+            return eqx.tree_at(lambda seq: seq.layers, node, tuple(detach(layer) for layer in layers))
+        if isinstance(node, eqx.nn.MLP):
+            return _detach_mlp(node)
+        return node
+
+    return jax.tree.map(strip, model, is_leaf=lambda node: isinstance(node, (TracedBlock, *_CONTAINERS)))
+
+
+_CONTAINERS = (eqx.nn.Sequential, eqx.nn.MLP)
+
+
+def _rewrite(model, prefix, make):
+    """Replaces every affine layer by what `make(name, layer, activation)` gives; None leaves it."""
+    is_leaf = lambda node: isinstance(node, (*Affine, *_CONTAINERS, TracedBlock))  # noqa: E731
+    nodes, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_leaf)
+    return jax.tree.unflatten(structure, [_rewrite_node(node, (*prefix, *path), make) for path, node in nodes])
+
+
+def _rewrite_node(node, path, make):
+    if isinstance(node, TracedBlock):
+        raise ValueError(f"layer {path_name(path)!r} has a trace already: `detach` the model first")
+    if isinstance(node, Affine):
+        return make(path_name(path), node, _UNKNOWN) or node
+    if isinstance(node, eqx.nn.Sequential):
+        return _rewrite_sequential(node, path, make)
+    if isinstance(node, eqx.nn.MLP):
+        return _rewrite_mlp(node, path, make)
+    return node
+
+
+def _rewrite_sequential(node, path, make):
+    attr, index = jax.tree_util.GetAttrKey("layers"), jax.tree_util.SequenceKey
+    layers = list(node.layers)
+    for i, layer in enumerate(node.layers):
+        where = (*path, attr, index(i))
+        if not isinstance(layer, Affine):
+            layers[i] = layers[i] if isinstance(layers[i], Absorbed) else _rewrite(layer, where, make)
+            continue
+        behind = _until_next_layer(node.layers[i + 1 :])
+        absorbs = bool(behind) and _is_elementwise(behind[0], layer)
+        if any(_is_elementwise(other, layer) for other in behind[1:]):
+            raise ValueError(
+                f"an activation stands behind layer {path_name(where)!r}, but not directly or not alone: "
+                "put one activation directly behind its layer"
+            )
+        block = make(path_name(where), layer, behind[0] if absorbs else None)
+        if block is not None:
+            layers[i] = block
+            layers[i + 1 : i + 2] = [Absorbed()] if absorbs else layers[i + 1 : i + 2]
+    return eqx.tree_at(lambda seq: seq.layers, node, tuple(layers))
+
+
+def _until_next_layer(layers) -> list:
+    stop = next((i for i, layer in enumerate(layers) if isinstance(layer, (*Affine, *_CONTAINERS))), len(layers))
+    return list(layers[:stop])
+
+
+def _rewrite_mlp(node, path, make):
+    if any(eqx.is_array(leaf) for leaf in jax.tree.leaves((node.activation, node.final_activation))):
+        raise ValueError(f"the MLP {path_name(path)!r} learns its activations: build it as an eqx.nn.Sequential")
+    attr, index = jax.tree_util.GetAttrKey("layers"), jax.tree_util.SequenceKey
+    last = len(node.layers) - 1
+    layers = []
+    for i, layer in enumerate(node.layers):
+        name = path_name((*path, attr, index(i)))
+        block = make(name, layer, node.final_activation if i == last else node.activation)
+        if block is None:
+            raise ValueError(f"layer {name!r} of an eqx.nn.MLP cannot be left untraced: build an eqx.nn.Sequential")
+        layers.append(block)
+    where = lambda mlp: (mlp.layers, mlp.activation, mlp.final_activation)  # noqa: E731
+    hidden = Absorbed() if last > 0 else node.activation
+    return eqx.tree_at(where, node, (tuple(layers), hidden, Absorbed()))
+
+
+def _detach_mlp(node):
+    if not any(isinstance(layer, TracedBlock) for layer in node.layers):
+        return node
+    where = lambda mlp: (mlp.layers, mlp.activation, mlp.final_activation)  # noqa: E731
+    hidden = node.layers[0].activation if len(node.layers) > 1 else node.activation
+    plain = tuple(layer.affine for layer in node.layers)
+    return eqx.tree_at(where, node, (plain, hidden, node.layers[-1].activation))
+
+
+def _is_elementwise(function, affine) -> bool:
+    """Whether each output of `function` depends on its own input alone, tried on a few numbers."""
+    if isinstance(function, (eqx.nn.Dropout, eqx.nn.Identity)) or not callable(function):
+        return False
+    if any(map(checks.is_traced, jax.tree.leaves(function))):
+        return isinstance(function, eqx.nn.PReLU)
+    shape = (6,) if isinstance(affine, eqx.nn.Linear) else (1, 2, 3)
+    probe = np.linspace(-1.7, 1.9, 6).reshape(shape)
+    other = np.where(np.arange(6).reshape(shape) == 2, probe, -0.3)
+    try:
+        with jax.ensure_compile_time_eval():
+            out, changed = np.asarray(function(jnp.asarray(probe))), np.asarray(function(jnp.asarray(other)))
+    except (TypeError, ValueError, IndexError):
+        return False
+    return out.shape == shape and out.ravel()[2] == changed.ravel()[2]
+
+
+def _block(name, affine, found, boundary, *, trace, delay, form, error_gate, signal, window, feedback=None, **given):
+    """One layer's block, with everything that can be wrong with its options said by name."""
+    activation = _activation(name, affine, found, form, given)
+    if not isinstance(trace, AbstractTrace):
+        raise ValueError(f"layer {name!r}: `trace` must be one of cetsim's traces, got {trace!r}")
+    if not isinstance(delay, FixedDelay):
+        raise ValueError(f"layer {name!r}: `delay` must be a FixedDelay, got {delay!r}")
+    if trace.dt != delay.dt:
+        raise ValueError(f"layer {name!r}: trace and delay must have one dt, got {trace.dt:g} s and {delay.dt:g} s")
+    checks.require_in("form", form, credit.FORMS)
+    checks.require_at_least("error_gate", error_gate, 0.0)
+    out = affine.weight.shape[0]
+    if trace.shape not in ((), (out,)):
+        raise ValueError(f"layer {name!r}: a trace must be shared or have shape ({out},), got {trace.shape}")
+    if feedback is not None and jnp.shape(feedback) != affine.weight.shape:
+        raise ValueError(f"layer {name!r}: `feedback` must have shape {affine.weight.shape}, got {jnp.shape(feedback)}")
+    if boundary == "reset":
+        window = None
+    elif delay.keep_late:
+        raise ValueError("`keep_late` is for boundary='reset': a stream that is carried loses no signal")
+    else:
+        window = trace.window() if window is None else window
+    synapses = Synapses(trace, delay, error_gate, signal, form, window)
+    return TracedBlock(affine, activation, Held(feedback), Held(synapses))
+
+
+def _activation(name, affine, found, form: str, given: dict) -> Callable | None:
+    if "activation" in given:
+        if found is not _UNKNOWN:
+            raise ValueError(f"layer {name!r}: its activation is known from the model and cannot be overridden")
+        found = given["activation"]
+    if found is _UNKNOWN:
+        if form != "preactivation":
+            raise ValueError(
+                f"layer {name!r} stands outside a Sequential or MLP, so that its activation is unknown: use "
+                "form='preactivation', or put layer and activation in an eqx.nn.Sequential"
+            )
+        return None
+    if found is not None and not _is_elementwise(found, affine):
+        raise ValueError(f"layer {name!r}: the activation must be elementwise, got {found!r}")
+    return found

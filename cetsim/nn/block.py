@@ -1,0 +1,147 @@
+"""A layer and its activation, learning through traces."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from cetsim import streams
+from cetsim.nn.synapse import Synapses, learn_from_traces
+from cetsim.streams import StreamState
+
+Affine = (eqx.nn.Linear, eqx.nn.Conv2d)
+
+
+class Held:
+    """Keeps a value out of the tree of arrays, where an optimiser would find it and decay its delays."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+class Absorbed(eqx.Module):
+    """Stands where an activation was that a `TracedBlock` now applies."""
+
+    def __call__(self, x, *, key=None):
+        return x
+
+
+class TracedBlock(eqx.Module):
+    """An affine layer and its elementwise activation; its weights' gradient is the update of their traces.
+
+    Made by `attach`. It acts on one step inside a `vmap` over time, or on `[time, *in]` at once.
+
+    **Fields:** `affine`: the layer. `activation`: f, or None for the identity. `feedback`: weights that errors travel
+    down through instead of the layer's own (feedback alignment). `held`: the `Synapses`, out of reach of optimisers.
+    `state`: what a stream carries, only inside `streaming_value_and_grad`.
+    """
+
+    affine: eqx.Module
+    activation: Callable | None
+    feedback: Held
+    held: Held
+    state: StreamState | Held | None = None
+
+    @property
+    def synapses(self) -> Synapses:
+        """The rule that the layer's synapses obey."""
+        return self.held.value
+
+    def __call__(self, x, *, key=None):
+        if x.ndim == _input_ndim(self.affine) + 1:
+            return jax.vmap(self)(x)
+        z = self._errors_travel(x)
+        activity, derivative = z, None
+        if self.activation is not None:
+            activity = self.activation(z)
+            # f is elementwise, so that its derivative is the tangent along ones.
+            derivative = jax.lax.stop_gradient(jax.jvp(self.activation, (z,), (jnp.ones_like(z),))[1])
+        if isinstance(self.state, Held):
+            self.state.value = (x.shape, z.shape)
+            return activity
+        state = self.state
+        if state is None and self.synapses.window is not None:
+            raise ValueError("a model attached with boundary='carry' runs inside `streaming_value_and_grad`")
+        x = jax.lax.stop_gradient(x)
+        past = None if state is None else jax.vmap(self.affine)(jax.lax.stop_gradient(state.x))
+        return learn_from_traces(self.affine(x), past, activity, derivative, x, state, self.synapses)
+
+    def _errors_travel(self, x):
+        """The layer's output, differentiable in its input alone."""
+        weights, rest = eqx.partition(self.affine, eqx.is_inexact_array)
+        frozen = eqx.combine(jax.lax.stop_gradient(weights), rest)
+        if self.feedback.value is None:
+            return frozen(x)
+        back = eqx.tree_at(lambda layer: layer.weight, frozen, self.feedback.value)(x)
+        return jax.lax.stop_gradient(frozen(x) - back) + back
+
+
+def _input_ndim(affine) -> int:
+    return 1 if isinstance(affine, eqx.nn.Linear) else affine.num_spatial_dims + 1
+
+
+def blocks(model) -> dict[str, TracedBlock]:
+    """The traced blocks of a model by name, in the order of its tree."""
+    is_block = lambda node: isinstance(node, TracedBlock)  # noqa: E731
+    nodes, _ = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_block)
+    return {path_name(path): node for path, node in nodes if is_block(node)}
+
+
+def path_name(path) -> str:
+    """Dotted name of a place in a tree, such as `layers.0`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def bind(model, states: dict):
+    """The model with each named block given its state."""
+    if set(states) != set(blocks(model)):
+        raise ValueError(f"the state must have the layers {sorted(blocks(model))}, got {sorted(states)}")
+    names = list(states)
+    where = lambda tree: [blocks(tree)[name].state for name in names]  # noqa: E731
+    return eqx.tree_at(where, model, [states[name] for name in names], is_leaf=lambda node: node is None)
+
+
+def streaming_init(model, example) -> dict[str, StreamState]:
+    """State of a stream that has just begun, for a model attached with `boundary="carry"`.
+
+    **Arguments:** `example`: the input of one step, for its shape and dtype.
+
+    **Returns:** a state for each traced layer, by name.
+    """
+    recorders = {name: Held(None) for name in blocks(model)}
+    jax.eval_shape(lambda x: bind(model, recorders)(x), example)
+    states = {}
+    for name, block in blocks(model).items():
+        synapses = block.synapses
+        if synapses.window is None:
+            raise ValueError(f"layer {name!r} is attached with boundary='reset': nothing is carried")
+        x_shape, out_shape = recorders[name].value
+        dtype = jnp.result_type(block.affine.weight)
+        states[name] = streams.init_state(synapses.delay, synapses.window, x_shape, out_shape, dtype)
+    return states
+
+
+def streaming_value_and_grad(loss: Callable, has_aux: bool = False) -> Callable:
+    """`eqx.filter_value_and_grad` for streams: trace and signals under way pass from stretch to stretch.
+
+        value, grads, state = cetsim.streaming_value_and_grad(loss)(model, state, *batch)
+
+    While weights are held, cutting a stream differently changes nothing in the sum of the gradients (a loss that is a
+    sum over steps; a mean divides each stretch's signals by its own length). Each traced layer runs once per stretch.
+
+    **Arguments:** `loss`: function of `(model, *batch)`, the model mapped over the steps of the stretch inside it.
+    `model`: from `attach(..., boundary="carry")`. `state`: from `streaming_init`, or the last call.
+
+    **Returns:** a function that returns `(value, gradient of the model, state)`.
+    """
+
+    def differentiated(model_and_state, *args, **kwargs):
+        return loss(bind(*model_and_state), *args, **kwargs)
+
+    def wrapped(model, state, *args, **kwargs):
+        function = eqx.filter_value_and_grad(differentiated, has_aux=has_aux)
+        value, (grads, state) = function((model, state), *args, **kwargs)
+        return value, grads, state
+
+    return wrapped

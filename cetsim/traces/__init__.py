@@ -1,0 +1,22 @@
+"""What a synapse remembers: linear traces of its past activity.
+
+Every trace is one linear, time-invariant filter of the activity `e`, seen three ways that agree: `weights(lags)`, its
+impulse response at lags counted in steps; `init`/`step`, the same filter one step at a time; `system`, its discrete
+state space. Parameters other than the order and dt are array leaves: they may be traced, vmapped and differentiated,
+and changing one never recompiles. A parameter of shape `[out]` gives every post-neuron a kernel of its own; shapes
+lead, so that `weights(lags)` is `[*lags, out]` and the activity of a step is `[out, ...]`.
+"""
+
+from cetsim.traces.base import AbstractTrace
+from cetsim.traces.cascade import CascadingTrace
+from cetsim.traces.exponential import DoubleExponentialTrace, ExponentialTrace
+from cetsim.traces.finite import DelayLine, FIRTrace
+
+__all__ = [
+    "AbstractTrace",
+    "CascadingTrace",
+    "DelayLine",
+    "DoubleExponentialTrace",
+    "ExponentialTrace",
+    "FIRTrace",
+]

@@ -1,0 +1,98 @@
+"""What every trace is: one linear filter, seen as weights, as steps and as a state space."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cetsim import checks, state_space
+from cetsim.state_space import LinearSystem
+
+READS = ("before", "after")
+NORMALIZATIONS = ("area", "peak")
+
+
+class AbstractTrace(eqx.Module):
+    """A causal linear filter of a synapse's activity. Subclasses define one kernel; this class maps over many."""
+
+    dt: eqx.AbstractVar[float]
+    read: eqx.AbstractVar[str]
+
+    @abc.abstractmethod
+    def _weights(self, lags):
+        """Weights of one kernel at `lags`."""
+
+    @abc.abstractmethod
+    def _system(self) -> LinearSystem:
+        """State space of one kernel."""
+
+    @abc.abstractmethod
+    def _stages(self) -> int:
+        """Size of the state per synapse."""
+
+    @abc.abstractmethod
+    def window(self, tail: float = 1e-6) -> int:
+        """Number of lags, from 0, outside which at most `tail` of the area lies. Needs concrete parameters."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameters: `()` for one kernel shared by all synapses, `(out,)` for one a post-neuron."""
+        return jnp.shape(jax.tree.leaves(self)[0])
+
+    def _mapped(self, function, in_axes, out_axes):
+        for _ in self.shape:
+            function = jax.vmap(function, in_axes=(0, *in_axes), out_axes=out_axes)
+        return function
+
+    def weights(self, lags) -> Float[Array, "..."]:
+        """Impulse response at `lags`, what an event that many steps ago contributes to the trace now.
+
+        **Arguments:** `lags`: in steps, any shape; integers on the grid of time, other reals between.
+
+        **Returns:** weights, shape `[*lags.shape, *self.shape]`.
+        """
+        lags = jnp.asarray(lags, dtype=jax.tree.leaves(self)[0].dtype)
+        return self._mapped(type(self)._weights, (None,), lags.ndim)(self, lags)
+
+    def init(self, shape: tuple[int, ...]) -> Float[Array, "stages *shape"]:
+        """Empty state for activity of `shape`, whose leading axes are the trace's own."""
+        if tuple(shape[: len(self.shape)]) != self.shape:
+            raise ValueError(f"`shape` must begin with the trace's own shape {self.shape}, got {tuple(shape)}")
+        return jnp.zeros((self._stages(), *shape), dtype=jax.tree.leaves(self)[0].dtype)
+
+    def step(self, state: Float[Array, "stages *shape"], e: Float[Array, "*shape"]):
+        """One step of dt: takes the activity `e` held over it, returns `(state, trace read at this step)`."""
+        if state.shape[1:] != jnp.shape(e):
+            raise ValueError(f"`e` must have the state's shape {state.shape[1:]}, got {jnp.shape(e)}")
+        return self._mapped(type(self)._step, (1, 0), (1, 0))(self, state, e)
+
+    def _step(self, state, e):
+        system = self._system()
+        after = state_space.advance(system, state, e)
+        read = state if self.read == "before" else after
+        return after, jnp.tensordot(system.output, read, axes=1, precision="highest")
+
+    def system(self) -> LinearSystem:
+        """Discrete state space of the trace, its fields led by `self.shape`."""
+        return self._mapped(type(self)._system, (), 0)(self)
+
+    def tabulate(self, size: int) -> "AbstractTrace":
+        """The trace's first `size` weights as a `FIRTrace`, so that traces of any kind share one program."""
+        from cetsim.traces.finite import FIRTrace  # a kind of trace itself
+
+        return FIRTrace(jnp.moveaxis(self.weights(jnp.arange(size)), 0, -1), dt=self.dt)
+
+    def _concrete(self) -> list[np.ndarray]:
+        leaves = jax.tree.leaves(self)
+        if any(map(checks.is_traced, leaves)):
+            raise ValueError("the window of a trace with traced parameters is unknown: give a number of steps instead")
+        return [np.asarray(leaf, dtype=float) for leaf in leaves]
+
+
+def check_options(read: str, normalization: str, dt: float) -> None:
+    checks.require_in("read", read, READS)
+    checks.require_in("normalization", normalization, NORMALIZATIONS)
+    checks.require_dt(dt)

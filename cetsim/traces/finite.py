@@ -1,0 +1,111 @@
+"""Traces of finite length: the ideal delay line, and any kernel given by its weights."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cetsim import checks, state_space
+from cetsim.traces.base import AbstractTrace
+
+
+class DelayLine(AbstractTrace):
+    """Ideal memory of what happened exactly `delay` ago: weight 1 at that lag, 0 elsewhere.
+
+    It holds the step's own input (lag 0), so that a delay of 0 is no trace at all; there is no `read` to choose.
+
+    **Arguments:** `delay`: in seconds, at least 0, a multiple of `dt`. `max_delay`: longest delay that `init` makes
+    room for; needed only to step a line whose delay is traced.
+
+    **Raises:** ValueError for a delay that is negative or no multiple of `dt`.
+    """
+
+    delay: Float[Array, "..."]
+    dt: float = eqx.field(static=True)
+    read: str = eqx.field(static=True)
+    max_delay: float | None = eqx.field(static=True)
+
+    def __init__(self, delay=4.0, dt: float = 0.2, max_delay: float | None = None):
+        checks.require_dt(dt)
+        checks.require_whole_steps("delay", delay, dt)
+        if max_delay is not None:
+            checks.require_whole_steps("max_delay", max_delay, dt)
+            if not checks.is_traced(delay) and np.max(delay) > max_delay:
+                raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {delay!r}")
+        self.delay = jnp.asarray(delay, dtype=float)
+        self.dt, self.read, self.max_delay = float(dt), "after", max_delay
+
+    def _weights(self, lags):
+        return jnp.where(jnp.abs(lags - jnp.round(self.delay / self.dt)) < 0.5, 1.0, jnp.zeros_like(lags))
+
+    def _system(self):
+        return state_space.shift_system(self._weights(jnp.arange(self._stages(), dtype=self.delay.dtype)))
+
+    def _step(self, state, e):
+        state = jnp.concatenate([e[None].astype(state.dtype), state[:-1]])
+        return state, state[jnp.round(self.delay / self.dt).astype(int)]
+
+    def _stages(self):
+        longest = self.max_delay if self.max_delay is not None else self._concrete()[0]
+        return int(np.round(np.max(longest) / self.dt)) + 1
+
+    def window(self, tail: float = 1e-6) -> int:
+        """Number of lags, from 0, up to the delay itself."""
+        return self._stages()
+
+    def mean(self) -> Float[Array, "..."]:
+        """The delay, in seconds."""
+        return self.delay
+
+    def variance(self) -> Float[Array, "..."]:
+        """Zero: nothing is blurred."""
+        return jnp.zeros_like(self.delay)
+
+    def laplace(self, s):
+        """Laplace transform e^(-sT), s per second."""
+        return jnp.exp(-s * self.delay)
+
+
+class FIRTrace(AbstractTrace):
+    """Any kernel given by its weights at lags 0, 1, 2, ...; zero from there on. Lags between are rounded.
+
+    **Arguments:** `taps`: weights, `[*shape, lags]`, finite. `dt`: length of a step, in seconds.
+
+    **Raises:** ValueError for no taps or a tap that is not finite.
+    """
+
+    taps: Float[Array, "*shape lags"]
+    dt: float = eqx.field(static=True)
+    read: str = eqx.field(static=True)
+
+    def __init__(self, taps, dt: float = 0.2):
+        checks.require_dt(dt)
+        checks.require_finite("taps", taps)
+        if jnp.ndim(taps) == 0 or jnp.shape(taps)[-1] == 0:
+            raise ValueError(f"`taps` must hold at least one lag, got shape {jnp.shape(taps)}")
+        self.taps = jnp.asarray(taps, dtype=jnp.result_type(taps, float))
+        self.dt, self.read = float(dt), "after"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameters without the axis of lags."""
+        return self.taps.shape[:-1]
+
+    def _weights(self, lags):
+        index = jnp.round(lags).astype(int)
+        inside = (index >= 0) & (index < self.taps.shape[-1])
+        return jnp.where(inside, self.taps[jnp.clip(index, 0, self.taps.shape[-1] - 1)], 0.0)
+
+    def _system(self):
+        return state_space.shift_system(self.taps)
+
+    def _step(self, state, e):
+        state = jnp.concatenate([e[None].astype(state.dtype), state[:-1]])
+        return state, jnp.tensordot(self.taps, state, axes=1, precision="highest")
+
+    def _stages(self):
+        return self.taps.shape[-1]
+
+    def window(self, tail: float = 1e-6) -> int:
+        """Number of taps."""
+        return self.taps.shape[-1]

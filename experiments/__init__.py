@@ -1,0 +1,1 @@
+"""One module per experiment of the paper; `python -m experiments` lists and runs them."""

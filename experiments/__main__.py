@@ -1,0 +1,91 @@
+"""Command line: `python -m experiments` lists the experiments, `python -m experiments NAME` runs one."""
+
+import importlib
+import sys
+import textwrap
+
+from experiments import options
+
+USAGE = "python -m experiments NAME [options]"
+# name -> (module with `prepare`, `run` and `redraw`; options; presets)
+EXPERIMENTS = {
+    "behavioral-vision": ("behavioral_vision", options.BehavioralVision, options.BEHAVIORAL_VISION_PRESETS),
+    "kernels": ("kernels", options.Kernels, {}),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line and returns its exit status: 0, 2 for a user's error, 130 if interrupted."""
+    if not arguments or arguments[0] in ("-h", "--help", "list"):
+        print(listing())
+        return 0
+    name, *rest = arguments
+    if name not in EXPERIMENTS:
+        return fail(f"unknown experiment {name!r}: choose from {', '.join(EXPERIMENTS)}")
+    module, kind, presets = EXPERIMENTS[name]
+    chosen = parse(name, kind, presets, rest)
+    try:
+        chosen.check()
+        experiment = importlib.import_module(f"experiments.{module}")
+        if chosen.plot_only:
+            experiment.redraw(chosen)
+            return 0
+        prepared = experiment.prepare(chosen)
+    except (ValueError, OSError) as error:
+        return fail(str(error))
+    # From here on a ValueError is a fault of the program and keeps its traceback.
+    try:
+        experiment.run(prepared)
+    except OSError as error:
+        return fail(f"{error}\nwhat was finished before is kept in {chosen.folder}")
+    except KeyboardInterrupt:
+        command = " ".join(["python -m experiments", *(a for a in arguments if a != "--fresh")])
+        print(
+            f"\ninterrupted; finished conditions are kept in {chosen.folder}\nto go on: {command}",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def parse(name: str, kind: type, presets: dict, arguments: list[str]):
+    """Options given, over those of the preset they name; exits with status 2 if they can't be read."""
+    import tyro
+
+    return tyro.cli(
+        kind,
+        args=arguments,
+        default=presets.get(named_preset(arguments)) or next(iter(presets.values()), None),
+        prog=f"python -m experiments {name}",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def named_preset(arguments: list[str]) -> str | None:
+    """The value given to `--preset`, the last if there are several."""
+    named = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == "--preset":
+            named = following
+        elif argument.startswith("--preset="):
+            named = argument.removeprefix("--preset=")
+    return named
+
+
+def listing() -> str:
+    """The experiments, a line each, with their presets."""
+    lines = [f"usage: {USAGE}", "", "experiments:"]
+    for name, (_, kind, presets) in EXPERIMENTS.items():
+        line = f"{kind.__doc__.splitlines()[0]} Presets: {', '.join(presets) or 'none'}."
+        lines += textwrap.wrap(line, 110, initial_indent=f"  {name:<20}", subsequent_indent=" " * 22)
+    return "\n".join([*lines, "", "options of one: python -m experiments NAME --help"])
+
+
+def fail(message: str) -> int:
+    """Prints a user's error and returns its exit status."""
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,24 @@
+"""Set-up of all tests: float64, shapes and types checked at every call, the same examples in every run."""
+
+import os
+
+import hypothesis
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn to files, also where there is a screen
+jax.config.update("jax_enable_x64", True)
+# Must come before the first import of cetsim: pytest imports this module before those of the tests.
+install_import_hook("cetsim", "beartype.beartype")
+# No deadline, since the first example of a test compiles.
+hypothesis.settings.register_profile("same every time", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("same every time")
+
+
+def pytest_collection_modifyitems(items):
+    """Skips tests marked `gpu` where jax has no GPU."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and all(device.platform != "gpu" for device in jax.devices()):
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"jax has no GPU here, only {jax.devices()[0].platform}"))

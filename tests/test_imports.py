@@ -1,0 +1,123 @@
+"""The architecture, read from the imports: they point down only, and importing does nothing else."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "cetsim"
+
+# From the bottom up. A module imports from rows before its own only, not from siblings in its row. The files
+# of a package such as nn count as one module. The top-level __init__ gathers public names from all.
+LAYERS = (
+    ("checks", "data_files"),
+    ("kernels", "data", "metrics"),
+    ("state_space",),
+    ("traces",),
+    ("delays",),
+    ("credit",),
+    ("streams",),
+    ("nn",),
+    ("train", "rl"),
+    ("sweep", "runs"),
+    ("__init__",),
+)
+RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES} | set(RANK)
+KEPT_OUT = {"matplotlib", "tyro", "rich", "experiments", "benchmarks"}
+
+
+def module_of(path: Path) -> str:
+    """The module of a file under cetsim/, its package if it lies in one."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(source: str, path: Path) -> set[str]:
+    """Dotted names of everything that the source of `path` imports, wherever in it."""
+    package = ("cetsim", *path.relative_to(PACKAGE).parts[:-1])
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            base = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def violations(source: str, path: Path) -> list[str]:
+    """Imports in the source of `path` that do not point down."""
+    own = module_of(path)
+    wrong = []
+    for name in sorted(imported(source, path)):
+        top, *rest = name.split(".")
+        if top in KEPT_OUT:
+            wrong.append(f"{own} imports {top}, which the library must do without")
+        if top != "cetsim":
+            continue
+        # `from cetsim import CascadingTrace` goes through the top-level __init__.
+        target = rest[0] if rest and rest[0] in MODULES else "__init__"
+        if target != own and RANK.get(target, 0) >= RANK[own]:
+            wrong.append(f"{own} imports {target}, which is not below it")
+    return wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    assert module_of(path) in RANK, f"give {module_of(path)} its place in LAYERS"
+    assert violations(path.read_text(), path) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("credit.py", "from cetsim import kernels, traces\nfrom cetsim.delays import FixedDelay", 0),
+        ("credit.py", "def f():\n    import cetsim.nn.linear", 1),
+        ("credit.py", "from cetsim import CascadingTrace", 1),
+        ("credit.py", "from .nn import attach", 1),
+        ("train.py", "from cetsim import rl", 1),
+        ("train.py", "from cetsim.train import other", 0),
+        ("nn/linear.py", "from . import conv\nfrom .conv import Conv\nfrom ..credit import adjoint", 0),
+        ("nn/linear.py", "from ..train import run", 1),
+        ("data.py", "import matplotlib.pyplot as plt\nfrom rich import print", 2),
+        ("__init__.py", "from cetsim import sweep, train", 0),
+    ],
+)
+def test_violations_are_seen(module, source, wrong):
+    assert len(violations(source, PACKAGE / module)) == wrong
+
+
+def run_python(code: str, **env: str) -> None:
+    """Runs code in an interpreter of its own, where it must succeed without a word."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_import_starts_no_backend():
+    parts = [path.relative_to(PACKAGE.parent).with_suffix("").parts for path in FILES]
+    names = [".".join(part for part in p if part != "__init__") for p in parts]
+    # No platform has this name, so that starting a backend raises.
+    run_python(f"import {', '.join(names)}", JAX_PLATFORMS="none_such")
+
+
+def test_import_changes_no_configuration():
+    code = """
+import logging, random, warnings
+import equinox, jax, numpy, optax, scipy.special
+def settings():
+    yield dict(jax.config.values)
+    yield repr(numpy.random.get_state()), random.getstate()
+    yield numpy.geterr(), repr(numpy.get_printoptions())
+    yield logging.getLogger().level, list(logging.getLogger().handlers), list(warnings.filters)
+before = list(settings())
+import cetsim, cetsim.data
+assert list(settings()) == before
+"""
+    run_python(code)

@@ -1,0 +1,134 @@
+"""Records of runs: atomic files, resuming by hash, reading what others wrote."""
+
+import json
+
+import pytest
+
+from experiments import records
+from experiments.records import COLUMNS, Journal, config_hash, read_results, read_runs, to_csv, write_atomic
+
+
+def record(key: str, value: float | None = 0.5, **columns) -> dict:
+    shared = {"experiment": "e", "trace": "CET", "order": 10, "delay_s": 4.0} | columns
+    rows = [{"metric": "test_accuracy", "step": 20, "value": value}]
+    return {"schema": 1, "hash": key, "config": {"name": key}, "columns": shared, "rows": rows}
+
+
+def test_hash_depends_on_the_config_alone_not_on_the_order_of_its_keys():
+    one = config_hash({"a": 1, "b": {"c": 0.1, "d": [1, 2]}})
+    assert one == config_hash({"b": {"d": [1, 2], "c": 0.1}, "a": 1})
+    assert one != config_hash({"b": {"d": [2, 1], "c": 0.1}, "a": 1})
+    assert len(one) == 64
+
+
+def test_hash_refuses_what_is_not_json():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        config_hash({"a": float("nan")})
+
+
+def test_number_is_none_where_json_has_no_number():
+    assert [records.number(value) for value in (1, 0.25, float("nan"), float("inf"))] == [
+        1.0,
+        0.25,
+        None,
+        None,
+    ]
+
+
+def test_journal_is_resumed_from_its_file(tmp_path):
+    Journal(tmp_path).append([record("a"), record("b")])
+    journal = Journal(tmp_path)
+    assert list(journal.records) == ["a", "b"]
+    journal.append([record("b", 0.75)])  # done again: the last counts
+    assert [row["value"] for row in Journal(tmp_path).rows()] == [0.5, 0.75]
+    assert [row["value"] for row in journal.rows(["b"])] == [0.75]
+
+
+def test_what_another_process_added_meanwhile_is_kept(tmp_path):
+    here, there = Journal(tmp_path), Journal(tmp_path)
+    there.append([record("there")])
+    here.append([record("here")])
+    assert set(Journal(tmp_path).records) == {"here", "there"}
+
+
+def test_a_line_cut_short_is_dropped_with_a_warning_and_nothing_else(tmp_path, capsys):
+    Journal(tmp_path).append([record("a"), record("b")])
+    path = tmp_path / "runs.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert list(read_runs(path)) == ["a"]
+    assert "cut short" in capsys.readouterr().err
+    Journal(tmp_path).append([record("c")])
+    assert list(read_runs(path)) == ["a", "c"]
+
+
+def test_a_whole_last_line_without_its_newline_is_read(tmp_path):
+    (tmp_path / "runs.jsonl").write_text(json.dumps(record("a")))
+    assert list(read_runs(tmp_path / "runs.jsonl")) == ["a"]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"hash": "x"}'])
+def test_any_other_broken_line_is_an_error_that_names_it(tmp_path, line):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(record("a")) + f"\n{line}\n" + json.dumps(record("b")) + "\n")
+    with pytest.raises(ValueError, match=r"line 2 of .*runs\.jsonl"):
+        read_runs(path)
+
+
+def test_writing_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(records.os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]  # the temporary file is gone
+
+
+def test_an_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"output folder .*file.* cannot be written"):
+        records.require_writable(tmp_path / "file" / "below")
+
+
+def test_results_have_the_columns_promised_then_others(tmp_path):
+    Journal(tmp_path).append([record("a", time_s=0.2), record("b", None)])
+    header, *lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert header.split(",") == [*COLUMNS, "time_s"]
+    assert header.startswith(
+        "experiment,scenario,dataset,network,trace,order,delay_s,form,mode,"
+        "learning_rate,seed,layer,step,metric,value,error_gate"
+    )
+    assert lines == [
+        "e,,,,CET,10,4.0,,,,,,20,test_accuracy,0.5,,0.2",
+        "e,,,,CET,10,4.0,,,,,,20,test_accuracy,,,",
+    ]
+
+
+def test_results_are_read_back_and_unknown_columns_do_no_harm(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text(to_csv([record("a")["columns"] | record("a")["rows"][0] | {"mood": "good"}]))
+    (row,) = read_results(path)
+    assert (row["trace"], row["order"], row["step"], row["value"]) == ("CET", 10.0, 20.0, 0.5)
+    assert row["seed"] is None
+    assert row["mood"] == "good"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no .*results.csv"),
+        ("", "lacks the columns experiment, scenario"),
+        ("trace,order\nET,1\n", "lacks the columns"),
+        (",".join(COLUMNS) + "\n" + ",".join("x" * len(COLUMNS)) + "\n", "line 2 of .*could not convert"),
+    ],
+)
+def test_results_that_cannot_be_read_say_why(tmp_path, content, message):
+    path = tmp_path / "results.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_results(path)
