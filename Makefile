@@ -1,8 +1,8 @@
 # Everything runs in .venv, which is made with $(PYTHON) and brought up to date whenever pyproject.toml changes.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes halve the time of the tests on two cores; more cores, more processes: make test WORKERS=8
-WORKERS ?= 2
+# On many cores: make test PYTEST_ARGS="-n 8". On two it gains little, since XLA compiles on several threads anyway.
+PYTEST_ARGS ?=
 
 .DELETE_ON_ERROR:
 .PHONY: help install demo test bench clean
@@ -23,7 +23,7 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

@@ -1,9 +1,11 @@
 """Progress of a long experiment: a bar where there is a terminal, plain lines elsewhere."""
 
+import statistics
 import time
+from collections import deque
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 
 class Reporter:
@@ -12,14 +14,14 @@ class Reporter:
     def __init__(self):
         self._expected: dict[str, tuple[int, int]] = {}  # stage -> runs, steps
         self._steps = self._runs = 0
-        self._began = time.monotonic()
+        self._then = time.monotonic()
+        self._recent: deque[float] = deque(maxlen=60)  # seconds a step
         console = Console()
         self._bar = None
         if console.is_terminal:
-            texts = TextColumn("{task.fields[runs]}"), TextColumn("{task.description}")
-            left = TimeRemainingColumn(elapsed_when_finished=True), TextColumn("left")
-            self._bar = Progress(texts[0], BarColumn(20), *left, texts[1], console=console, transient=True)
-            self._task = self._bar.add_task("", total=None, runs="")
+            columns = (TextColumn("{task.fields[done]}"), BarColumn(20), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task("", total=None, done="")
 
     def __enter__(self):
         if self._bar is not None:
@@ -33,8 +35,7 @@ class Reporter:
     def expect(self, stage: str, runs: list, steps: int) -> None:
         """Sets the work of a stage: its runs, of `steps` each."""
         self._expected[stage] = len(runs), len(runs) * steps
-        if self._bar is not None:
-            self._bar.update(self._task, total=max(1, self._total(1)), runs=self._done())
+        self._show()
 
     def working_on(self, what: str) -> None:
         """Names the current work."""
@@ -43,28 +44,36 @@ class Reporter:
 
     def advance(self, steps: int) -> None:
         """Counts steps of training, summed over the conditions that are trained at once."""
+        now = time.monotonic()
+        self._recent.append((now - self._then) / steps)
+        self._then = now
         self._steps += steps
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._steps)
+        self._show()
 
     def finished(self, runs: int, lines: list[str]) -> None:
         """Counts runs that are finished and prints what is to be said of them."""
         self._runs += runs
+        self._show()
         if self._bar is not None:
-            self._bar.update(self._task, runs=self._done())
             self._bar.console.print("\n".join(lines), highlight=False, markup=False)
         else:
-            print("\n".join(lines), f"[{self._done()} runs, {self._left()}]", sep="\n", flush=True)
+            print("\n".join(lines), f"[{self._done()}]", sep="\n", flush=True)
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            total = max(1, self._total(1))
+            self._bar.update(self._task, completed=self._steps, total=total, done=self._done())
 
     def _total(self, index: int) -> int:
         return sum(work[index] for work in self._expected.values())
 
     def _done(self) -> str:
-        return f"{self._runs}/{self._total(0)}"
-
-    def _left(self) -> str:
-        per_step = (time.monotonic() - self._began) / max(1, self._steps)
-        return f"about {format_seconds(per_step * (self._total(1) - self._steps))} left"
+        done = f"{self._runs}/{self._total(0)} runs"
+        if not self._recent:
+            return done
+        longest = 5 * statistics.median(self._recent)  # the rare step that waits for compilation says nothing
+        pace = statistics.mean(seconds for seconds in self._recent if seconds <= longest)
+        return f"{done}, {format_seconds(pace * (self._total(1) - self._steps))} left"
 
 
 def format_seconds(seconds: float) -> str:
