@@ -58,7 +58,7 @@ def credit_matrix(
     trace: AbstractTrace,
     arrival_steps: Float[Array, " signals"],
     write_steps: Float[Array, " writes"],
-    horizon: float | None = None,
+    horizon: int | None = None,
     regular: bool = False,
 ) -> Float[Array, "signals writes *post"]:
     """How much of each write every signal meets, M[r, s] = w(a_r - t_s): the one primitive of the rule.
@@ -127,7 +127,7 @@ def adjoint(
     arrival_steps: Float[Array, " signals"],
     write_steps: Float[Array, " time"] | None = None,
     *,
-    horizon: float | None,
+    horizon: int | None,
 ) -> Update:
     """The update of a linear layer over one stretch, by filtering the signal backwards: ΔW = -(gain ∘ Mᵀ L)ᵀ X.
 
@@ -199,10 +199,13 @@ def chunk_update(
 ):
     """One chunk of m steps with a state per synapse touched once: what it adds to the update, and the state after.
 
-        Σ_u L_u ∘ trace_u = Σ_k (Σ_u L_u (cΦ^u)_k) S_k + (gain ∘ Kᵀ L)ᵀ X       S ← Φ^m S + Σ_s Φ^(m-1-s) Γ ⊗ gain_s x_sᵀ
+        Σ_u L_u ∘ trace_u = Σ_k (Σ_u L_u (cΦ^u)_k) S_k + (gain ∘ Kᵀ L)ᵀ X
+        S ← Φ^m S + Σ_s Φ^(m-1-s) Γ ⊗ gain_s x_sᵀ
 
-    (exponent u for a trace read before its input, u + 1 after). **Arguments:** `state`: S, from `trace.init((out, in))`.
-    `arriving`: the signals on the axis of time, row t arriving at step t.
+    (exponent u for a trace read before its input, u + 1 after).
+
+    **Arguments:** `state`: S, from `trace.init((out, in))`. `x`, `gain`: what is written at each step. `arriving`: the
+    signals that arrive at each step.
 
     **Returns:** `(state, gradient [out, in])`.
     """

@@ -49,7 +49,8 @@ class Settings:
 
     **Fields:** `steps`: updates of a whole run. `batch`: images of a stretch, one a step of time. `form`, `boundary`:
     see `attach`. `warmup`: share of the run in which the learning rate rises; it then falls along a cosine to `floor`
-    times its peak. `clip`: largest global norm of a gradient.
+    times its peak. `clip`: largest global norm of a gradient. `window`: steps that a stream remembers (see `attach`);
+    None takes the trace's own at `init`, where its parameters must then be concrete.
 
     **Reference:** arXiv:2506.14598, training details.
     """
@@ -61,6 +62,7 @@ class Settings:
     warmup: float = 0.1
     floor: float = 0.1
     clip: float = 0.5
+    window: int | None = None
 
     def __post_init__(self):
         for name in ("steps", "batch"):
@@ -127,7 +129,7 @@ class SupervisedRun(eqx.Module):
         params = eqx.filter(model, eqx.is_inexact_array)
         stream = None
         if self.settings.boundary == "carry":
-            stream = nn.streaming_init(self._attach(model, hyper), self.x[0])
+            stream = nn.streaming_init(self._attach(model, hyper, self.settings.window), self.x[0])
         optimizer = self._optimizer(hyper).init(params)
         return TrainState(hyper, params, optimizer, stream, order, jnp.zeros((), int), jnp.zeros((), bool))
 
@@ -174,11 +176,12 @@ class SupervisedRun(eqx.Module):
         is_parameter = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
         return eqx.filter(model, is_parameter, inverse=True)
 
-    def _attach(self, model, hyper: Hyperparameters):
+    def _attach(self, model, hyper: Hyperparameters, window: int | None = None):
         options = {
             "form": self.settings.form,
             "error_gate": hyper.error_gate,
             "boundary": self.settings.boundary,
+            "window": window,
         }
         return nn.attach(model, hyper.trace, hyper.delay, **options)
 
@@ -186,7 +189,9 @@ class SupervisedRun(eqx.Module):
         """Loss, update of the rule and what is carried on."""
         if state.stream is not None:
             differentiate = nn.streaming_value_and_grad(_loss)
-            loss, grads, stream = differentiate(self._attach(model, state.hyper), state.stream, x, labels)
+            window = next(iter(state.stream.values())).gain.shape[0]  # of a trace whose parameters are traced here
+            attached = self._attach(model, state.hyper, window)
+            loss, grads, stream = differentiate(attached, state.stream, x, labels)
             return loss, nn.detach(grads), stream
         attached = lambda model: _loss(self._attach(model, state.hyper), x, labels)  # noqa: E731
         return *eqx.filter_value_and_grad(attached)(model), None

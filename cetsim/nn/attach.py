@@ -188,7 +188,7 @@ def _is_elementwise(function, affine) -> bool:
             out, changed = np.asarray(function(jnp.asarray(probe))), np.asarray(function(jnp.asarray(other)))
     except (TypeError, ValueError, IndexError):
         return False
-    return out.shape == shape and out.ravel()[2] == changed.ravel()[2]
+    return out.shape == shape and bool(out.ravel()[2] == changed.ravel()[2])
 
 
 def _block(name, affine, found, boundary, *, trace, delay, form, error_gate, signal, window, feedback=None, **given):
@@ -213,7 +213,7 @@ def _block(name, affine, found, boundary, *, trace, delay, form, error_gate, sig
         raise ValueError("`keep_late` is for boundary='reset': a stream that is carried loses no signal")
     else:
         window = trace.window() if window is None else window
-    synapses = Synapses(trace, delay, error_gate, signal, form, window)
+    synapses = Synapses(trace, delay, jnp.asarray(error_gate, dtype=float), signal, form, window)
     return TracedBlock(affine, activation, Held(feedback), Held(synapses))
 
 

@@ -24,6 +24,7 @@ class Absorbed(eqx.Module):
     """Stands where an activation was that a `TracedBlock` now applies."""
 
     def __call__(self, x, *, key=None):
+        """Returns `x`."""
         return x
 
 
@@ -49,6 +50,7 @@ class TracedBlock(eqx.Module):
         return self.held.value
 
     def __call__(self, x, *, key=None):
+        """f(W x + b), `[*in] -> [*out]`, or `[time, *in] -> [time, *out]`; `key` is not used."""
         if x.ndim == _input_ndim(self.affine) + 1:
             return jax.vmap(self)(x)
         z = self._errors_travel(x)

@@ -93,6 +93,7 @@ class AbstractTrace(eqx.Module):
 
 
 def check_options(read: str, normalization: str, dt: float) -> None:
+    """Raises ValueError for an unknown convention or a `dt` that is not above 0."""
     checks.require_in("read", read, READS)
     checks.require_in("normalization", normalization, NORMALIZATIONS)
     checks.require_dt(dt)

@@ -1,0 +1,1 @@
+"""What the rule costs, next to plain backprop and to its literal evaluation."""

@@ -1,0 +1,367 @@
+"""The rule in its three evaluations, against the double loop of its definition and the authors' arrays."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import jaxtyping
+import pytest
+import rule_oracles as oracles
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cetsim import (
+    CascadingTrace,
+    DelayLine,
+    DoubleExponentialTrace,
+    ExponentialTrace,
+    FIRTrace,
+    credit,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+DT = 0.2
+OUT, IN, STEPS = 3, 4, 13
+TAPS = np.random.default_rng(5).normal(size=(OUT, 7))
+FORMS = pytest.mark.parametrize("form", credit.FORMS)
+
+
+def traces_of_every_kind():
+    """Every kind of trace, read both ways, shared and one a post-neuron."""
+    for read in ("before", "after"):
+        options = dict(dt=DT, read=read)
+        for shape in ("shared", "per_post"):
+            pick = (lambda *values: values[0]) if shape == "shared" else (lambda *values: jnp.array(values))
+            delay, decay, rise = pick(0.8, 0.5, 1.4), pick(1.0, 0.3, 3.0), pick(0.4, 0.8, 0.2)
+            yield f"cascade-{read}-{shape}", CascadingTrace(3, delay, **options)
+            yield f"cascade_peak-{read}-{shape}", CascadingTrace(6, delay, normalization="peak", **options)
+            yield f"exponential-{read}-{shape}", ExponentialTrace(decay, **options)
+            yield f"double-{read}-{shape}", DoubleExponentialTrace(decay, rise, 0.3, **options)
+            yield f"double_peak-{read}-{shape}", DoubleExponentialTrace(decay, rise, normalization="peak", **options)
+    yield "delay_line-shared", DelayLine(0.6, DT, max_delay=1.0)
+    yield "delay_line-per_post", DelayLine(jnp.array([0.6, 0.0, 1.0]), DT, max_delay=1.0)
+    yield "fir-shared", FIRTrace(TAPS[0], DT)
+    yield "fir-per_post", FIRTrace(TAPS, DT)
+
+
+TRACES = dict(traces_of_every_kind())
+EVERY_TRACE = pytest.mark.parametrize("name", TRACES)
+SOME_TRACES = pytest.mark.parametrize(
+    "name", ["cascade-before-shared", "double-after-per_post", "delay_line-per_post", "fir-shared"]
+)
+
+
+def random_stretch(seed=0, steps=STEPS):
+    """Random x, derivative and error of one stretch."""
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=(steps, size))) for size in (IN, OUT, OUT)]
+
+
+def golden(name):
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        return {key: value for key, value in arrays.items()}
+
+
+def assert_same(update, expected, tolerance=1e-10):
+    """Weights and biases equal to `tolerance` of the largest entry."""
+    largest = max(np.abs(array).max() for array in expected)
+    assert largest > 0
+    for array, other in zip(update, expected, strict=True):
+        assert array.shape == np.shape(other)
+        np.testing.assert_allclose(array, other, rtol=0, atol=tolerance * largest)
+
+
+@partial(jax.jit, static_argnames=("horizon", "chunks"))
+def every_evaluation(trace, x, gain, signal, arrivals, writes=None, *, horizon, chunks=(1, 5, 64)):
+    """The update in each of the three ways, the chunked one for chunks that divide the stretch and that do not."""
+    arrays = trace, x, gain, signal, arrivals.astype(x.dtype), None if writes is None else writes.astype(x.dtype)
+    updates = {f"chunked-{chunk}": credit.chunked(*arrays, horizon=horizon, chunk=chunk) for chunk in chunks}
+    updates["literal"] = credit.literal(*arrays, horizon=horizon)
+    updates["adjoint"] = credit.adjoint(*arrays, horizon=horizon)
+    return updates
+
+
+# The factors of the three forms.
+
+
+@FORMS
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 3)], ids=["linear", "conv"])
+@pytest.mark.parametrize("error_gate", [0.0, 2.0])
+def test_forms_and_gate_are_those_of_the_table(form, shape, error_gate):
+    rng = np.random.default_rng(1)
+    derivative, error = rng.normal(size=(2, STEPS, *shape)) * np.sqrt(2 / np.prod(shape))
+    flat = oracles.Factors(None, *(array.reshape(STEPS, -1, 1) for array in (derivative, error)))
+    expected = oracles.gain_and_signal(form, flat, error_gate)
+    closed = np.sum(error**2, axis=tuple(range(1, error.ndim))) <= error_gate
+    assert error_gate == 0.0 or 0 < closed.sum() < STEPS
+    for gate in (error_gate, jnp.asarray(error_gate)):
+        factors = credit.synaptic_factors(form, jnp.asarray(derivative), jnp.asarray(error), gate)
+        for array, other in zip(factors, expected, strict=True):
+            np.testing.assert_allclose(array, other.reshape(error.shape), rtol=1e-15)
+
+
+@FORMS
+def test_forms_agree_where_the_activation_is_the_identity(form):
+    error = jnp.arange(6.0).reshape(3, 2)
+    gain, signal = credit.synaptic_factors(form, None, error)
+    np.testing.assert_array_equal(gain, np.ones((3, 2)))
+    np.testing.assert_array_equal(signal, error)
+
+
+def test_gate_is_open_only_above_its_threshold_and_off_at_zero():
+    error = jnp.array([[1.0, 1.0], [0.0, 0.0]])
+    for gate, expected in ((2.0, [0, 0]), (1.999, [1, 0]), (jnp.array(0.0), [1, 1]), (0.0, [1, 1])):
+        gain, _ = credit.synaptic_factors("activation", None, error, gate)
+        np.testing.assert_array_equal(gain[:, 0], expected)
+
+
+# Who meets whom.
+
+
+@EVERY_TRACE
+def test_credit_matrix_holds_the_weight_at_each_lag(name):
+    trace, arrivals, writes = TRACES[name], np.arange(-2.0, 6.0), np.arange(-4.0, 3.0)
+    matrix = credit.credit_matrix(trace, jnp.asarray(arrivals), jnp.asarray(writes), horizon=4)
+    assert matrix.shape == (8, 7, *trace.shape)
+    for r, arrival in enumerate(arrivals):
+        for s, write in enumerate(writes):
+            met = 0 <= arrival < 4
+            np.testing.assert_allclose(matrix[r, s], met * trace.weights(int(arrival - write)), rtol=1e-13)
+    assert np.abs(matrix).max() > 0
+
+
+@EVERY_TRACE
+@pytest.mark.parametrize("horizon", [None, 5])
+def test_regular_times_give_the_matrix_of_irregular_ones(name, horizon):
+    arrivals, writes = jnp.arange(-1.0, 9.0), jnp.arange(-3.0, 8.0)
+    regular, irregular = (
+        credit.credit_matrix(TRACES[name], arrivals, writes, horizon, regular=regular) for regular in (True, False)
+    )
+    np.testing.assert_allclose(regular, irregular, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("post", [(), (OUT,)])
+def test_remember_is_the_transpose_applied_to_every_signal(post):
+    rng = np.random.default_rng(2)
+    matrix, signal = rng.normal(size=(6, 5, *post)), rng.normal(size=(6, OUT, 2, 2))
+    expected = np.einsum("rso,rohw->sohw", np.broadcast_to(matrix.reshape(6, 5, -1), (6, 5, OUT)), signal)
+    result = credit.remember(jnp.asarray(matrix), jnp.asarray(signal))
+    np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-14)
+
+
+# One rule, three evaluations.
+
+
+@EVERY_TRACE
+def test_every_evaluation_is_the_double_loop(name):
+    """In all forms, with signals 3 steps late and lost at the end of the stretch."""
+    x, derivative, error = random_stretch()
+    arrivals = jnp.arange(STEPS) + 3.0
+    for form in credit.FORMS:
+        gain, signal = credit.synaptic_factors(form, derivative, error)
+        expected = oracles.double_loop(TRACES[name], x, gain, signal, arrivals, horizon=STEPS)
+        for update in every_evaluation(TRACES[name], x, gain, signal, arrivals, horizon=STEPS).values():
+            assert_same(update, expected)
+
+
+@EVERY_TRACE
+def test_every_evaluation_is_the_double_loop_in_float32(name):
+    x, gain, signal = random_stretch()
+    arrivals = jnp.arange(STEPS) + 3.0
+    expected = oracles.double_loop(TRACES[name], x, gain, signal, arrivals, horizon=STEPS)
+    with jax.enable_x64(False):
+        single = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float32), (TRACES[name], x, gain, signal))
+        for update in every_evaluation(*single, jnp.arange(STEPS) + 3, horizon=STEPS, chunks=(5,)).values():
+            assert update.weight.dtype == jnp.float32
+            assert_same(update, expected, 1e-5)
+
+
+@SOME_TRACES
+@pytest.mark.parametrize("horizon", [6, 40])
+def test_signals_are_lost_at_the_horizon_and_nowhere_else(name, horizon):
+    x, gain, signal = random_stretch()
+    arrivals = jnp.arange(STEPS) + 3.0
+    expected = oracles.double_loop(TRACES[name], x, gain, signal, arrivals, horizon=horizon)
+    for update in every_evaluation(TRACES[name], x, gain, signal, arrivals, horizon=horizon).values():
+        assert_same(update, expected)
+
+
+@SOME_TRACES
+def test_without_a_horizon_every_signal_is_met(name):
+    x, gain, signal = random_stretch()
+    arrivals = jnp.arange(STEPS) + 30.0
+    expected = oracles.double_loop(TRACES["cascade-before-shared"], x, gain, signal, arrivals)
+    assert_same(credit.adjoint(TRACES["cascade-before-shared"], x, gain, signal, arrivals, horizon=None), expected)
+    lost = credit.adjoint(TRACES["cascade-before-shared"], x, gain, signal, arrivals, horizon=30)
+    np.testing.assert_array_equal(lost.weight, 0.0)
+
+
+@SOME_TRACES
+@given(data=st.data())
+@settings(max_examples=20)
+def test_times_need_not_be_regular(name, data):
+    """Whole steps in any order; no two writes share one, signals may."""
+    steps = st.integers(0, 24)
+    writes = data.draw(st.lists(steps, min_size=STEPS, max_size=STEPS, unique=True))
+    arrivals = data.draw(st.lists(st.integers(-3, 30), min_size=STEPS, max_size=STEPS))
+    x, gain, signal = random_stretch()
+    writes, arrivals = np.array(writes, float), np.array([*arrivals[:-1], 24], float)
+    expected = oracles.double_loop(TRACES[name], x, gain, signal, arrivals, writes, horizon=25)
+    updates = every_evaluation(TRACES[name], x, gain, signal, arrivals, writes, horizon=25)
+    scale = float(np.abs(np.asarray(credit.credit_matrix(TRACES[name], jnp.arange(25.0), jnp.arange(25.0)))).max())
+    for update in updates.values():
+        for array, other in zip(update, expected, strict=True):
+            np.testing.assert_allclose(array, other, rtol=0, atol=1e-10 * scale * STEPS)
+
+
+def test_times_may_fall_between_steps_in_the_adjoint():
+    trace, rng = CascadingTrace(4, 1.3, DT), np.random.default_rng(3)
+    x, gain, _ = random_stretch()
+    writes, arrivals, signal = rng.uniform(0, 20, STEPS), rng.uniform(0, 40, 9), rng.normal(size=(9, OUT))
+    expected = oracles.double_loop(trace, x, gain, signal, arrivals, writes, horizon=31.5)
+    arrays = (x, gain, *map(jnp.asarray, (signal, arrivals, writes)))
+    assert_same(credit.adjoint(trace, *arrays, horizon=31.5), expected)
+
+
+@SOME_TRACES
+def test_scalar_third_factor_reaches_every_neuron(name):
+    x, gain, signal = random_stretch()
+    arrivals, reward = jnp.arange(STEPS) + 3.0, signal[:, 0]
+    expected = oracles.double_loop(TRACES[name], x, gain, np.repeat(reward[:, None], OUT, 1), arrivals, horizon=STEPS)
+    for update in every_evaluation(TRACES[name], x, gain, reward, arrivals, horizon=STEPS).values():
+        assert_same(update, expected)
+
+
+@SOME_TRACES
+def test_biases_are_synapses_with_input_one(name):
+    x, gain, signal = random_stretch()
+    arrivals = jnp.arange(STEPS) + 3.0
+    for update in every_evaluation(TRACES[name], x.at[:, 0].set(1.0), gain, signal, arrivals, horizon=STEPS).values():
+        np.testing.assert_allclose(update.bias, update.weight[:, 0], rtol=1e-12, atol=1e-14)
+        assert np.abs(update.bias).max() > 0.1
+
+
+def test_delay_line_without_delay_is_backprop():
+    x, gain, signal = random_stretch()
+    for update in every_evaluation(DelayLine(0.0, DT, max_delay=0.0), x, gain, signal, jnp.arange(STEPS), horizon=STEPS).values():
+        assert_same(update, ((gain * signal).T @ x, jnp.sum(gain * signal, 0)), 1e-14)
+
+
+@pytest.mark.parametrize("read", ["before", "after"])
+def test_literal_takes_a_kernel_per_synapse(read):
+    rng = np.random.default_rng(4)
+    x, gain, signal = random_stretch()
+    arrivals = jnp.arange(STEPS) + 3.0
+    for trace in (
+        CascadingTrace(3, jnp.asarray(rng.uniform(0.3, 2.0, (OUT, IN + 1))), DT, read),
+        ExponentialTrace(jnp.asarray(rng.uniform(0.3, 2.0, (OUT, IN + 1))), DT, read),
+    ):
+        expected = oracles.double_loop(trace, x, gain, signal, arrivals, horizon=STEPS)
+        assert_same(credit.literal(trace, x, gain, signal, arrivals, horizon=STEPS), expected)
+
+
+@SOME_TRACES
+def test_chunk_hands_on_the_state_that_stepping_reaches(name):
+    trace, (x, gain, signal) = TRACES[name], random_stretch()
+    state = start = trace.init((OUT, IN)) + 0.1
+    total = 0.0
+    for t in range(STEPS):
+        state, remembered = trace.step(state, gain[t][:, None] * x[t])
+        total += signal[t][:, None] * remembered
+    chunked_state, chunked_total = credit.chunk_update(trace, start, x, gain, signal)
+    np.testing.assert_allclose(chunked_state, state, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(chunked_total, total, rtol=1e-10, atol=1e-10)
+
+
+# The authors' arrays.
+
+
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("kind", ["identity", "relu"])
+def test_linear_golden_arrays(kind, index):
+    arrays = golden(f"linear_{kind}_{index}")
+    x, cotangent, output = (jnp.asarray(arrays[key]) for key in ("x", "cotangent", "output"))
+    derivative = None if kind == "identity" else (output > 0) * 1.0
+    gain, signal = credit.synaptic_factors("authors_linear", derivative, cotangent)
+    trace, arrivals = FIRTrace(arrays["kernel"], dt=1.0), jnp.arange(len(x)) + float(arrays["delay"])
+    for update in every_evaluation(trace, x, gain, signal, arrivals, horizon=len(x)).values():
+        np.testing.assert_allclose(update.weight, arrays["weight_grad"], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("kind", ["ideal", "cascade"])
+def test_event_golden_arrays(kind, index):
+    """Sparse events: each signal comes a fixed time after its own event, past the last one too.
+
+    Their kernel is unnormalised and divided by `kernel_norm`, ours has the area 1: the factor is α^-n / kernel_norm.
+    """
+    arrays = golden(f"events_{kind}_{index}")
+    x, cotangent, weight = (jnp.asarray(arrays[key]) for key in ("x", "cotangent", "weight"))
+    order, delay = int(arrays["order"]), float(arrays["delay"])
+    trace = CascadingTrace(order, delay, dt=1.0)
+    factor = float(trace.rate) ** -order / arrays["kernel_norm"]
+    writes = jnp.asarray(arrays["event_times"], float)
+    derivative = (jnp.asarray(arrays["output"]) > 0) * 1.0
+    gain, signal = credit.synaptic_factors("activation", derivative, cotangent)
+    update = credit.adjoint(trace, x, gain, signal, writes + delay, writes, horizon=None)
+    np.testing.assert_allclose(factor * update.weight, arrays["weight_grad"], rtol=1e-10, atol=1e-12)
+    late = int(writes[-1] + delay) + 1
+    for update in every_evaluation(trace, x, gain, signal, writes + delay, writes, horizon=late).values():
+        np.testing.assert_allclose(factor * update.weight, arrays["weight_grad"], rtol=1e-10, atol=1e-12)
+    # The derivative that errors travel down through waits for the signal too: exactly, or in a cascade at the soma.
+    waited = derivative
+    if kind == "cascade":
+        np.testing.assert_allclose(factor * update.bias, arrays["bias_grad"][0], rtol=1e-10, atol=1e-12)
+        waited = factor * credit.credit_matrix(trace, writes + delay, writes) @ derivative
+    np.testing.assert_allclose((waited * cotangent) @ weight, arrays["input_grad"], rtol=1e-10, atol=1e-12)
+
+
+# What is refused.
+
+
+@pytest.fixture
+def without_type_checks():
+    """As users call the library, without the type checker that says the same in other words under pytest."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match=r"`form` must be one of 'activation', .*, got 'hebbian'"):
+        credit.synaptic_factors("hebbian", None, jnp.ones((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(gain=jnp.ones((4, OUT))), r"`x` and `gain` must be \[time, in\] and \[time, out\], got \(5, 4\) and \(4, 3\)"),
+        (dict(signal=jnp.ones((5, 2))), r"`signal` must be \[signals\] or \[signals, out\], got \(5, 2\) for out = 3"),
+        (dict(signal=jnp.ones((5, OUT, 1))), r"`signal` must be .* got \(5, 3, 1\)"),
+        (dict(signal=jnp.ones((6, OUT))), r"`arrival_steps` must have shape \(6,\), got \(5,\)"),
+        (dict(write_steps=jnp.arange(4.0)), r"`write_steps` must have shape \(5,\), got \(4,\)"),
+        (dict(trace=CascadingTrace(3, jnp.array([1.0, 2.0]))), r"shared or one a post-neuron, got shape \(2,\) for out = 3"),
+    ],
+    ids=["gain", "signal", "signal_ndim", "arrivals", "writes", "trace"],
+)  # fmt: skip
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("evaluation", [credit.adjoint, credit.literal, credit.chunked])
+def test_shapes_that_do_not_fit_are_refused(evaluation, wrong, message):
+    arguments = dict(trace=CascadingTrace(3, 1.0), x=jnp.ones((5, IN)), gain=jnp.ones((5, OUT)))
+    arguments |= dict(signal=jnp.ones((5, OUT)), arrival_steps=jnp.arange(5.0), horizon=5) | wrong
+    with pytest.raises(ValueError, match=message):
+        evaluation(**arguments)
+
+
+@pytest.mark.parametrize("evaluation", [credit.adjoint, credit.chunked])
+def test_a_kernel_per_synapse_needs_the_literal_form(evaluation):
+    trace = CascadingTrace(3, jnp.ones((OUT, IN + 1)))
+    with pytest.raises(ValueError, match=r"needs `literal`, got a trace of shape \(3, 5\)"):
+        evaluation(trace, *random_stretch(), jnp.arange(STEPS) * 1.0, horizon=STEPS)
+
+
+def test_an_empty_chunk_is_refused():
+    with pytest.raises(ValueError, match="`chunk` must be at least 1 step, got 0"):
+        credit.chunked(CascadingTrace(3, 1.0), *random_stretch(), jnp.arange(STEPS) * 1.0, horizon=STEPS, chunk=0)

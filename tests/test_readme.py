@@ -1,0 +1,33 @@
+"""The example in the README runs as it stands, and does what the text around it says."""
+
+import re
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_example_runs_and_differs_from_backprop_only_in_the_gradient():
+    (source,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    exec(compile(source, "README.md", "exec"), names)
+    plain = lambda model: names["optax"].softmax_cross_entropy_with_integer_labels(  # noqa: E731
+        jax.vmap(model)(names["x"]), names["labels"]
+    )
+    np.testing.assert_allclose(names["value"], plain(names["model"]).mean(), rtol=1e-12)
+    backprop = eqx.filter_grad(lambda model: plain(model).mean())(names["model"])
+    assert jax.tree.structure(names["update"]) == jax.tree.structure(backprop)
+    assert not np.allclose(names["update"].layers[0].weight, backprop.layers[0].weight)
+
+
+def test_no_placeholder_is_left():
+    assert "@@" not in README
+
+
+def test_every_picture_shown_exists():
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert pictures
+    assert [path for path in pictures if not (Path(__file__).parent.parent / path).exists()] == []
