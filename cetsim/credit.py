@@ -185,7 +185,7 @@ def literal(
         return (state, total + signal[:, None] * remembered), None
 
     shape = (gain.shape[1], x.shape[1])
-    start = trace.init(shape)
+    start = trace.init(shape, compensated=False)
     (_, total), _ = jax.lax.scan(body, (start, jnp.zeros(shape, jnp.result_type(start, x))), dense)
     return _split(total)
 
@@ -204,7 +204,7 @@ def chunk_update(
 
     (exponent u for a trace read before its input, u + 1 after).
 
-    **Arguments:** `state`: S, from `trace.init((out, in))`. `x`, `gain`: what is written at each step. `arriving`: the
+    **Arguments:** `state`: S, from `trace.init((out, in), compensated=False)`. `x`, `gain`: what is written at each step. `arriving`: the
     signals that arrive at each step.
 
     **Returns:** `(state, gradient [out, in])`.
@@ -259,6 +259,6 @@ def chunked(
         return (state, total + more), None
 
     shape = (gain.shape[1], x.shape[1])
-    start = trace.init(shape)
+    start = trace.init(shape, compensated=False)
     (_, total), _ = jax.lax.scan(body, (start, jnp.zeros(shape, jnp.result_type(start, x))), pieces)
     return _split(total)

@@ -1,65 +1,98 @@
 """Exact discretisation of linear cascades, and the operations on their discrete state.
 
-A discrete system is `h ← h + (Φ - I) h + Γ e`, read as `c·h`. The increment Φ - I is kept instead of Φ: adding small
-changes to the state holds up in float32 over tens of thousands of steps, multiplying by numbers near 1 does not.
+Under zero-order hold dh/dt = A h + b e becomes `h ← h + G (A h + b e)` with G = ∫₀^dt e^{As} ds: the exact step is G
+times the slope at its start, where Euler's is dt times it. In this form nothing is multiplied by numbers near 1, and
+an error of G is an error of the rate; errors of Φ = e^{A dt} add up over the stages (2e-5 at n = 64 in float32).
 """
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammainc
+import numpy as np
 from jaxtyping import Array, Float
 
 from cetsim.kernels import poisson
 
 
-class LinearSystem(NamedTuple):
-    """A discrete linear system with one input and one output.
+class LinearSystem(eqx.Module):
+    """A discrete linear system with one input and one output, `h ← h + G (source - h)`, read as `c·h`.
 
-    **Fields:** `increment`: Φ - I, [stages, stages]. `input`: Γ, [stages]. `output`: c, [stages].
+    Each stage relaxes to its source: the stage before it, the first one to the input (`chained`), or all to the input.
+
+    **Fields:** `response`: G, [stages, stages]. `output`: c, [stages]. `chained`: what the sources are.
     """
 
-    increment: Float[Array, "stages stages"]
-    input: Float[Array, " stages"]
-    output: Float[Array, " stages"]
+    response: Float[Array, "*kernels stages stages"]
+    output: Float[Array, "*kernels stages"]
+    chained: bool = eqx.field(static=True)
+
+    def slope(self, state: Float[Array, "stages *shape"], e: Float[Array, "*shape"]) -> Float[Array, "stages *shape"]:
+        """Source minus state of every stage, the A h + b e of the continuous system in units of its rate."""
+        return (jnp.concatenate([e[None], state[:-1]]) if self.chained else e) - state
+
+    @property
+    def input(self) -> Float[Array, "*kernels stages"]:
+        """Γ = G b, what one step's input of 1 leaves in each stage."""
+        return self.response[..., 0] if self.chained else jnp.sum(self.response, axis=-1)
+
+    @property
+    def increment(self) -> Float[Array, "*kernels stages stages"]:
+        """Φ - I = G A, the change of each stage in one step without input."""
+        if not self.chained:
+            return -self.response
+        return jnp.pad(self.response[..., 1:], [(0, 0)] * (self.response.ndim - 1) + [(0, 1)]) - self.response
 
 
 def cascade_system(order: int, rate: Float[Array, ""], gain: Float[Array, ""] | float = 1.0) -> LinearSystem:
-    """A cascade of n equal stages under zero-order hold, each stage scaled to unit area (α^-n would overflow).
+    """A cascade of n equal stages, each scaled to unit area (α^-n would overflow).
 
-        Φ_ik = e^(-r) r^(i-k) / (i-k)!  for i ≥ k,      Γ_k = P(k, r),      r = α dt
+        G_ik = P(i-k+1, r) for i ≥ k,      P(k, r) = Σ_{j≥k} e^(-r) r^j / j!,      r = α dt
 
     **Arguments:** `order`: n ≥ 1. `rate`: r, per step. `gain`: multiplies the last stage where it is read.
 
     **Reference:** exact discretisation by the matrix exponential of dh/dt = A h + B e.
     """
     rate = jnp.asarray(rate)
-    below_diagonal = jnp.stack([poisson(k, rate) for k in range(order)])[1:]
-    # An error of the coupling counts once per stage. For slow stages the plain product r e^(-r), r²/2 e^(-r), ... has
-    # none to speak of, where the logarithm's 5e-7 made 2e-5 of the response at n = 64; for fast ones it underflows.
+    # P is summed from its small end for slow stages (16 terms more are below float64's rounding), and from 1 down for
+    # fast ones, where the product would underflow.
     slow = jnp.where(rate < 1.0, rate, 1.0)
-    product = jnp.exp(-slow) * jnp.cumprod(slow / jnp.arange(1, order, dtype=rate.dtype))
-    column = jnp.concatenate([jnp.expm1(-rate)[None], jnp.where(rate < 1.0, product, below_diagonal)])
-    below = jnp.arange(order)[:, None] - jnp.arange(order)[None, :]
-    increment = jnp.where(below >= 0, column[jnp.maximum(below, 0)], 0.0)
-    stages = jnp.arange(1, order + 1, dtype=rate.dtype)
-    return LinearSystem(increment, gammainc(stages, rate), gain * jnp.eye(order, dtype=rate.dtype)[-1])
+    product = jnp.exp(-slow) * jnp.cumprod(slow / jnp.arange(1, order + 17, dtype=rate.dtype))
+    from_above = 1.0 - jnp.cumsum(poisson(np.arange(order), rate))
+    column = jnp.where(rate < 1.0, jnp.cumsum(product[::-1])[::-1][:order], from_above)
+    below = np.arange(order)[:, None] - np.arange(order)[None, :]
+    response = jnp.where(below >= 0, column[np.maximum(below, 0)], 0.0)
+    return LinearSystem(response, gain * jnp.eye(order, dtype=rate.dtype)[-1], chained=True)
+
+
+def parallel_system(rates: Float[Array, " stages"], output: Float[Array, " stages"]) -> LinearSystem:
+    """Leaky stages side by side, each of unit area: G = diag(1 - e^(-r))."""
+    return LinearSystem(jnp.diag(-jnp.expm1(-rates)), output, chained=False)
 
 
 def shift_system(taps: Float[Array, " taps"]) -> LinearSystem:
     """A finite impulse response as a shift register: stage k holds the input of k steps ago, read after it enters."""
-    size = taps.shape[0]
-    shift = jnp.eye(size, k=-1, dtype=taps.dtype) - jnp.eye(size, dtype=taps.dtype)
-    return LinearSystem(shift, jnp.eye(size, dtype=taps.dtype)[0], taps)
+    return LinearSystem(jnp.eye(taps.shape[0], dtype=taps.dtype), taps, chained=True)
 
 
 def advance(
-    system: LinearSystem, state: Float[Array, "stages *shape"], e: Float[Array, "*shape"]
-) -> Float[Array, "stages *shape"]:
-    """One step of the discrete system, `h + (Φ - I) h + Γ e`."""
-    flow = jnp.tensordot(system.increment, state, axes=1, precision="highest")
-    return state + flow + jnp.multiply.outer(system.input, e)
+    system: LinearSystem, state: Float[Array, "rows *shape"], e: Float[Array, "*shape"]
+) -> Float[Array, "rows *shape"]:
+    """One step of the discrete system, `h + G (A h + b e)`.
+
+    **Arguments:** `state`: h, one row a stage; or twice as many, the second half what rounding has taken from each
+    stage so far. It is put back in the next step (Kahan's summation): a float32 state alone drifts by up to 2e-5 of
+    the response's peak at delays of 10,000 steps, one with this by 3e-7.
+    """
+    stages = system.output.shape[0]
+    h, lost = state[:stages], state[stages:]
+    change = jnp.tensordot(system.response, system.slope(h, e), axes=1, precision="highest")
+    if lost.shape[0] == 0:
+        return h + change
+    change += lost
+    after = h + change
+    return jnp.concatenate([after, change - (after - h)])
 
 
 class Powers(NamedTuple):

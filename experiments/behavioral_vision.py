@@ -70,7 +70,7 @@ def redraw(options: BehavioralVision) -> None:
 
     **Raises:** ValueError, OSError.
     """
-    vision_report.redraw(options.folder)
+    vision_report.redraw(options.folder, options.dataset, options.form)
 
 
 def remove_outputs(folder: Path) -> None:

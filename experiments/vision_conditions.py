@@ -70,7 +70,9 @@ class Stage:
 
     def config(self, condition: Condition) -> dict:
         """Everything a run depends on; its hash names the run."""
-        settings = asdict(self.settings) | {"optimizer": "adamw", "weight_decay": WEIGHT_DECAY, "dt": DT}
+        # Settings left out are left out of the config, so that one added to the library later renames no run.
+        settings = {name: value for name, value in asdict(self.settings).items() if value is not None}
+        settings |= {"optimizer": "adamw", "weight_decay": WEIGHT_DECAY, "dt": DT}
         return self.columns(condition) | {"measured_on": self.measured_on} | self._data | {"settings": settings}
 
     def hashes(self, conditions: list[Condition]) -> dict[str, Condition]:

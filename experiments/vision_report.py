@@ -20,7 +20,7 @@ PAPER_MNIST = {
 
 
 class Results:
-    """Final test accuracies of one dataset, and what the captions say about them.
+    """Final test accuracies of the last rows' dataset, network and form, and what captions say about them.
 
     Of runs that differ only in length or learning rate the longest counts, then the last in the file.
     `accuracy` maps (trace, order), delay and gate to the accuracy of each seed; a run that diverged has None.
@@ -30,9 +30,9 @@ class Results:
         tests = [row for row in rows if row["metric"] == "test_accuracy"]
         if not tests:
             raise ValueError("there are no rows of test_accuracy to draw: the experiment has not finished any run")
-        self.dataset = tests[-1]["dataset"]
-        tests = [row for row in tests if row["dataset"] == self.dataset]
-        self.network = tests[-1]["network"]
+        self.subject = _subject(tests[-1])
+        self.dataset, self.network, self.form, _ = self.subject
+        tests = [row for row in tests if _subject(row) == self.subject]
         last: dict[tuple, dict] = {}
         for row in tests:
             key = _condition(row), row["seed"]
@@ -57,13 +57,17 @@ class Results:
         return list(self.accuracy.get((key, delay, gate), {}).values())
 
 
+def _subject(row: dict) -> tuple:
+    return row["dataset"], row["network"], row["form"], row["mode"]
+
+
 def _condition(row: dict) -> tuple:
     return (row["trace"], int(row["order"])), row["delay_s"], row["error_gate"]
 
 
 def _run(row: dict) -> tuple:
     """What tells a run's rows from others'."""
-    return *_condition(row), row["dataset"], row["learning_rate"], row["seed"]
+    return *_condition(row), *_subject(row), row["learning_rate"], row["seed"]
 
 
 def _rank(key: tuple) -> tuple:
@@ -74,26 +78,27 @@ def _rank(key: tuple) -> tuple:
 def report(rows: list[dict], folder: Path) -> None:
     """Prints the table, writes the figure and says where they are."""
     results = Results(rows)
-    print(table(results))
     paths = draw(results, folder)
+    print(table(results))
     print(f"\nresults: {folder / 'results.csv'}\nfigure:  {paths[0]}\n         {paths[1]}")
 
 
-def redraw(folder: Path) -> None:
-    """Reports again from results.csv.
+def redraw(folder: Path, dataset: str, form: str) -> None:
+    """Reports again from results.csv: the dataset and form given, or what is there if they are not.
 
     **Raises:** ValueError, OSError.
     """
     rows = read_results(folder / "results.csv")
     require_writable(folder)
-    report(rows, folder)
+    wanted = [row for row in rows if (row["dataset"], row["form"]) == (dataset, form)]
+    report(wanted or rows, folder)
 
 
 def table(results: Results) -> str:
     """Accuracy in percent, mean ± standard deviation over seeds, of each trace (rows) at each delay."""
     lines = []
     for gate in results.gates or [0.0]:
-        lines += ["", f"Test accuracy in %, {caption(results)}; {figures.gate_name(gate)}"]
+        lines += ["", f"Test accuracy in %, {subject(results)}, {figures.gate_name(gate)}, {extent(results)}"]
         lines.append(f"{'delay (s)':<12}" + "".join(f"{delay:>14g}" for delay in results.delays))
         for key in results.traces:
             cells = [cell(results.at(key, delay, gate)) for delay in results.delays]
@@ -127,12 +132,17 @@ def cell(accuracies: list[float | None]) -> str:
     return text + (f" ({diverged} div.)" if diverged else "")
 
 
-def caption(results: Results) -> str:
-    """Dataset, network, seeds and steps."""
+def subject(results: Results) -> str:
+    """Dataset, network and form of the rule."""
     name = {"mnist": "MNIST", "digits": "digits (8x8)"}.get(results.dataset, results.dataset)
+    return f"{name}, {results.network}, form {results.form}"
+
+
+def extent(results: Results) -> str:
+    """Seeds and steps."""
     steps = " or ".join(f"{step:,}" for step in results.steps)
     seeds = f"{len(results.seeds)} seed{'s' if len(results.seeds) > 1 else ''}"
-    return f"{name}, {results.network}, {seeds}, {steps} steps of {STRETCH} images"
+    return f"{seeds}, {steps} steps of {STRETCH} images"
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
@@ -147,9 +157,8 @@ def draw(results: Results, folder: Path) -> list[Path]:
         axes[-1].set_xlabel("delay of the learning signal (s)")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3)
-        gate = "" if len(gates) > 1 else f"; {figures.gate_name(gates[0])}"
-        head, _, tail = caption(results).partition(f", {len(results.seeds)} seed")
-        note = f"{head}{gate}.\n{len(results.seeds)} seed{tail}.\nLine: mean; dots: seeds; band: their range."
+        gate = "" if len(gates) > 1 else f"{figures.gate_name(gates[0])}, "
+        note = f"{subject(results)},\n{gate}{extent(results)}.\nLine: mean; dots: seeds; band: their range."
         note += f"\nLeft out: {results.diverged} runs that diverged." if results.diverged else ""
         figures.footnote(figure, note)
         return figures.save(figure, folder, "behavioral-vision")

@@ -1,6 +1,7 @@
 """What every trace is: one linear filter, seen as weights, as steps and as a state space."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -20,6 +21,7 @@ class AbstractTrace(eqx.Module):
 
     dt: eqx.AbstractVar[float]
     read: eqx.AbstractVar[str]
+    _rounds: ClassVar[bool] = True  # whether a step rounds its state; a shift register only moves it
 
     @abc.abstractmethod
     def _weights(self, lags):
@@ -57,22 +59,30 @@ class AbstractTrace(eqx.Module):
         lags = jnp.asarray(lags, dtype=jax.tree.leaves(self)[0].dtype)
         return self._mapped(type(self)._weights, (None,), lags.ndim)(self, lags)
 
-    def init(self, shape: tuple[int, ...]) -> Float[Array, "stages *shape"]:
-        """Empty state for activity of `shape`, whose leading axes are the trace's own."""
+    def init(self, shape: tuple[int, ...], compensated: bool | None = None) -> Float[Array, "rows *shape"]:
+        """Empty state, `[rows, *shape]`, for activity of `shape`, whose leading axes are the trace's own.
+
+        **Arguments:** `compensated`: whether a second row a stage keeps what rounding takes from the first, without
+        which a float32 trace drifts over thousands of steps; None for yes in float32 and no in float64.
+        """
         if tuple(shape[: len(self.shape)]) != self.shape:
             raise ValueError(f"`shape` must begin with the trace's own shape {self.shape}, got {tuple(shape)}")
-        return jnp.zeros((self._stages(), *shape), dtype=jax.tree.leaves(self)[0].dtype)
+        dtype = jax.tree.leaves(self)[0].dtype
+        if compensated is None:
+            compensated = jnp.finfo(dtype).bits < 64
+        rows = self._stages() * (2 if compensated and self._rounds else 1)
+        return jnp.zeros((rows, *shape), dtype=dtype)
 
-    def step(self, state: Float[Array, "stages *shape"], e: Float[Array, "*shape"]):
+    def step(self, state: Float[Array, "rows *shape"], e: Float[Array, "*shape"]):
         """One step of dt: takes the activity `e` held over it, returns `(state, trace read at this step)`."""
         if state.shape[1:] != jnp.shape(e):
             raise ValueError(f"`e` must have the state's shape {state.shape[1:]}, got {jnp.shape(e)}")
-        return self._mapped(type(self)._step, (1, 0), (1, 0))(self, state, e)
+        return self._mapped(type(self)._step, (1, 0), (1, 0))(self, state, jnp.asarray(e))
 
     def _step(self, state, e):
         system = self._system()
         after = state_space.advance(system, state, e)
-        read = state if self.read == "before" else after
+        read = (state if self.read == "before" else after)[: system.output.shape[0]]
         return after, jnp.tensordot(system.output, read, axes=1, precision="highest")
 
     def system(self) -> LinearSystem:

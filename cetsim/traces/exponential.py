@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cetsim import checks, kernels, state_space
-from cetsim.state_space import LinearSystem
 from cetsim.traces.base import AbstractTrace, check_options
 
 
@@ -117,7 +116,7 @@ class DoubleExponentialTrace(AbstractTrace):
     def _system(self):
         rates = self.dt / jnp.stack([self.decay, self.rise])
         slow, fast = self._amplitudes()
-        return LinearSystem(jnp.diag(jnp.expm1(-rates)), -jnp.expm1(-rates), jnp.stack([slow, -fast]))
+        return state_space.parallel_system(rates, jnp.stack([slow, -fast]))
 
     def _stages(self):
         return 2

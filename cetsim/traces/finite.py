@@ -1,5 +1,7 @@
 """Traces of finite length: the ideal delay line, and any kernel given by its weights."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,7 @@ class DelayLine(AbstractTrace):
     dt: float = eqx.field(static=True)
     read: str = eqx.field(static=True)
     max_delay: float | None = eqx.field(static=True)
+    _rounds: ClassVar[bool] = False
 
     def __init__(self, delay=4.0, dt: float = 0.2, max_delay: float | None = None):
         checks.require_dt(dt)
@@ -77,6 +80,7 @@ class FIRTrace(AbstractTrace):
     taps: Float[Array, "*shape lags"]
     dt: float = eqx.field(static=True)
     read: str = eqx.field(static=True)
+    _rounds: ClassVar[bool] = False
 
     def __init__(self, taps, dt: float = 0.2):
         checks.require_dt(dt)
