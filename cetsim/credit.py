@@ -204,8 +204,8 @@ def chunk_update(
 
     (exponent u for a trace read before its input, u + 1 after).
 
-    **Arguments:** `state`: S, from `trace.init((out, in), compensated=False)`. `x`, `gain`: what is written at each step. `arriving`: the
-    signals that arrive at each step.
+    **Arguments:** `state`: S, from `trace.init((out, in), compensated=False)`. `x`, `gain`: what is written at each
+    step. `arriving`: the signals that arrive at each step.
 
     **Returns:** `(state, gradient [out, in])`.
     """

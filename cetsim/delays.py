@@ -64,4 +64,4 @@ class FixedDelay(eqx.Module):
         """1 for each step of a stretch of `steps` whose signal arrives within it, else 0."""
         if self.keep_late:
             return jnp.ones(steps)
-        return jnp.where(self.arrivals(jnp.arange(steps)) < steps, 1.0, 0.0)
+        return jnp.where(self.arrivals(jnp.arange(steps, dtype=self.delay.dtype)) < steps, 1.0, 0.0)

@@ -66,7 +66,7 @@ class Settings:
 
     def __post_init__(self):
         for name in ("steps", "batch"):
-            checks.require_at_least(name, getattr(self, name), 1)
+            checks.require_at_least(name, getattr(self, name), 1.0)
         checks.require_in("form", self.form, FORMS)
         checks.require_in("boundary", self.boundary, nn.BOUNDARIES)
         for name in ("warmup", "floor"):
