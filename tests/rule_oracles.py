@@ -5,7 +5,21 @@ Only the weights w(lag) come from the trace under test, which has oracles of its
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
+
+
+@jax.jit
+def _weights(trace, lags):
+    return trace.weights(lags)
+
+
+def weights(trace, lags) -> np.ndarray:
+    """The trace's weight at each lag, [*lags, *trace.shape]; in one size of table, so that each trace compiles once."""
+    lags = np.asarray(lags)
+    size = -(-lags.size // 512) * 512
+    table = np.asarray(_weights(trace, np.resize(lags, size).astype(float)))
+    return table[: lags.size].reshape(*lags.shape, *table.shape[1:])
 
 
 def double_loop(trace, x, gain, signal, arrivals, writes=None, *, start=0, horizon=np.inf):
@@ -16,14 +30,14 @@ def double_loop(trace, x, gain, signal, arrivals, writes=None, *, start=0, horiz
     x, gain, signal, arrivals = (np.asarray(array, dtype=float) for array in (x, gain, signal, arrivals))
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     writes = np.arange(len(x)) if writes is None else np.asarray(writes, dtype=float)
-    weights = np.asarray(trace.weights(arrivals[:, None] - writes[None, :]), dtype=float)
-    if weights.ndim == 3:  # one kernel a post-neuron
-        weights = weights[..., None]
+    met = weights(trace, arrivals[:, None] - writes[None, :])
+    if met.ndim == 3:  # one kernel a post-neuron
+        met = met[..., None]
     total = np.zeros((gain.shape[1], x.shape[1]))
     for r in range(len(arrivals)):
         if start <= arrivals[r] < horizon:
             for s in range(len(writes)):
-                total += weights[r, s] * np.outer(signal[r] * gain[s], x[s])
+                total += met[r, s] * np.outer(signal[r] * gain[s], x[s])
     return total[:, :-1], total[:, -1]
 
 
@@ -154,6 +168,6 @@ class OnlineLayer:
         self.past.append(np.outer(gain[0, 0], x))
         self.under_way[self.now + self.delay_steps] = signal[0, 0]
         arrived = self.under_way.pop(self.now, np.zeros(gain.shape[-1]))
-        weights = np.asarray(self.trace.weights(self.now - np.arange(self.now + 1)))
-        remembered = sum(w * e for w, e in zip(weights, self.past, strict=True))
+        lags = self.now - np.arange(self.now + 1)
+        remembered = sum(w * e for w, e in zip(weights(self.trace, lags), self.past, strict=True))
         return arrived[:, None] * remembered

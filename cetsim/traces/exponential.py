@@ -122,9 +122,15 @@ class DoubleExponentialTrace(AbstractTrace):
         return 2
 
     def window(self, tail: float = 1e-6) -> int:
-        """Number of lags, from 0, outside which at most `tail` of each part's area lies. Needs concrete parameters."""
-        decay, rise, _ = self._concrete()
-        return int(np.max(np.ceil(-math.log(tail) * np.maximum(decay, rise) / self.dt))) + 1
+        """Number of lags, from 0, outside which at most `tail` of the absolute area lies. Needs concrete parameters."""
+        decay, rise, ratio = self._concrete()
+        _, absolute = _areas(decay, rise, ratio)
+        with np.errstate(divide="ignore"):  # at a ratio of 0 the second part is nowhere
+            ends = [
+                time_constant * np.log(2 * part / (tail * absolute))  # half of the tail for each part
+                for time_constant, part in ((decay, decay), (rise, ratio * rise))
+            ]
+        return int(np.max(np.ceil(np.maximum(*ends) / self.dt))) + 1
 
     def mean(self) -> Float[Array, "..."]:
         """Mean (τ1² - ρ τ2²)/(τ1 - ρ τ2) of the continuous impulse response, in seconds; infinite at zero area."""
@@ -136,20 +142,25 @@ class DoubleExponentialTrace(AbstractTrace):
         return second - self.mean() ** 2
 
 
-def _check_double_exponential(decay, rise, ratio, normalization: str) -> None:
-    if np.any(decay == rise):
-        raise ValueError(f"`decay` and `rise` must differ, got {decay!r} and {rise!r}")
-    if normalization == "peak":
-        return
+def _areas(decay, rise, ratio):
+    """Area of the kernel and of its absolute value, in seconds, on the host."""
     with np.errstate(divide="ignore", invalid="ignore"):
         crossing = np.log(ratio) / (1 / rise - 1 / decay)  # where the kernel changes sign, if it does
-        inside = np.isfinite(crossing) & (crossing > 0)
-        t = np.where(inside, crossing, 0.0)
-        before = decay * -np.expm1(-t / decay) - ratio * rise * -np.expm1(-t / rise)
+    t = np.where(np.isfinite(crossing) & (crossing > 0), crossing, 0.0)
+    before = decay * -np.expm1(-t / decay) - ratio * rise * -np.expm1(-t / rise)
     area = decay - ratio * rise
-    absolute = np.abs(before) + np.abs(area - before)
-    if np.any(np.abs(area) < 1e-3 * absolute):
+    return area, np.abs(before) + np.abs(area - before)
+
+
+def _check_double_exponential(decay, rise, ratio, normalization: str) -> None:
+    if np.any(decay == rise):
+        raise ValueError(f"`decay` and `rise` must differ, got {decay} and {rise}")
+    if normalization == "peak":
+        return
+    area, absolute = _areas(decay, rise, ratio)
+    refused = np.abs(area) < 1e-3 * absolute
+    if np.any(refused):
         raise ValueError(
             "area normalisation needs |decay - ratio * rise| of at least 1e-3 of the kernel's absolute area, "
-            f"got an area of {area.min():g} s of {absolute.min():g} s: use normalization='peak'"
+            f"got an area of {area[refused][0]:g} s of {absolute[refused][0]:g} s: use normalization='peak'"
         )

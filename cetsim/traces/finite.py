@@ -49,7 +49,9 @@ class DelayLine(AbstractTrace):
         return state, state[jnp.round(self.delay / self.dt).astype(int)]
 
     def _stages(self):
-        longest = self.max_delay if self.max_delay is not None else self._concrete()[0]
+        longest = self.max_delay if self.max_delay is not None else self.delay
+        if checks.is_traced(longest):
+            raise ValueError("to step a delay line with a traced delay, `max_delay` is needed, in seconds")
         return int(np.round(np.max(longest) / self.dt)) + 1
 
     def window(self, tail: float = 1e-6) -> int:
