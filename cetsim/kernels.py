@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 # Eight nodes integrate a pulse at least one step wide (standard deviation) to better than float32.
 _NODES, _NODE_WEIGHTS = (array.tolist() for array in np.polynomial.legendre.leggauss(8))
@@ -41,7 +41,7 @@ def first_lag(read: str) -> int:
     return 1 if read == "before" else 0
 
 
-def cascade_rate(delay: Float[Array, "..."], order: int, read: str) -> Float[Array, "..."]:
+def cascade_rate(delay: ArrayLike, order: int, read: str):
     """Rate per step that puts the largest weight of a cascade exactly at lag `delay`: (n - 1) / (D ∓ 1/2).
 
     **Arguments:** `delay`: D, in steps. `order`: n.

@@ -12,8 +12,9 @@ def accuracy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
 
 def cosine(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, ""]:
     """Cosine of the angle between two arrays taken as vectors; 0 where one of them is 0."""
-    product, size = jnp.sum(a * b), jnp.sqrt(jnp.sum(a**2)) * jnp.sqrt(jnp.sum(b**2))
-    return jnp.where(size > 0, product / jnp.where(size > 0, size, 1.0), 0.0)
+    squares = jnp.sum(a**2), jnp.sum(b**2)
+    sizes = [jnp.sqrt(jnp.where(square > 0, square, 1.0)) for square in squares]  # a slope at 0 would be infinite
+    return jnp.sum(a * b) / (sizes[0] * sizes[1])
 
 
 def alignment(update, gradient) -> dict[str, Float[Array, ""]]:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
@@ -104,7 +103,7 @@ def examples(per_neuron=False):
             [1.0, 2.5, 0.7],
         )
     found["delay_line"] = _example(
-        lambda delay: DelayLine(delay * DT, DT),
+        lambda delay: DelayLine(delay * DT, DT, max_delay=8 * DT),
         lambda lags, delay: 1.0 * (lags == delay),
         [3.0, 0.0, 7.0],
         per_neuron=per_neuron,
@@ -117,17 +116,18 @@ def examples(per_neuron=False):
     return found
 
 
-def convolve(weights, e):
-    """What a filter of these weights, `[time, *kernels]`, makes of activity `[time, ...]`: Σ_j w_j e_{t-j}."""
+def filtered(weights, e):
+    """Σ_j w_j e_{t-j} at every t, of weights `[time, *kernels]` and activity `[time, *shape]`."""
     weights = weights.reshape(weights.shape + (1,) * (e.ndim - weights.ndim))
     return np.stack([np.sum(weights[: t + 1] * e[t::-1], axis=0) for t in range(len(e))])
+
+
+@jax.jit
+def weights(trace, lags):
+    return trace.weights(lags)
 
 
 @jax.jit
 def respond(trace, e):
     """Reads of a trace stepped through activity `[time, *shape]` from an empty state."""
     return jax.lax.scan(lambda state, now: trace.step(state, now), trace.init(e.shape[1:]), e)[1]
-
-
-def impulse(steps):
-    return jnp.zeros(steps).at[0].set(1.0)

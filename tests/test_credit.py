@@ -29,18 +29,17 @@ FORMS = pytest.mark.parametrize("form", credit.FORMS)
 
 
 def traces_of_every_kind():
-    """Every kind of trace, read both ways, shared and one a post-neuron."""
+    """Every kind of trace, read both ways, shared and one a post-neuron, normalised by area and by peak."""
     delays, decays, rises = jnp.array([0.8, 0.5, 1.4]), jnp.array([1.0, 0.3, 3.0]), jnp.array([0.4, 0.8, 0.2])
-    for read in ("before", "after"):
-        options = dict(dt=DT, read=read)
-        yield f"cascade-{read}-shared", CascadingTrace(3, 0.8, **options)
-        yield f"cascade-{read}-per_post", CascadingTrace(3, delays, **options)
-        yield f"exponential-{read}-shared", ExponentialTrace(1.0, **options)
-        yield f"exponential-{read}-per_post", ExponentialTrace(decays, **options)
-        yield f"double-{read}-shared", DoubleExponentialTrace(1.0, 0.4, 0.3, **options)
-        yield f"double-{read}-per_post", DoubleExponentialTrace(decays, rises, normalization="peak", **options)
-    yield "cascade-before-peak", CascadingTrace(6, 0.8, DT, normalization="peak")
-    yield "exponential-after-peak", ExponentialTrace(1.0, DT, "after", "peak")
+    before, after, peak = dict(dt=DT, read="before"), dict(dt=DT, read="after"), dict(normalization="peak")
+    yield "cascade-before-shared", CascadingTrace(3, 0.8, **before)
+    yield "cascade-before-per_post", CascadingTrace(3, delays, **before, **peak)
+    yield "cascade-after-shared", CascadingTrace(3, 0.8, **after, **peak)
+    yield "cascade-after-per_post", CascadingTrace(3, delays, **after)
+    yield "exponential-before-shared", ExponentialTrace(1.0, **before)
+    yield "exponential-after-per_post", ExponentialTrace(decays, **after, **peak)
+    yield "double-before-per_post", DoubleExponentialTrace(decays, rises, **before, **peak)
+    yield "double-after-shared", DoubleExponentialTrace(1.0, 0.4, 0.3, **after)
     yield "delay_line-shared", DelayLine(0.6, DT, max_delay=1.0)
     yield "delay_line-per_post", DelayLine(jnp.array([0.6, 0.0, 1.0]), DT, max_delay=1.0)
     yield "fir-shared", FIRTrace(TAPS[0], DT)
@@ -52,15 +51,9 @@ EVERY_TRACE = pytest.mark.parametrize("name", TRACES)
 # Every kind once, and both shapes; what does not depend on the kernel is tried with two.
 EVERY_KIND = pytest.mark.parametrize(
     "name",
-    [
-        "cascade-before-shared",
-        "exponential-after-per_post",
-        "double-before-per_post",
-        "delay_line-shared",
-        "fir-shared",
-    ],
+    ["cascade-before-shared", "exponential-after-per_post", "double-after-shared", "delay_line-per_post", "fir-shared"],
 )
-TWO_TRACES = pytest.mark.parametrize("name", ["cascade-before-shared", "fir-per_post"])
+TWO_TRACES = pytest.mark.parametrize("name", ["exponential-before-shared", "fir-per_post"])
 
 
 def random_stretch(seed=0, steps=STEPS):
@@ -134,26 +127,18 @@ def test_gate_is_open_only_above_its_threshold_and_off_at_zero():
 # Who meets whom.
 
 
-@EVERY_TRACE
-def test_credit_matrix_holds_the_weight_at_each_lag(name):
+@EVERY_KIND
+@pytest.mark.parametrize("regular", [False, True])
+def test_credit_matrix_holds_the_weight_at_each_lag(name, regular):
     trace, arrivals, writes = TRACES[name], np.arange(-2, 6), np.arange(-4, 3)
     weights = oracles.weights(trace, np.arange(10))
-    matrix = credit_matrix(trace, jnp.asarray(arrivals, float), jnp.asarray(writes, float), horizon=4)
+    times = jnp.asarray(arrivals, float), jnp.asarray(writes, float)
+    matrix = credit_matrix(trace, *times, horizon=4, regular=regular)
     assert matrix.shape == (8, 7, *trace.shape)
     for r, arrival in enumerate(arrivals):
         for s, write in enumerate(writes):
             expected = weights[arrival - write] if 0 <= arrival < 4 and arrival >= write else 0 * weights[0]
             np.testing.assert_allclose(matrix[r, s], expected, rtol=1e-13)
-
-
-@EVERY_TRACE
-@pytest.mark.parametrize("horizon", [None, 5])
-def test_regular_times_give_the_matrix_of_irregular_ones(name, horizon):
-    arrivals, writes = jnp.arange(-1.0, 9.0), jnp.arange(-3.0, 8.0)
-    regular, irregular = (
-        credit_matrix(TRACES[name], arrivals, writes, horizon=horizon, regular=regular) for regular in (True, False)
-    )
-    np.testing.assert_allclose(regular, irregular, rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("post", [(), (OUT,)])
@@ -265,14 +250,13 @@ def test_delay_line_without_delay_is_backprop():
         assert_same(update, ((gain * signal).T @ x, jnp.sum(gain * signal, 0)), 1e-14)
 
 
-@pytest.mark.parametrize("read", ["before", "after"])
-def test_literal_takes_a_kernel_per_synapse(read):
+def test_literal_takes_a_kernel_per_synapse():
     rng, literal = np.random.default_rng(4), partial(credit.literal, horizon=STEPS)
     x, gain, signal = random_stretch()
     arrivals = jnp.arange(STEPS) + 3.0
     for trace in (
-        CascadingTrace(3, jnp.asarray(rng.uniform(0.3, 2.0, (OUT, IN + 1))), DT, read),
-        ExponentialTrace(jnp.asarray(rng.uniform(0.3, 2.0, (OUT, IN + 1))), DT, read),
+        FIRTrace(rng.normal(size=(OUT, IN + 1, 6)), DT),
+        ExponentialTrace(jnp.asarray(rng.uniform(0.3, 2.0, (OUT, IN + 1))), DT),
     ):
         expected = oracles.double_loop(trace, x, gain, signal, arrivals, horizon=STEPS)
         assert_same(jax.jit(literal)(trace, x, gain, signal, arrivals), expected)
@@ -323,8 +307,9 @@ def test_event_golden_arrays(kind, index):
     gain, signal = credit.synaptic_factors("activation", derivative, cotangent)
     update = adjoint(trace, x, gain, signal, writes + delay, writes, horizon=None)
     np.testing.assert_allclose(factor * update.weight, arrays["weight_grad"], rtol=1e-10, atol=1e-12)
-    for again in every_evaluation(trace, x, gain, signal, writes + delay, writes, horizon=240, chunks=(50,)).values():
-        np.testing.assert_allclose(factor * again.weight, arrays["weight_grad"], rtol=1e-10, atol=1e-12)
+    if index == 0:
+        for again in every_evaluation(trace, x, gain, signal, writes + delay, writes, horizon=240).values():
+            np.testing.assert_allclose(factor * again.weight, arrays["weight_grad"], rtol=1e-10, atol=1e-12)
     # The derivative that errors travel down through waits for the signal too: exactly, or in a cascade at the soma.
     waited = derivative
     if kind == "cascade":

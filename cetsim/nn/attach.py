@@ -178,8 +178,9 @@ def _is_elementwise(function, affine) -> bool:
     """Whether each output of `function` depends on its own input alone, tried on a few numbers."""
     if isinstance(function, (eqx.nn.Dropout, eqx.nn.Identity)) or not callable(function):
         return False
-    if any(map(checks.is_traced, jax.tree.leaves(function))):
-        return isinstance(function, eqx.nn.PReLU)
+    # Its own parameters may be traced, inside a loss: any numbers in their place tell the same.
+    number = lambda leaf: np.full(leaf.shape, 0.37, leaf.dtype) if checks.is_traced(leaf) else leaf  # noqa: E731
+    function = jax.tree.map(number, function)
     shape = (6,) if isinstance(affine, eqx.nn.Linear) else (1, 2, 3)
     probe = np.linspace(-1.7, 1.9, 6).reshape(shape)
     other = np.where(np.arange(6).reshape(shape) == 2, probe, -0.3)
@@ -202,6 +203,10 @@ def _block(name, affine, found, boundary, *, trace, delay, form, error_gate, sig
         raise ValueError(f"layer {name!r}: trace and delay must have one dt, got {trace.dt:g} s and {delay.dt:g} s")
     checks.require_in("form", form, credit.FORMS)
     checks.require_at_least("error_gate", error_gate, 0.0)
+    if jnp.ndim(error_gate) != 0:
+        raise ValueError(f"layer {name!r}: `error_gate` must be one number, got shape {jnp.shape(error_gate)}")
+    if window is not None and window < 0:
+        raise ValueError(f"layer {name!r}: `window` must be at least 0 steps, got {window}")
     out = affine.weight.shape[0]
     if trace.shape not in ((), (out,)):
         raise ValueError(f"layer {name!r}: a trace must be shared or have shape ({out},), got {trace.shape}")
