@@ -21,7 +21,7 @@ def require_finite(name: str, value) -> None:
         raise ValueError(f"`{name}` must be finite, got {value!r}")
 
 
-def require_above(name: str, value, bound: float, why: str = "") -> None:
+def require_above(name: str, value, bound, why: str = "") -> None:
     """Raises ValueError unless every entry of a concrete `value` is finite and above `bound`."""
     require_finite(name, value)
     if not is_traced(value) and not np.all(np.asarray(value) > bound):
@@ -50,7 +50,7 @@ def require_dt(dt) -> None:
         raise ValueError(f"`dt` must be one number for the whole trace, got shape {np.shape(dt)}")
 
 
-def require_whole_steps(name: str, seconds, dt: float) -> None:
+def require_whole_steps(name: str, seconds, dt) -> None:
     """Raises ValueError unless a concrete time is a whole number of steps, |T/dt - round| < 1e-3."""
     require_at_least(name, seconds, 0.0)
     if is_traced(seconds):

@@ -31,7 +31,7 @@ class FixedDelay(eqx.Module):
     max_delay: float | None = eqx.field(static=True)
     keep_late: bool = eqx.field(static=True)
 
-    def __init__(self, delay=4.0, dt: float = 0.2, max_delay: float | None = None, keep_late: bool = False):
+    def __init__(self, delay=4.0, dt=0.2, max_delay=None, keep_late=False):
         checks.require_dt(dt)
         checks.require_whole_steps("delay", delay, dt)
         if np.ndim(delay) != 0:
@@ -41,7 +41,8 @@ class FixedDelay(eqx.Module):
             if not checks.is_traced(delay) and delay > max_delay:
                 raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {delay!r}")
         self.delay = jnp.asarray(delay, dtype=float)
-        self.dt, self.max_delay, self.keep_late = float(dt), max_delay, bool(keep_late)
+        self.dt, self.keep_late = float(dt), bool(keep_late)
+        self.max_delay = None if max_delay is None else float(max_delay)
 
     @property
     def steps(self) -> Float[Array, ""]:

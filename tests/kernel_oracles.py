@@ -50,8 +50,8 @@ def double_exponential(lags, decay, rise, ratio, read, normalization="area"):
     weights = integral(end) - integral(start)
     if normalization == "area":
         return weights / (decay - ratio * rise)
-    peak = np.abs(double_exponential(np.arange(1000), decay, rise, ratio, read)).max()
-    return weights / (decay - ratio * rise) / peak
+    start, end = held_step(np.arange(1000), read)
+    return weights / np.abs(integral(end) - integral(start)).max()
 
 
 class Example(NamedTuple):

@@ -77,13 +77,13 @@ def test_golden_kernels(name):
 
 
 @pytest.mark.parametrize("read", READS)
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", [2, 6, 10, 64])
 def test_cascade_weights_are_differences_of_the_gamma_distribution(order, read):
     for delay in (*DELAYS, 0.51, 1.49, 2.5, 17.3):
         expected = cascade(LAGS, order, delay, read)
         found = cascade_weights(LAGS, order, delay, read)
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-11 * expected.max(), err_msg=f"delay {delay}")
-        assert not np.any(found[LAGS < kernels.first_lag(read)])  # nothing is read before it has entered
+        assert not np.any(found[{"before": 1, "after": 0}[read] > LAGS])  # nothing is read before it has entered
 
 
 @pytest.mark.parametrize(("order", "delay"), [(2, 0.7), (2, 30.0), (6, 3.0), (10, 5.5), (64, 4.0), (64, 200.0)])
@@ -118,7 +118,7 @@ def test_narrow_pulses_between_lags_hold_up_in_float32(order):
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * expected.max(), err_msg=f"delay {delay}")
 
 
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=30)
 @hypothesis.given(order=st.integers(2, 64), delay=st.integers(0, 2400), read=st.sampled_from(READS))
 def test_largest_weight_is_at_the_delay(order, delay, read):
     hypothesis.assume(read == "after" or delay > 0)

@@ -218,6 +218,7 @@ def _block(name, affine, found, boundary, *, trace, delay, form, error_gate, sig
         raise ValueError("`keep_late` is for boundary='reset': a stream that is carried loses no signal")
     else:
         window = trace.window() if window is None else window
+    signal = None if signal is None else jnp.asarray(signal)
     synapses = Synapses(trace, delay, jnp.asarray(error_gate, dtype=float), signal, form, window)
     return TracedBlock(affine, activation, Held(feedback), Held(synapses))
 

@@ -1,5 +1,7 @@
 """Where backpropagation is replaced by the three-factor rule: one function whose derivative is the trace's update."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -48,6 +50,10 @@ def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | No
 @jax.custom_batching.custom_vmap
 def _credit(synapses, derivative, error, x, state):
     """Outside any vmap a step is a stretch of its own."""
+    if synapses.signal is not None and synapses.signal.shape not in ((1,), (1, *error.shape)):
+        # jax traces this body for its shapes under a vmap too, so that it cannot refuse a signal of many steps: used
+        # outside of one, it gives a gradient of nan instead.
+        synapses, error = dataclasses.replace(synapses, signal=None), jnp.full_like(error, jnp.nan)
     add = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)  # noqa: E731
     present, past, state = _over_time(synapses, add(derivative), add(error), add(x), state)
     return present[0], past, state

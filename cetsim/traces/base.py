@@ -102,7 +102,7 @@ class AbstractTrace(eqx.Module):
         return [np.asarray(leaf, dtype=float) for leaf in leaves]
 
 
-def check_options(read: str, normalization: str, dt: float) -> None:
+def check_options(read, normalization, dt) -> None:
     """Raises ValueError for an unknown convention or a `dt` that is not above 0."""
     checks.require_in("read", read, READS)
     checks.require_in("normalization", normalization, NORMALIZATIONS)

@@ -34,7 +34,7 @@ class CascadingTrace(AbstractTrace):
     read: str = eqx.field(static=True)
     normalization: str = eqx.field(static=True)
 
-    def __init__(self, order: int = 10, delay=4.0, dt: float = 0.2, read="before", normalization="area"):
+    def __init__(self, order=10, delay=4.0, dt=0.2, read="before", normalization="area"):
         check_options(read, normalization, dt)
         if isinstance(order, bool) or not isinstance(order, int | np.integer):
             raise ValueError(f"`order` must be an integer, got {order!r}")
@@ -52,7 +52,7 @@ class CascadingTrace(AbstractTrace):
         self.order, self.dt, self.read, self.normalization = int(order), float(dt), read, normalization
 
     @classmethod
-    def from_rate(cls, rate, order: int = 10, dt: float = 0.2, read="before", normalization="area"):
+    def from_rate(cls, rate, order=10, dt=0.2, read="before", normalization="area"):
         """The cascade whose stages decay at `rate` α (per second), with its peak where that puts it."""
         checks.require_above("rate", rate, 0.0, " per second")
         shift = dt / 2 if read == "before" else -dt / 2

@@ -24,7 +24,7 @@ class ExponentialTrace(AbstractTrace):
     read: str = eqx.field(static=True)
     normalization: str = eqx.field(static=True)
 
-    def __init__(self, time_constant=4.0, dt: float = 0.2, read="before", normalization="area"):
+    def __init__(self, time_constant=4.0, dt=0.2, read="before", normalization="area"):
         check_options(read, normalization, dt)
         checks.require_above("time_constant", time_constant, 0.0, " s")
         self.time_constant = jnp.asarray(time_constant, dtype=float)
@@ -82,7 +82,7 @@ class DoubleExponentialTrace(AbstractTrace):
     read: str = eqx.field(static=True)
     normalization: str = eqx.field(static=True)
 
-    def __init__(self, decay=4.0, rise=2.0, ratio=1.0, dt: float = 0.2, read="before", normalization="area"):
+    def __init__(self, decay=4.0, rise=2.0, ratio=1.0, dt=0.2, read="before", normalization="area"):
         check_options(read, normalization, dt)
         checks.require_above("decay", decay, 0.0, " s")
         checks.require_above("rise", rise, 0.0, " s")

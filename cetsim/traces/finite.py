@@ -28,7 +28,7 @@ class DelayLine(AbstractTrace):
     max_delay: float | None = eqx.field(static=True)
     _rounds: ClassVar[bool] = False
 
-    def __init__(self, delay=4.0, dt: float = 0.2, max_delay: float | None = None):
+    def __init__(self, delay=4.0, dt=0.2, max_delay=None):
         checks.require_dt(dt)
         checks.require_whole_steps("delay", delay, dt)
         if max_delay is not None:
@@ -36,7 +36,8 @@ class DelayLine(AbstractTrace):
             if not checks.is_traced(delay) and np.max(delay) > max_delay:
                 raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {delay!r}")
         self.delay = jnp.asarray(delay, dtype=float)
-        self.dt, self.read, self.max_delay = float(dt), "after", max_delay
+        self.dt, self.read = float(dt), "after"
+        self.max_delay = None if max_delay is None else float(max_delay)
 
     def _weights(self, lags):
         return jnp.where(jnp.abs(lags - jnp.round(self.delay / self.dt)) < 0.5, 1.0, jnp.zeros_like(lags))
@@ -84,12 +85,13 @@ class FIRTrace(AbstractTrace):
     read: str = eqx.field(static=True)
     _rounds: ClassVar[bool] = False
 
-    def __init__(self, taps, dt: float = 0.2):
+    def __init__(self, taps, dt=0.2):
         checks.require_dt(dt)
         checks.require_finite("taps", taps)
-        if jnp.ndim(taps) == 0 or jnp.shape(taps)[-1] == 0:
-            raise ValueError(f"`taps` must hold at least one lag, got shape {jnp.shape(taps)}")
-        self.taps = jnp.asarray(taps, dtype=jnp.result_type(taps, float))
+        if np.ndim(taps) == 0 or np.shape(taps)[-1] == 0:
+            raise ValueError(f"`taps` must hold at least one lag, got shape {np.shape(taps)}")
+        taps = jnp.asarray(taps)
+        self.taps = taps.astype(jnp.result_type(taps, float))
         self.dt, self.read = float(dt), "after"
 
     @property
