@@ -73,7 +73,7 @@ def _example(make, oracle, *parameters, per_neuron):
 
 
 def examples(per_neuron=False):
-    """Every kind of trace with every option, by name; shared or with a kernel for each of three post-neurons."""
+    """Every kind of trace and option, by name; shared or with a kernel for each of three post-neurons."""
     found = {}
     for read, normalization in itertools.product(READS, NORMALIZATIONS):
         options = {"read": read, "normalization": normalization}
@@ -86,7 +86,9 @@ def examples(per_neuron=False):
                 per_neuron=per_neuron,
             )
 
-        for order, delays in {2: [3.0, 1.0, 9.0], 10: [5.0, 1.0, 12.5], 64: [1.0, 4.0, 9.0]}.items():
+        for order, delays in {10: [5.0, 1.0, 12.5], 2: [3.0, 1.0, 9.0], 64: [1.0, 4.0, 9.0]}.items():
+            if order != 10 and (read == "before") != (normalization == "area"):
+                continue  # half of the options for these: every program takes a second to compile
             add(
                 f"cascade{order}",
                 lambda delay, order=order, **options: CascadingTrace(order, delay * DT, **options),

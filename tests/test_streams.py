@@ -1,5 +1,7 @@
 """Streams: time goes on from stretch to stretch, wherever it is cut, and nothing under way is lost."""
 
+import itertools
+
 import equinox as eqx
 import hypothesis
 import hypothesis.strategies as st
@@ -41,7 +43,7 @@ def next_stretch(model, state, x, target):
 def in_stretches(model, x, target, cuts):
     """Sum of the updates of a stream cut after each of `cuts`, weights held, and the state at its end."""
     state, total, edges = cetsim.streaming_init(model, x[0]), None, [0, *sorted(set(cuts)), len(x)]
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         _, grads, state = next_stretch(model, state, x[start:end], target[start:end])
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     return cetsim.detach(total), state
@@ -107,7 +109,7 @@ def test_learning_at_every_step_is_a_literal_online_simulation():
 
 
 def test_what_lies_beyond_the_window_is_below_its_tail():
-    """The difference is bounded by the tail's mass times Σ|L| max|e| (design, §3); a short window shows that it is one."""
+    """The difference is bounded by the tail's mass times Σ|L| max|e| (design, §3)."""
     trace, (x, target) = CascadingTrace(3, 1.0, DT), stretch(steps=60)
     model = eqx.nn.Sequential([eqx.nn.Linear(4, 2, key=jax.random.key(0))])
     exact, _ = in_stretches(carry(model, trace, window=60), x, target, range(0, 60, 5))

@@ -46,7 +46,9 @@ def attach(
     - `signal`: stands in for ∂ℓ/∂a: a scalar third factor `[time]`, or `[time, *out]`.
     - `window`: steps that a stream remembers; by default those outside which 1e-6 of the kernel's area lies.
     - `overrides`: by layer name (see `layer_names`), a dict of the arguments above that differ there, also `feedback`
-      (weights that errors travel down through) and `activation`; or None to train the layer by plain backprop.
+      (weights that errors travel down through) and, for a layer whose activation cannot be seen, `activation`: None if
+      it has none, or a function that the block then applies in the model's stead; or None to train the layer by plain
+      backprop.
 
     **Returns:** a model of the same kind whose layers are `TracedBlock`s. `detach` undoes it.
 
