@@ -151,7 +151,7 @@ def test_a_delay_below_the_largest_changes_without_compiling_again():
         return cetsim.detach(cetsim.streaming_value_and_grad(half_square)(attached, state, x, target)[1])
 
     for seconds in (0.4, 1.4):
-        found = go(model, state, seconds)
+        found = go(model, state, jnp.asarray(seconds))
         reset = lambda m, s=seconds: cetsim.attach(m, CascadingTrace(3, s, DT), FixedDelay(s, DT))  # noqa: E731
         assert_same(jax.tree.leaves(found), jax.tree.leaves(gradients(model, x, target, reset)[0]))
     assert len(traced) == 1
