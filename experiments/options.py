@@ -110,7 +110,7 @@ BEHAVIORAL_VISION_PRESETS = {
         delays=(0.2, 0.6, 1.0, 2.0, 4.0, 10.0),
         error_gates=(1e-8, 0.0),
         steps=12000,
-        selection_steps=3000,
+        selection_steps=12000,
     ),
 }
 
