@@ -1,7 +1,7 @@
 """cetsim: learning when credit arrives late, with cascading eligibility traces as exact linear state-space scans."""
 
 from cetsim import credit, data, kernels, metrics, nn, state_space, streams, train
-from cetsim.delays import FixedDelay
+from cetsim.delays import AbstractDelay, FixedDelay, RandomDelay
 from cetsim.nn import attach, detach, layer_names, streaming_init, streaming_value_and_grad
 from cetsim.traces import (
     AbstractTrace,
@@ -13,6 +13,7 @@ from cetsim.traces import (
 )
 
 __all__ = [
+    "AbstractDelay",
     "AbstractTrace",
     "CascadingTrace",
     "DelayLine",
@@ -20,6 +21,7 @@ __all__ = [
     "ExponentialTrace",
     "FIRTrace",
     "FixedDelay",
+    "RandomDelay",
     "attach",
     "credit",
     "data",

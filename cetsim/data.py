@@ -1,7 +1,7 @@
-"""Images to learn from: scikit-learn's digits, and MNIST and CIFAR-10 in their publishers' own file formats.
+"""Images to learn from: scikit-learn's digits; MNIST, CIFAR-10 and TinyImageNet in their publishers' file formats.
 
-`digits` is bundled and works offline. The others are read from a folder of the user's, or downloaded once
-into the user's cache. Sizes come from the files' headers, so subsets of the published files are read as well.
+`digits` is bundled and works offline. The others are read from a folder of the user's; MNIST and CIFAR-10 are
+otherwise downloaded once into the user's cache. Subsets of the published files are read as well.
 """
 
 import math
@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from cetsim import data_files
+from cetsim import data_files, tiny_imagenet
 from cetsim.data_files import DataError, File
 
-NAMES = ("digits", "mnist", "cifar10")
+NAMES = ("digits", "mnist", "cifar10", "tinyimagenet")
 
 # MD5 of each file's content, decompressed, and of the .gz file as published. The publisher's own server no
 # longer gives the files out: they come from the mirrors that other libraries use too.
@@ -50,6 +50,8 @@ _CIFAR10_WANTED = f"{', '.join(_CIFAR10)}, or {_CIFAR10_ARCHIVE}"
 # the deviation within one image; over all pixels they would be 0.247, 0.243, 0.262.
 _CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR10_SD = (0.2023, 0.1994, 0.2010)
+_TINY_IMAGENET_MEAN = (0.4802, 0.4481, 0.3975)
+_TINY_IMAGENET_SD = (0.2302, 0.2265, 0.2262)
 
 
 class Dataset(NamedTuple):
@@ -67,12 +69,14 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
 
         y = sd (x - mean(x)) / sd(x) + mean
 
-    mean = sd = 0.5 for digits and MNIST. For CIFAR-10 they are the customary ones of each channel, while
-    mean(x) and sd(x) are taken over all channels. digits is split 80/20, stratified, always the same way.
+    mean = sd = 0.5 for digits and MNIST. For CIFAR-10 and TinyImageNet they are the customary ones of each
+    channel, while mean(x) and sd(x) are taken over all channels. digits is split 80/20, stratified, always the same
+    way. TinyImageNet's test set is its published validation set, the other one having no labels; as float32 its
+    images take 5.4 GB.
 
-    **Arguments:** `name`: "digits", "mnist" or "cifar10". `data_dir`: folder with the publishers' files, in
-    itself or in its `mnist/` or `cifar10/`; if None they are downloaded once into the user's cache. digits
-    needs neither.
+    **Arguments:** `name`: "digits", "mnist", "cifar10" or "tinyimagenet". `data_dir`: folder with the publishers'
+    files, in itself or in its `mnist/`, `cifar10/` or `tiny-imagenet-200/`; if None they are downloaded once into
+    the user's cache, except for TinyImageNet, which needs the folder. digits needs neither.
 
     **Returns:** a `Dataset`: images `[N, channels, height, width]` in float32, labels `[N]` in int32.
 
@@ -85,7 +89,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         return _load_digits()
     if data_dir is not None and not os.path.isdir(data_dir):
         raise DataError(f"--data-dir must be an existing folder, got {os.fspath(data_dir)!r}")
-    reader = {"mnist": _load_mnist, "cifar10": _load_cifar10}[name]
+    reader = {"mnist": _load_mnist, "cifar10": _load_cifar10, "tinyimagenet": _load_tiny_imagenet}[name]
     return reader(None if data_dir is None else Path(data_dir))
 
 
@@ -160,6 +164,11 @@ def _local_cifar10(data_dir: Path) -> dict[str, File]:
         return data_files.read_archive(archive[_CIFAR10_ARCHIVE], _CIFAR10)
     data_files.require_complete(data_dir, paths, _CIFAR10, _CIFAR10_WANTED)
     return {name: data_files.read(path) for name, path in paths.items()}
+
+
+def _load_tiny_imagenet(data_dir: Path | None) -> Dataset:
+    train, test = tiny_imagenet.read(data_dir)
+    return _dataset("tinyimagenet", train, test, _TINY_IMAGENET_MEAN, _TINY_IMAGENET_SD)
 
 
 def _dataset(name: str, train: tuple, test: tuple, mean: tuple, sd: tuple) -> Dataset:

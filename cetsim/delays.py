@@ -4,15 +4,58 @@ A signal that belongs to the activity written at step t arrives at `arrivals(t)`
 a stretch and are negative for what was carried over from before it.
 """
 
+import abc
+from typing import ClassVar
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from cetsim import checks
 
+DISTRIBUTIONS = ("uniform", "gamma")
 
-class FixedDelay(eqx.Module):
+
+class AbstractDelay(eqx.Module):
+    """When learning signals arrive.
+
+    **Fields:** `dt`: length of a step, in seconds. `keep_late`: whether signals that arrive after a stretch's last step
+    are still read. `regular`: whether signals of consecutive steps arrive at consecutive steps, so that a kernel may be
+    read once per lag.
+    """
+
+    dt: eqx.AbstractVar[float]
+    keep_late: eqx.AbstractVar[bool]
+    regular: eqx.AbstractClassVar[bool]
+
+    @property
+    @abc.abstractmethod
+    def max_steps(self) -> int:
+        """Longest delay in steps, known before tracing."""
+
+    @property
+    @abc.abstractmethod
+    def placed(self) -> bool:
+        """Whether the delay knows, where it has to, at which step of the run its stretch begins."""
+
+    @abc.abstractmethod
+    def arrivals(self, write_steps: Float[Array, " signals"]) -> Float[Array, " signals"]:
+        """Steps at which the signals that belong to activity at `write_steps` arrive."""
+
+    @abc.abstractmethod
+    def at(self, origin) -> "AbstractDelay":
+        """The delay in a stretch whose step 0 is step `origin` of the run."""
+
+    def arrived(self, steps: int) -> Float[Array, " steps"]:
+        """1 for each step of a stretch of `steps` whose signal arrives within it, else 0."""
+        if self.keep_late:
+            return jnp.ones(steps)
+        return jnp.where(self.arrivals(jnp.arange(steps, dtype=float)) < steps, 1.0, 0.0)
+
+
+class FixedDelay(AbstractDelay):
     """Every learning signal arrives the same time late.
 
     **Arguments:**
@@ -30,15 +73,15 @@ class FixedDelay(eqx.Module):
     dt: float = eqx.field(static=True)
     max_delay: float | None = eqx.field(static=True)
     keep_late: bool = eqx.field(static=True)
+    regular: ClassVar[bool] = True
 
     def __init__(self, delay=4.0, dt=0.2, max_delay=None, keep_late=False):
         checks.require_dt(dt)
         checks.require_whole_steps("delay", delay, dt)
-        if np.ndim(delay) != 0:
-            raise ValueError(f"`delay` must be one number (map over delays with jax.vmap), got shape {np.shape(delay)}")
+        _require_one_number("delay", delay)
         if max_delay is not None:
             checks.require_whole_steps("max_delay", max_delay, dt)
-            if not checks.is_traced(delay) and delay > max_delay:
+            if not checks.is_traced(delay) and np.asarray(delay) > max_delay:
                 raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {delay!r}")
         self.delay = jnp.asarray(delay, dtype=float)
         self.dt, self.keep_late = float(dt), bool(keep_late)
@@ -52,17 +95,140 @@ class FixedDelay(eqx.Module):
     @property
     def max_steps(self) -> int:
         """Longest delay in steps, known before tracing."""
-        longest = self.max_delay if self.max_delay is not None else self.delay
-        if checks.is_traced(longest):
-            raise ValueError("a stream with a traced delay needs `max_delay`, in seconds, to make room for signals")
-        return int(np.round(float(longest) / self.dt))
+        return _room(_concrete(self.delay) if self.max_delay is None else self.max_delay, self.dt)
+
+    @property
+    def placed(self) -> bool:
+        """True: the delay is the same at every step."""
+        return True
 
     def arrivals(self, write_steps: Float[Array, " signals"]) -> Float[Array, " signals"]:
         """Steps at which the signals that belong to activity at `write_steps` arrive."""
         return write_steps + self.steps
 
-    def arrived(self, steps: int) -> Float[Array, " steps"]:
-        """1 for each step of a stretch of `steps` whose signal arrives within it, else 0."""
-        if self.keep_late:
-            return jnp.ones(steps)
-        return jnp.where(self.arrivals(jnp.arange(steps, dtype=self.delay.dtype)) < steps, 1.0, 0.0)
+    def at(self, origin) -> "FixedDelay":
+        """The delay itself, which is the same at every step."""
+        return self
+
+
+class RandomDelay(AbstractDelay):
+    """Every learning signal arrives after a time of its own, rounded to whole steps.
+
+    | distribution | delays |
+    | --- | --- |
+    | `"uniform"` | mean - spread/2 to mean + spread/2 |
+    | `"gamma"` | gamma distributed, with that mean and the uniform one's standard deviation, spread/√12 |
+
+    A draw depends on `key` and on its signal's step in the run, nothing else: cutting a stream differently changes
+    nothing, and layers with one key share their draws. Say with `at` where in the run a stretch begins; a stream must,
+    and where nobody says, every stretch has the same draws.
+
+    **Arguments:**
+
+    - `mean`: in seconds, at least 0; a multiple of `dt` where `spread` is 0. An array leaf, as `spread` and `key` are.
+    - `spread`: full width in seconds, at least 0 and, if uniform, at most 2 `mean`; 0 is the fixed delay.
+    - `dt`: length of a step, in seconds.
+    - `distribution`: `"uniform"` or `"gamma"`.
+    - `key`: of the draws; `jax.random.key(0)` if None.
+    - `max_delay`: in seconds, a multiple of `dt`: longer draws are cut to it. Streams need it, to make room, where
+      delays are gamma distributed or traced.
+    - `keep_late`: as in `FixedDelay`.
+
+    **Raises:** ValueError for options outside their range, or `max_delay` below the longest uniform delay or the mean.
+    """
+
+    mean: Float[Array, ""]
+    spread: Float[Array, ""]
+    key: PRNGKeyArray
+    origin: Int[Array, ""] | None
+    dt: float = eqx.field(static=True)
+    distribution: str = eqx.field(static=True)
+    max_delay: float | None = eqx.field(static=True)
+    keep_late: bool = eqx.field(static=True)
+    regular: ClassVar[bool] = False
+
+    def __init__(self, mean, spread, dt=0.2, distribution="uniform", key=None, max_delay=None, keep_late=False):
+        checks.require_dt(dt)
+        checks.require_in("distribution", distribution, DISTRIBUTIONS)
+        for name, value in (("mean", mean), ("spread", spread)):
+            checks.require_at_least(name, value, 0.0)
+            _require_one_number(name, value)
+        if max_delay is not None:
+            checks.require_whole_steps("max_delay", max_delay, dt)
+        if not checks.is_traced(mean) and not checks.is_traced(spread):
+            _check_together(float(mean), float(spread), dt, distribution, max_delay)
+        self.mean, self.spread = jnp.asarray(mean, dtype=float), jnp.asarray(spread, dtype=float)
+        self.key, self.origin = jax.random.key(0) if key is None else key, None
+        self.dt, self.distribution, self.keep_late = float(dt), distribution, bool(keep_late)
+        self.max_delay = None if max_delay is None else float(max_delay)
+
+    @property
+    def max_steps(self) -> int:
+        """Longest delay in steps, known before tracing."""
+        if self.max_delay is not None:
+            return _room(self.max_delay, self.dt)
+        if self.distribution == "gamma":
+            raise ValueError(
+                "a stream with gamma distributed delays needs `max_delay`, in seconds, to make room for signals"
+            )
+        return _room(_concrete(self.mean) + _concrete(self.spread) / 2, self.dt)
+
+    @property
+    def placed(self) -> bool:
+        """Whether `at` has said where in the run the stretch begins."""
+        return self.origin is not None
+
+    def at(self, origin) -> "RandomDelay":
+        """The delay in a stretch whose step 0 is step `origin` of the run, a whole number that may be traced."""
+        origin = jnp.asarray(origin)
+        if origin.ndim != 0 or not jnp.issubdtype(origin.dtype, jnp.integer):
+            raise ValueError(f"`origin` must be one integer, got {origin!r}")
+        return eqx.tree_at(lambda delay: delay.origin, self, origin, is_leaf=lambda leaf: leaf is None)
+
+    def arrivals(self, write_steps: Float[Array, " signals"]) -> Float[Array, " signals"]:
+        """Steps at which the signals that belong to activity at `write_steps` arrive."""
+        steps = jnp.round(write_steps).astype(int) + (0 if self.origin is None else self.origin)
+        late = jnp.round(jax.vmap(self._draw)(steps) / self.dt)
+        # Checked before tracing, and only there: a traced spread may be too wide.
+        late = jnp.clip(late, 0.0, None if self.max_delay is None else self.max_steps)
+        return write_steps + late.astype(write_steps.dtype)
+
+    def _draw(self, step):
+        """Delay of the signal of one step of the run, in seconds."""
+        key, dtype = jax.random.fold_in(self.key, step), self.mean.dtype
+        if self.distribution == "uniform":
+            return self.mean + self.spread * (jax.random.uniform(key, dtype=dtype) - 0.5)
+        fixed = self.spread <= 1e-6 * self.mean  # where the shape would overflow
+        shape = jnp.where(fixed, 1.0, 12.0 * (self.mean / jnp.where(fixed, 1.0, self.spread)) ** 2)
+        return jnp.where(fixed, self.mean, self.mean * jax.random.gamma(key, shape, dtype=dtype) / shape)
+
+
+def _require_one_number(name: str, value) -> None:
+    if np.ndim(value) != 0:
+        raise ValueError(f"`{name}` must be one number (map over delays with jax.vmap), got shape {np.shape(value)}")
+
+
+def _concrete(seconds) -> float:
+    if checks.is_traced(seconds):
+        raise ValueError("a stream with a traced delay needs `max_delay`, in seconds, to make room for signals")
+    return float(seconds)
+
+
+def _room(longest: float, dt: float) -> int:
+    """Most steps that a delay of up to `longest` seconds is rounded to; what lies halfway may be rounded up."""
+    return int(np.floor(longest / dt + 0.501))
+
+
+def _check_together(mean: float, spread: float, dt: float, distribution: str, max_delay: float | None) -> None:
+    """Raises ValueError for a spread that does not go with the mean, or no room for either."""
+    if spread == 0:
+        checks.require_whole_steps("mean", mean, dt)
+    elif distribution == "uniform" and spread > 2 * mean * (1 + 1e-6):
+        raise ValueError(
+            f"`spread` must be at most 2 mean = {2 * mean:g} s, or else delays would be negative, got {spread!r}"
+        )
+    elif mean == 0:
+        raise ValueError(f"`mean` must be above 0 s where delays are gamma distributed, got {mean!r}")
+    which, longest = ("longest delay", mean + spread / 2) if distribution == "uniform" else ("mean", mean)
+    if max_delay is not None and _room(longest, dt) > _room(max_delay, dt):
+        raise ValueError(f"`max_delay` must be at least the {which}, {_room(longest, dt) * dt:g} s, got {max_delay!r}")

@@ -6,6 +6,7 @@ together (in the reset mode kinds of trace too, by `trace.tabulate`).
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable
 
 import equinox as eqx
@@ -15,8 +16,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from cetsim import checks, metrics, nn
-from cetsim.credit import FORMS
-from cetsim.delays import FixedDelay
+from cetsim.delays import AbstractDelay, FixedDelay
+from cetsim.presentation import Frames, Presentation
 from cetsim.traces import AbstractTrace, DelayLine
 
 
@@ -29,7 +30,7 @@ class Hyperparameters(eqx.Module):
 
     learning_rate: Float[Array, ""]
     trace: AbstractTrace
-    delay: FixedDelay
+    delay: AbstractDelay
     error_gate: Float[Array, ""]
     weight_decay: Float[Array, ""]
 
@@ -50,7 +51,8 @@ class Settings:
     **Fields:** `steps`: updates of a whole run. `batch`: images of a stretch, one a step of time. `form`, `boundary`:
     see `attach`. `warmup`: share of the run in which the learning rate rises; it then falls along a cosine to `floor`
     times its peak. `clip`: largest global norm of a gradient. `window`: steps that a stream remembers (see `attach`);
-    None takes the trace's own at `init`, where its parameters must then be concrete.
+    None takes the trace's own at `init`, where its parameters must then be concrete. `presentation`: order in which
+    images are shown; None shuffles them.
 
     **Reference:** arXiv:2506.14598, training details.
     """
@@ -63,16 +65,22 @@ class Settings:
     floor: float = 0.1
     clip: float = 0.5
     window: int | None = None
+    presentation: Presentation | None = None
 
     def __post_init__(self):
         for name in ("steps", "batch"):
             checks.require_at_least(name, getattr(self, name), 1.0)
-        checks.require_in("form", self.form, FORMS)
+        checks.require_in("form", self.form, nn.FORMS)
         checks.require_in("boundary", self.boundary, nn.BOUNDARIES)
         for name in ("warmup", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
         checks.require_above("clip", self.clip, 0.0)
+
+    @property
+    def shown(self) -> Presentation:
+        """The presentation, the default one for None."""
+        return self.presentation or Presentation()
 
     def schedule(self, step):
         """Learning rate at an update, as a share of its peak."""
@@ -83,12 +91,14 @@ class Settings:
 class TrainState(eqx.Module):
     """All that a run is at one moment.
 
-    **Fields:** `params`: arrays of the model. `optimizer`: state of AdamW. `stream`: carried by the layers, or None.
+    **Fields:** `params`: arrays of the model. `buffers`: what its batch norm remembers, empty without any.
+    `optimizer`: state of AdamW. `stream`: carried by the layers, or None.
     `order`: key of the shuffles. `step`: updates made. `diverged`: whether a loss was not finite.
     """
 
     hyper: Hyperparameters
     params: eqx.Module
+    buffers: eqx.nn.State
     optimizer: optax.OptState
     stream: dict | None
     order: Array
@@ -101,7 +111,8 @@ class SupervisedRun(eqx.Module):
 
     **Arguments:**
 
-    - `make_model`: function of a key; the model acts on one example.
+    - `make_model`: function of a key; the model acts on one example, and if it has stateful layers such as batch norm
+      it is called as `model(x, state)` inside a `vmap` over time with `axis_name="time"`.
     - `x`: `[examples, ...]`, `labels`: `[examples]`, kept on the device.
     - `settings`: what is compiled in.
 
@@ -116,8 +127,7 @@ class SupervisedRun(eqx.Module):
     def __init__(self, make_model: Callable, x, labels, settings: Settings):
         if x.shape[0] != labels.shape[0]:
             raise ValueError(f"`x` and `labels` must have one length, got {x.shape[0]} and {labels.shape[0]}")
-        if x.shape[0] < settings.batch:
-            raise ValueError(f"a batch of {settings.batch} needs at least as many examples, got {x.shape[0]}")
+        settings.shown.check(labels, settings.batch)
         checks.require_finite("x", x)
         self.make_model, self.settings = make_model, settings
         self.x, self.labels = jnp.asarray(x), jnp.asarray(labels)
@@ -125,32 +135,47 @@ class SupervisedRun(eqx.Module):
     def init(self, hyper: Hyperparameters, key: Array) -> TrainState:
         """The run before its first update; `key` sets the weights and the order of the images."""
         model_key, order = jax.random.split(key)
-        model = self.make_model(model_key)
+        model, buffers = eqx.nn.make_with_state(self.make_model)(model_key)
         params = eqx.filter(model, eqx.is_inexact_array)
         stream = None
         if self.settings.boundary == "carry":
-            stream = nn.streaming_init(self._attach(model, hyper, self.settings.window), self.x[0])
+            attached = self._attach(model, hyper, hyper.delay, self._window(hyper))
+            stream = nn.streaming_init(attached, self.x[0], *_arguments(buffers))
         optimizer = self._optimizer(hyper).init(params)
-        return TrainState(hyper, params, optimizer, stream, order, jnp.zeros((), int), jnp.zeros((), bool))
+        return TrainState(hyper, params, buffers, optimizer, stream, order, jnp.zeros((), int), jnp.zeros((), bool))
 
-    def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Float[Array, " steps"]]:
-        """Makes `steps` (static) updates; returns the state after them and the loss of each."""
+    def advance(self, state: TrainState, steps: int, unroll: bool = False) -> tuple[TrainState, Float[Array, " steps"]]:
+        """Makes `steps` (static) updates; returns the state after them and the loss of each.
+
+        `unroll` writes the steps out instead of looping: for networks with convolutions on CPU, which XLA runs 40 times
+        slower inside a loop. Then make a few steps a call, since each is compiled.
+        """
         template = self._template()
 
-        def update(state, rows):
-            x, labels = self.x[rows], self.labels[rows]
-            loss, grads, stream = self._gradient(eqx.combine(state.params, template), state, x, labels)
+        def update(state, frames):
+            x, labels = self.settings.shown.show(frames, self.x, self.labels)
+            model = eqx.combine(state.params, template)
+            (loss, buffers), grads, stream = self._gradient(model, state, state.stream, x, labels)
             updates, optimizer = self._optimizer(state.hyper).update(grads, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
             diverged = state.diverged | ~jnp.isfinite(loss)
-            after = TrainState(state.hyper, params, optimizer, stream, state.order, state.step + 1, diverged)
+            after = TrainState(state.hyper, params, buffers, optimizer, stream, state.order, state.step + 1, diverged)
             return after, loss
 
-        return jax.lax.scan(update, state, self._batches(state, steps))
+        frames = self._frames(state, steps)
+        if not unroll:
+            return jax.lax.scan(update, state, frames)
+        losses = []
+        for i in range(steps):
+            state, loss = update(state, jax.tree.map(operator.itemgetter(i), frames))
+            losses.append(loss)
+        return state, jnp.stack(losses)
 
     def evaluate(self, state: TrainState, x, labels) -> dict[str, Float[Array, ""]]:
         """`accuracy` and mean cross-entropy `loss` on held-out examples."""
-        logits = jax.vmap(eqx.combine(state.params, self._template()))(x)
+        model = eqx.nn.inference_mode(eqx.combine(state.params, self._template()))
+        logits = jax.vmap(lambda x: model(x, *_arguments(state.buffers)))(x)
+        logits = logits if _is_empty(state.buffers) else logits[0]
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
         return {"accuracy": metrics.accuracy(logits, labels), "loss": loss}
 
@@ -160,41 +185,44 @@ class SupervisedRun(eqx.Module):
         **Arguments:** `x`, `labels`: one stretch. `over`: the steps whose loss the true gradient is of, those whose
         signals `"arrived"` within the stretch or `"all"`.
 
-        **Raises:** ValueError for streams, whose stretches hold credit of earlier ones.
+        The stretch starts empty, in a run that carries its traces from stretch to stretch too.
         """
         checks.require_in("over", over, ("arrived", "all"))
-        if self.settings.boundary != "reset":
-            raise ValueError("alignment with the gradient of one stretch needs boundary='reset', got 'carry'")
-        model = eqx.combine(state.params, self._template())
-        arrived = state.hyper.delay.arrived(x.shape[0]) if over == "arrived" else jnp.ones(x.shape[0])
-        truth = eqx.filter_grad(_loss)(model, x, labels, arrived)
-        return metrics.alignment(self._gradient(model, state, x, labels)[1], truth)
+        model, delay = eqx.combine(state.params, self._template()), self._delay(state)
+        arrived = delay.arrived(x.shape[0]) if over == "arrived" else jnp.ones(x.shape[0])
+        truth = eqx.filter_grad(_loss, has_aux=True)(model, x, labels, state.buffers, arrived)[0]
+        _, update, _ = self._gradient(model, state, None, x, labels)
+        return metrics.alignment(update, truth)
 
     def _template(self):
         """The model without its arrays."""
-        model = eqx.filter_eval_shape(self.make_model, jax.random.key(0))
+        model, _ = eqx.filter_eval_shape(eqx.nn.make_with_state(self.make_model), jax.random.key(0))
         is_parameter = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
         return eqx.filter(model, is_parameter, inverse=True)
 
-    def _attach(self, model, hyper: Hyperparameters, window: int | None = None):
-        options = {
-            "form": self.settings.form,
-            "error_gate": hyper.error_gate,
-            "boundary": self.settings.boundary,
-            "window": window,
-        }
-        return nn.attach(model, hyper.trace, hyper.delay, **options)
+    def _attach(self, model, hyper: Hyperparameters, delay: AbstractDelay, window: int | None):
+        boundary = "reset" if window is None else "carry"
+        options = {"form": self.settings.form, "error_gate": hyper.error_gate, "boundary": boundary, "window": window}
+        return nn.attach(model, hyper.trace, delay, **options)
 
-    def _gradient(self, model, state: TrainState, x, labels):
-        """Loss, update of the rule and what is carried on."""
-        if state.stream is not None:
-            differentiate = nn.streaming_value_and_grad(_loss)
-            window = next(iter(state.stream.values())).gain.shape[0]  # of a trace whose parameters are traced here
-            attached = self._attach(model, state.hyper, window)
-            loss, grads, stream = differentiate(attached, state.stream, x, labels)
+    def _window(self, hyper: Hyperparameters) -> int:
+        return hyper.trace.window() if self.settings.window is None else self.settings.window
+
+    def _delay(self, state: TrainState) -> AbstractDelay:
+        """The delay of the signals that belong to the stretch that comes next."""
+        return state.hyper.delay.at(state.step * self.settings.batch)
+
+    def _gradient(self, model, state: TrainState, stream: dict | None, x, labels):
+        """Loss and buffers, update of the rule, and what is carried on."""
+        delay = self._delay(state)
+        if stream is not None:
+            differentiate = nn.streaming_value_and_grad(_loss, has_aux=True)
+            window = next(iter(stream.values())).gain.shape[0]  # of a trace whose parameters are traced here
+            attached = self._attach(model, state.hyper, delay, window)
+            loss, grads, stream = differentiate(attached, stream, x, labels, state.buffers)
             return loss, nn.detach(grads), stream
-        attached = lambda model: _loss(self._attach(model, state.hyper), x, labels)  # noqa: E731
-        return *eqx.filter_value_and_grad(attached)(model), None
+        attached = lambda model: _loss(self._attach(model, state.hyper, delay, None), x, labels, state.buffers)  # noqa: E731
+        return *eqx.filter_value_and_grad(attached, has_aux=True)(model), None
 
     def _optimizer(self, hyper: Hyperparameters) -> optax.GradientTransformation:
         rate = lambda step: hyper.learning_rate * self.settings.schedule(step)  # noqa: E731
@@ -202,19 +230,28 @@ class SupervisedRun(eqx.Module):
             optax.clip_by_global_norm(self.settings.clip), optax.adamw(rate, weight_decay=hyper.weight_decay)
         )
 
-    def _batches(self, state: TrainState, steps: int) -> Int[Array, "steps batch"]:
-        """Rows of the next stretches: every epoch its own shuffle, whatever calls of `advance` it is cut into."""
-        batch, examples = self.settings.batch, self.x.shape[0]
-        per_epoch = examples // batch
-        epochs = state.step // per_epoch + jnp.arange((steps + per_epoch - 2) // per_epoch + 1)
-        shuffle = lambda epoch: jax.random.permutation(jax.random.fold_in(state.order, epoch), examples)  # noqa: E731
-        rows = jax.lax.map(shuffle, epochs)[:, : per_epoch * batch].reshape(-1, batch)
-        return jax.lax.dynamic_slice_in_dim(rows, state.step % per_epoch, steps)
+    def _frames(self, state: TrainState, steps: int) -> Frames:
+        """What the next stretches show, `[steps, batch]`."""
+        return self.settings.shown.frames(state.order, self.labels, state.step, steps, self.settings.batch)
 
 
-def _loss(model, x, labels, weights=1.0):
-    """Mean over the steps of a stretch."""
-    return jnp.mean(weights * optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), labels))
+def _loss(model, x, labels, buffers, weights=1.0):
+    """Mean over the steps of a stretch, and the buffers after it."""
+    if _is_empty(buffers):
+        logits = jax.vmap(model)(x)
+    else:
+        over_time = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="time")
+        logits, buffers = over_time(x, *_arguments(buffers))
+    return jnp.mean(weights * optax.softmax_cross_entropy_with_integer_labels(logits, labels)), buffers
+
+
+def _is_empty(buffers: eqx.nn.State) -> bool:
+    return not jax.tree.leaves(buffers)
+
+
+def _arguments(buffers: eqx.nn.State) -> tuple:
+    """What a model is called with behind its input: a copy of its state, which equinox lets be used once."""
+    return () if _is_empty(buffers) else (jax.tree.map(lambda leaf: leaf, buffers),)
 
 
 def backprop(learning_rate, dt: float = 0.2, weight_decay=0.01) -> Hyperparameters:

@@ -4,13 +4,13 @@ import importlib
 import sys
 import textwrap
 
-from experiments import options
+from experiments.options import behavioral_vision, kernels
 
 USAGE = "python -m experiments NAME [options]"
 # name -> (module with `prepare`, `run` and `redraw`; options; presets)
 EXPERIMENTS = {
-    "behavioral-vision": ("behavioral_vision", options.BehavioralVision, options.BEHAVIORAL_VISION_PRESETS),
-    "kernels": ("kernels", options.Kernels, {}),
+    "behavioral-vision": ("behavioral_vision", behavioral_vision.BehavioralVision, behavioral_vision.PRESETS),
+    "kernels": ("kernels", kernels.Kernels, kernels.PRESETS),
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from experiments import figures
-from experiments.options import Kernels
+from experiments.options.kernels import Kernels
 from experiments.records import Journal, config_hash, number, read_results, require_writable
 
 NAME = "kernels"

@@ -1,8 +1,8 @@
 """Records of runs: a line of JSON for every finished condition, and the tidy table made from them.
 
 `runs.jsonl` is what an experiment is resumed from and holds everything; `results.csv` is regenerated from it
-and holds one value a row. Both are replaced atomically: neither a reader nor an interruption meets half a
-file.
+and holds one value a row. Where only the table is there, as in a repository, an experiment goes on from that. Both are
+replaced atomically: neither a reader nor an interruption meets half a file.
 """
 
 import csv
@@ -21,6 +21,10 @@ COLUMNS = (
     *("learning_rate", "seed", "layer", "step", "metric", "value", "error_gate"),
 )
 _NUMBERS = ("order", "delay_s", "learning_rate", "seed", "step", "value", "error_gate")
+_MORE_NUMBERS = (  # of experiments on images; older tables lack them
+    *("peak_s", "rise_s", "ratio", "spread_s", "update_every", "run_length", "interpolation"),
+)
+_OF_A_ROW = ("layer", "step", "metric", "value")  # what differs between the rows of one run
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -62,9 +66,9 @@ def require_writable(folder: Path) -> None:
 
 
 def config_hash(config: dict) -> str:
-    """SHA-256 of the canonical JSON of `config` (sorted keys, no spaces): equal configs, equal hash."""
+    """16 digits of the SHA-256 of `config` as JSON (sorted keys, no spaces): equal configs, equal hash."""
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def number(value) -> float | None:
@@ -82,14 +86,19 @@ class Journal:
     def __init__(self, folder: Path):
         self.folder = folder
         self.runs_path, self.results_path = folder / "runs.jsonl", folder / "results.csv"
-        self.records: dict[str, dict] = read_runs(self.runs_path)
+        self.records = self._read()
 
     def append(self, records: list[dict]) -> None:
         """Adds finished conditions and rewrites both files; what another process added meanwhile is kept."""
-        self.records = read_runs(self.runs_path) | {record["hash"]: record for record in records}
+        self.records = self._read() | {record["hash"]: record for record in records}
         lines = (json.dumps(record, allow_nan=False) + "\n" for record in self.records.values())
         write_atomic(self.runs_path, "".join(lines))
         self.write_results()
+
+    def _read(self) -> dict[str, dict]:
+        if self.runs_path.exists() or not self.results_path.exists():
+            return read_runs(self.runs_path)
+        return records_of(read_results(self.results_path))
 
     def write_results(self) -> None:
         """Regenerates results.csv from the records."""
@@ -98,7 +107,7 @@ class Journal:
     def rows(self, hashes=None) -> list[dict]:
         """Tidy rows of the conditions named by `hashes`, of all by default."""
         hashes = self.records if hashes is None else hashes
-        return [self.records[h]["columns"] | row for h in hashes for row in self.records[h]["rows"]]
+        return [self.records[h]["columns"] | row | {"run": h} for h in hashes for row in self.records[h]["rows"]]
 
 
 def read_runs(path: Path) -> dict[str, dict]:
@@ -136,6 +145,21 @@ def _require_record(record) -> None:
         raise ValueError("not a record")
 
 
+def records_of(rows: list[dict]) -> dict[str, dict]:
+    """What a table can tell of the records it was made from, by hash; tables without a column `run` tell nothing."""
+    records: dict[str, dict] = {}
+    for row in rows:
+        if not row.get("run"):
+            continue
+        known = {name: value for name, value in row.items() if value not in (None, "")}
+        shared = {name: value for name, value in known.items() if name not in (*_OF_A_ROW, "run")}
+        record = records.setdefault(row["run"], {"hash": row["run"], "columns": shared, "rows": []})
+        # What is the same in all rows of a run is the run's.
+        record["columns"] = {n: v for n, v in record["columns"].items() if shared.get(n) == v}
+        record["rows"].append(known | {"value": row["value"]})
+    return records
+
+
 def to_csv(rows: list[dict]) -> str:
     """Rows as CSV: the common columns, then any the experiment adds, missing values empty."""
     extra = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in COLUMNS]
@@ -163,6 +187,14 @@ def read_results(path: Path) -> list[dict]:
 
 def _parse(row: dict, path: Path, line: int) -> dict:
     try:
-        return row | {name: float(row[name]) if row[name] else None for name in _NUMBERS}
+        names = [*_NUMBERS, *(name for name in _MORE_NUMBERS if name in row)]
+        return row | {name: _number(row[name]) for name in names}
     except ValueError as error:
         raise ValueError(f"line {line} of {path}: {error}") from error
+
+
+def _number(text: str) -> int | float | None:
+    """The number written, whole ones as integers where they were written so."""
+    if not text:
+        return None
+    return int(text) if text.lstrip("-").isdigit() else float(text)

@@ -1,4 +1,4 @@
-"""The conditions of behavioral-vision: what is varied, what is fixed, and the config that names a run."""
+"""The conditions of experiments on images: what is varied, what is fixed, and the config that names a run."""
 
 import hashlib
 from dataclasses import asdict, dataclass, replace
@@ -7,25 +7,38 @@ from functools import cached_property
 import numpy as np
 
 from cetsim import data
+from cetsim.presentation import Presentation
 from cetsim.train import Settings
-from experiments.options import DT, STRETCH, BehavioralVision
+from experiments.options.common import DT, STRETCH
+from experiments.options.vision import Vision
 from experiments.records import config_hash
 
-NAME = "behavioral-vision"
-CLASSES = 10  # in each of the datasets
 WEIGHT_DECAY = 0.01
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One run: a trace at a delay, under an error gate, with a learning rate and a seed."""
+    """One run: what synapses remember, when credit comes, how images are shown, a learning rate and a seed.
+
+    `peak_s` is where the trace is set: the peak of a cascade, the time constant of ET, the slower of two exponentials,
+    whose faster one is `rise_s` and whose amplitude ratio is `ratio`. `spread_s` and `distribution` are of the delay.
+    """
 
     trace: str
     order: int
     delay_s: float
-    error_gate: float
+    error_gate: float = 0.0
     learning_rate: float = 0.0
     seed: int = 0
+    peak_s: float = 0.0
+    rise_s: float = 0.0
+    ratio: float = 0.0
+    spread_s: float = 0.0
+    distribution: str = ""
+    mode: str = "reset"
+    update_every: int = STRETCH
+    run_length: int = 1
+    interpolation: int = 1
 
 
 @dataclass(frozen=True)
@@ -33,19 +46,36 @@ class Stage:
     """Runs of one length on one dataset: those that choose the learning rate, or those reported."""
 
     measured_on: str  # "validation" or "test"
-    options: BehavioralVision
+    options: Vision
     dataset: data.Dataset
-    steps: int
+    steps: int  # stretches of images
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(max(self.dataset.train_y.max(), self.dataset.test_y.max())) + 1
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Sizes of the network's layers."""
-        return int(np.prod(self.dataset.train_x.shape[1:])), *self.options.hidden, CLASSES
+        """Sizes of an mlp's layers."""
+        return int(np.prod(self.dataset.train_x.shape[1:])), *self.options.hidden, self.classes
 
     @property
-    def settings(self) -> Settings:
-        """What all its runs share."""
-        return Settings(steps=self.steps, batch=STRETCH, form=self.options.form, boundary=self.options.mode)
+    def network(self) -> str:
+        """Name of the network with its sizes."""
+        names = {"mlp": "MLP " + "-".join(map(str, self.sizes)), "cnn": "CNN 32-64-128-512", "resnet20": "ResNet-20"}
+        return names[self.options.network]
+
+    def settings(self, condition: Condition) -> Settings:
+        """What is compiled into the condition's program."""
+        shown = Presentation(condition.run_length, condition.interpolation, flip=self.options.network != "mlp")
+        return Settings(
+            steps=self.steps * STRETCH // condition.update_every,
+            batch=condition.update_every,
+            form=self.options.form,
+            boundary=condition.mode,
+            presentation=shown,
+        )
 
     @cached_property
     def _data(self) -> dict:
@@ -60,19 +90,16 @@ class Stage:
     def columns(self, condition: Condition) -> dict:
         """What all rows of a run have in common."""
         return {
-            "experiment": NAME,
+            "experiment": self.options.name,
             "scenario": "none" if condition.trace == "backprop" else "behavioral",
             "dataset": self.options.dataset,
-            "network": "MLP " + "-".join(map(str, self.sizes)),
+            "network": self.network,
             "form": self.options.form,
-            "mode": self.options.mode,
         } | asdict(condition)
 
     def config(self, condition: Condition) -> dict:
         """Everything a run depends on; its hash names the run."""
-        # Settings left out are left out of the config, so that one added to the library later renames no run.
-        settings = {name: value for name, value in asdict(self.settings).items() if value is not None}
-        settings |= {"optimizer": "adamw", "weight_decay": WEIGHT_DECAY, "dt": DT}
+        settings = asdict(self.settings(condition)) | {"optimizer": "adamw", "weight_decay": WEIGHT_DECAY, "dt": DT}
         return self.columns(condition) | {"measured_on": self.measured_on} | self._data | {"settings": settings}
 
     def hashes(self, conditions: list[Condition]) -> dict[str, Condition]:
@@ -80,19 +107,35 @@ class Stage:
         return {config_hash(self.config(condition)): condition for condition in conditions}
 
 
-def conditions_of(options: BehavioralVision) -> list[Condition]:
-    """Every trace at every delay under every gate, and backprop once, without learning rates and seeds."""
-    traces = [("ET", 1), *(("CET", order) for order in options.orders), ("delay line", 0)]
-    delayed = [
-        Condition(trace, order, delay, gate)
-        for gate in options.error_gates
-        for delay in options.delays
-        for trace, order in traces
-    ]
-    return [Condition("backprop", 0, 0.0, 0.0), *delayed]
+def base_condition(options: Vision, trace: str, order: int, delay_s: float, **more) -> Condition:
+    """A condition with its trace set to the delay of credit, and images shown as the options say."""
+    shown = {name: getattr(options, name) for name in ("mode", "update_every", "run_length", "interpolation")}
+    return Condition(trace, order, delay_s, **({"peak_s": delay_s} | shown | more))
 
 
-def trials_of(condition: Condition, options: BehavioralVision) -> list[Condition]:
-    """The runs that a condition's learning rate is chosen by."""
-    seed = options.selection_seed
-    return [replace(condition, learning_rate=rate, seed=seed) for rate in options.learning_rates]
+def backprop_condition(options: Vision, **more) -> Condition:
+    """Backprop, which has neither delay nor trace nor gate."""
+    return base_condition(options, "backprop", 0, 0.0, **more)
+
+
+def delayed_traces(orders: tuple[int, ...]) -> list[tuple[str, int]]:
+    """The traces compared everywhere, by kind and order."""
+    return [("ET", 1), *(("CET", order) for order in orders), ("delay line", 0)]
+
+
+def trials_of(candidates: list[Condition], options: Vision) -> dict[Condition, Condition]:
+    """The runs by which one of the candidates and its learning rate are chosen: trial -> condition it stands for."""
+    trials = {}
+    for candidate in candidates:
+        for rate in options.learning_rates:
+            chosen = replace(candidate, learning_rate=rate)
+            trials[_trial(chosen, options)] = chosen
+    return trials
+
+
+def _trial(condition: Condition, options: Vision) -> Condition:
+    trial = replace(condition, seed=options.selection_seed)
+    if options.selection_delay is None or condition.trace == "backprop":
+        return trial
+    scale = options.selection_delay / condition.delay_s
+    return replace(trial, delay_s=options.selection_delay, peak_s=round(condition.peak_s * scale, 9))

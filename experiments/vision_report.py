@@ -5,8 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from experiments import figures
-from experiments.options import STRETCH
-from experiments.records import read_results, require_writable
+from experiments.options.behavioral_vision import BehavioralVision
+from experiments.options.common import STRETCH
 
 # Published test accuracies on MNIST, behavioural delays: (trace, order) -> {delay in s: accuracy}.
 PAPER_CITATION = "Learning From the Past with Cascading Eligibility Traces, arXiv:2506.14598"
@@ -75,23 +75,11 @@ def _rank(key: tuple) -> tuple:
     return ("backprop", "delay line", "CET", "ET").index(trace), -order
 
 
-def report(rows: list[dict], folder: Path) -> None:
-    """Prints the table, writes the figure and says where they are."""
+def report(rows: list[dict], options: BehavioralVision) -> list[Path]:
+    """Prints the table and writes the figure."""
     results = Results(rows)
-    paths = draw(results, folder)
     print(table(results))
-    print(f"\nresults: {folder / 'results.csv'}\nfigure:  {paths[0]}\n         {paths[1]}")
-
-
-def redraw(folder: Path, dataset: str, form: str) -> None:
-    """Reports again from results.csv: the dataset and form given, or what is there if they are not.
-
-    **Raises:** ValueError, OSError.
-    """
-    rows = read_results(folder / "results.csv")
-    require_writable(folder)
-    wanted = [row for row in rows if (row["dataset"], row["form"]) == (dataset, form)]
-    report(wanted or rows, folder)
+    return draw(results, options.folder)
 
 
 def table(results: Results) -> str:

@@ -1,8 +1,8 @@
-"""Trains conditions of behavioral-vision: one program for each network, dataset and number of steps.
+"""Trains conditions of experiments on images: one program for all that differ in numbers alone.
 
-Traces of every kind are tabulated to their weights over one stretch, so that trace, delay, error gate,
-learning rate and seed are all data: nothing is compiled again when they change, and conditions can be
-vmapped.
+Traces of every kind are tabulated to their weights, over one stretch or over what a stream remembers, so that trace,
+delay, error gate, learning rate and seed are all data: nothing is compiled again when they change, and conditions can
+be vmapped.
 """
 
 import time
@@ -12,65 +12,102 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cetsim.data import Dataset
-from cetsim.delays import FixedDelay
-from cetsim.nn import mlp
-from cetsim.traces import CascadingTrace, DelayLine, ExponentialTrace
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
-from experiments.options import DT, STRETCH
+from cetsim import nn
+from cetsim.delays import FixedDelay, RandomDelay
+from cetsim.traces import CascadingTrace, DelayLine, DoubleExponentialTrace, ExponentialTrace
+from cetsim.train import Hyperparameters, SupervisedRun
+from experiments.options.common import DT, STRETCH
 from experiments.records import number
-from experiments.vision_conditions import WEIGHT_DECAY, Condition
+from experiments.vision_conditions import WEIGHT_DECAY, Condition, Stage
 
 CURVE_POINTS = 20  # of the training loss
-TEST_POINTS = 5  # of accuracy along the way
+TEST_POINTS = 5  # of accuracy and alignment along the way
 ALIGNMENT_STRETCHES = 8
+TAIL = 1e-3  # area of the kernel that a stream may forget
+EVALUATED_AT_ONCE = 1000  # images, by networks that convolve: more only take memory
+UNROLLED = 5  # steps of such networks in a program, on CPU
 
 
 def make_trace(condition: Condition):
-    """The condition's trace, its largest weight at the delay (for ET: its time constant the delay)."""
+    """The condition's trace; see `Condition` for where it is set."""
     match condition.trace:
         case "ET":
-            return ExponentialTrace(condition.delay_s, DT)
+            return ExponentialTrace(condition.peak_s, DT)
         case "CET":
-            return CascadingTrace(condition.order, condition.delay_s, DT)
+            return CascadingTrace(condition.order, condition.peak_s, DT)
+        case "double exponential":
+            return DoubleExponentialTrace(condition.peak_s, condition.rise_s, condition.ratio, DT)
         case _:  # backprop is a delay line without delay
-            return DelayLine(condition.delay_s, DT)
+            return DelayLine(condition.peak_s, DT)
+
+
+def make_delay(condition: Condition):
+    """When the condition's credit comes; draws of a run differ with its seed."""
+    if not condition.distribution:
+        return FixedDelay(condition.delay_s, DT, max_delay=condition.delay_s if condition.mode == "carry" else None)
+    key = jax.random.key(condition.seed + 7919)
+    return RandomDelay(condition.delay_s, condition.spread_s, DT, condition.distribution, key)
 
 
 def hyperparameters(condition: Condition) -> Hyperparameters:
     """What distinguishes the condition's training run, as arrays."""
+    trace = make_trace(condition)
     return Hyperparameters(
         learning_rate=jnp.asarray(condition.learning_rate),
-        trace=make_trace(condition).tabulate(STRETCH),
-        delay=FixedDelay(condition.delay_s, DT),
+        trace=trace.tabulate(STRETCH if condition.mode == "reset" else trace.window(TAIL)),
+        delay=make_delay(condition),
         error_gate=jnp.asarray(condition.error_gate),
         weight_decay=jnp.asarray(WEIGHT_DECAY),
     )
 
 
-class Trainer:
-    """Trains groups of up to `width` conditions at once on one dataset and returns the rows of each.
+def program_of(stage: Stage, condition: Condition) -> tuple:
+    """What conditions that are trained together have in common."""
+    hyper = hyperparameters(condition)
+    return stage.settings(condition), jax.tree.structure(hyper), tuple(map(jnp.shape, jax.tree.leaves(hyper)))
 
-    **Arguments:** `sizes`: of the network's layers. `width`: conditions in a group. `measured_on`: "test", or
-    "validation" for the runs that choose a learning rate; of those only the end is measured.
+
+def make_model(stage: Stage, condition: Condition):
+    """The stage's network as a function of a key."""
+    options, image = stage.options, stage.dataset.train_x.shape[1:]
+    statistics = "stretch" if condition.mode == "reset" else "running"
+    match options.network:
+        case "mlp":
+            return lambda key: nn.mlp(stage.sizes, key=key)
+        case "cnn":
+            return lambda key: nn.cnn(image, classes=stage.classes, statistics=statistics, key=key)
+        case _:
+            return lambda key: nn.resnet20(stage.classes, in_channels=image[0], statistics=statistics, key=key)
+
+
+class Trainer:
+    """Trains groups of up to `width` conditions of one program at once and returns the rows of each.
+
+    **Arguments:** `stage`: what is trained on and measured; of runs that choose a learning rate only the end is
+    measured. `like`: a condition of the program. `width`: conditions in a group.
 
     A group that is not full repeats its last condition, since a program is compiled for one width. With a
     width of 1 nothing is vmapped: large matrix products gain nothing from it.
     """
 
-    def __init__(self, dataset: Dataset, sizes: tuple[int, ...], settings: Settings, width: int, measured_on: str):
-        flat = [x.reshape(len(x), -1) for x in (dataset.train_x, dataset.test_x)]
-        self.test = jnp.asarray(flat[1]), jnp.asarray(dataset.test_y)
-        self.run = SupervisedRun(lambda key: mlp(sizes, key=key), flat[0], dataset.train_y, settings)
-        self.settings, self.width, self.measured_on = settings, width, measured_on
-        probe = ALIGNMENT_STRETCHES * STRETCH
-        self.probe = _stretches(flat[0][:probe]), _stretches(dataset.train_y[:probe])
-        self.mapped = width > 1
+    def __init__(self, stage: Stage, like: Condition, width: int):
+        dataset, self.settings, self.width = stage.dataset, stage.settings(like), width
+        self.measured_on, self.mapped = stage.measured_on, width > 1
+        self.convolves = stage.options.network != "mlp"
+        shape = (lambda x: x) if self.convolves else (lambda x: x.reshape(len(x), -1))
+        train_x = shape(dataset.train_x)
+        self.run = SupervisedRun(make_model(stage, like), train_x, dataset.train_y, self.settings)
+        self.test = jnp.asarray(shape(dataset.test_x)), jnp.asarray(dataset.test_y)
+        stretches = min(ALIGNMENT_STRETCHES, len(train_x) // STRETCH)
+        self.probe = [
+            (jnp.asarray(train_x[rows]), jnp.asarray(dataset.train_y[rows]))
+            for rows in (slice(i * STRETCH, (i + 1) * STRETCH) for i in range(stretches))
+        ]
 
     def train(self, conditions: list[Condition], on_progress) -> list[tuple[list[dict], bool, float]]:
         """Trains the conditions from scratch.
 
-        **Arguments:** `conditions`: at most `width`. `on_progress`: called with the steps done,
+        **Arguments:** `conditions`: at most `width`. `on_progress`: called with the images seen, in stretches,
         summed over conditions.
 
         **Returns:** for each condition its rows, whether it diverged, and its share of the seconds this took.
@@ -80,17 +117,18 @@ class Trainer:
         state = _init(self.run, *self._inputs(padded), self.mapped)
         rows: list[list[dict]] = [[] for _ in conditions]
         self._align(rows, state, 0)
-        chunk = max(1, self.settings.steps // (CURVE_POINTS if self.measured_on == "test" else TEST_POINTS))
-        for start in range(0, self.settings.steps, chunk):
-            length = min(chunk, self.settings.steps - start)
-            state, losses = _advance(self.run, state, length, self.mapped)
+        steps, points = self.settings.steps, CURVE_POINTS if self.measured_on == "test" else TEST_POINTS
+        chunk = max(1, steps // points)
+        for start in range(0, steps, chunk):
+            length = min(chunk, steps - start)
+            state, loss = self._advance(state, length)
             step = start + length
-            self._add(rows, "train_loss", step, jnp.mean(losses, axis=-1))
+            self._add(rows, "train_loss", step, loss)
             if self._is_measured(step, chunk):
                 self._measure(rows, state, step)
-            on_progress(length * len(conditions))
-        self._align(rows, state, self.settings.steps)
-        self._add(rows, "diverged", self.settings.steps, state.diverged)
+                self._align(rows, state, step)
+            on_progress(length * self.settings.batch / STRETCH * len(conditions))
+        self._add(rows, "diverged", steps, state.diverged)
         diverged = np.atleast_1d(state.diverged)
         seconds = (time.perf_counter() - began) / len(conditions)
         return [(own, bool(diverged[i]), seconds) for i, own in enumerate(rows)]
@@ -102,27 +140,42 @@ class Trainer:
             return hyper[0], keys[0]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *hyper), jnp.stack(keys)
 
+    def _advance(self, state, steps: int):
+        """The state after `steps` updates and their mean loss."""
+        if not (self.convolves and jax.default_backend() == "cpu"):
+            state, losses = _advance(self.run, state, steps, self.mapped, False)
+            return state, jnp.mean(losses, axis=-1)
+        losses = []
+        for start in range(0, steps, UNROLLED):
+            state, some = _advance(self.run, state, min(UNROLLED, steps - start), self.mapped, True)
+            losses.append(some)
+        return state, jnp.mean(jnp.concatenate(losses, axis=-1), axis=-1)
+
     def _is_measured(self, step: int, chunk: int) -> bool:
         along_the_way = (step // chunk) % (CURVE_POINTS // TEST_POINTS) == 0
         return step == self.settings.steps or (along_the_way and self.measured_on == "test")
 
     def _measure(self, rows, state, step):
-        measured = _evaluate(self.run, state, *self.test, self.mapped)
+        x, y = self.test
+        at_once = EVALUATED_AT_ONCE if self.convolves else len(x)
+        parts = [slice(start, start + at_once) for start in range(0, len(x), at_once)]
+        measured = [_evaluate(self.run, state, x[part], y[part], self.mapped) for part in parts]
+        share = np.asarray([len(y[part]) for part in parts]) / len(y)
         for name in ("accuracy", "loss"):
-            self._add(rows, f"{self.measured_on}_{name}", step, measured[name])
+            mean = sum(np.asarray(m[name]) * weight for m, weight in zip(measured, share, strict=True))
+            self._add(rows, f"{self.measured_on}_{name}", step, mean)
 
     def _align(self, rows, state, step):
-        for layer, cosine in _align(self.run, state, *self.probe, self.mapped).items():
-            self._add(rows, "alignment", step, cosine, layer=layer)
+        if self.measured_on != "test":
+            return
+        cosines = [_align(self.run, state, x, y, self.mapped) for x, y in self.probe]
+        for layer in cosines[0] if cosines else ():
+            mean = np.mean([np.asarray(stretch[layer]) for stretch in cosines], axis=0)
+            self._add(rows, "alignment", step, mean, layer=layer)
 
     def _add(self, rows, metric, step, values, **more):
         for own, value in zip(rows, np.atleast_1d(values), strict=False):  # values may include padding
             own.append({"metric": metric, "step": step, "value": number(value)} | more)
-
-
-def _stretches(array):
-    count = len(array) // STRETCH
-    return jnp.asarray(array[: count * STRETCH]).reshape(count, STRETCH, *array.shape[1:])
 
 
 # The run is an argument, not a closure: its images would be constants of the program otherwise.
@@ -132,8 +185,8 @@ def _init(run, hyper, key, mapped):
 
 
 @eqx.filter_jit
-def _advance(run, state, steps, mapped):
-    return _lift(lambda state: run.advance(state, steps), mapped)(state)
+def _advance(run, state, steps, mapped, unroll):
+    return _lift(lambda state: run.advance(state, steps, unroll), mapped)(state)
 
 
 @eqx.filter_jit
@@ -143,13 +196,7 @@ def _evaluate(run, state, x, y, mapped):
 
 @eqx.filter_jit
 def _align(run, state, x, y, mapped):
-    """Alignment, mean over stretches."""
-
-    def mean(state):
-        cosines = jax.vmap(lambda x, y: run.alignment(state, x, y))(x, y)
-        return {layer: jnp.mean(cosine) for layer, cosine in cosines.items()}
-
-    return _lift(mean, mapped)(state)
+    return _lift(lambda state: run.alignment(state, x, y), mapped)(state)
 
 
 def _lift(function, mapped: bool):

@@ -179,7 +179,7 @@ def test_layers_without_bias_and_normalisation_between_layers():
         (dict(overrides={"layers.1": None}), "names the layer 'layers.1'; the model has layers.0, layers.2, layers.4"),
         (dict(overrides={"layers.0": {"lr": 1}}), r"`overrides\['layers.0'\]` must be one of 'trace', .*, got 'lr'"),
         (dict(overrides={"layers.0": {"trace": 3.0}}), "`trace` must be one of cetsim's traces, got 3.0"),
-        (dict(overrides={"layers.0": {"delay": 0.6}}), "`delay` must be a FixedDelay, got 0.6"),
+        (dict(overrides={"layers.0": {"delay": 0.6}}), "`delay` must be one of cetsim.s delays, got 0.6"),
         (dict(overrides={"layers.0": {"delay": FixedDelay(1.0, 1.0)}}), "must have one dt, got 0.2 s and 1 s"),
         (
             dict(overrides={"layers.0": {"trace": CascadingTrace(3, jnp.ones(4))}}),

@@ -204,7 +204,7 @@ def test_published_content_does_not_warn(tmp_path, monkeypatch, suffix):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="one of digits, mnist, cifar10, got 'minst'"):
+    with pytest.raises(ValueError, match="one of digits, mnist, cifar10, tinyimagenet, got 'minst'"):
         data.load("minst")
 
 

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "cetsim"
 # of a package such as nn count as one module. The top-level __init__ gathers public names from all.
 LAYERS = (
     ("checks", "data_files"),
-    ("kernels", "data", "metrics"),
+    ("tiny_imagenet",),
+    ("kernels", "data", "metrics", "presentation"),
     ("state_space",),
     ("traces",),
     ("delays",),

@@ -75,7 +75,7 @@ class TestAdvance:
         settings = dataclasses.replace(SETTINGS, clip=0.01)
         run, h = make_run(settings), hyper(gate=1e-8)
         state = run.init(h, jax.random.key(0))
-        rows = run._batches(state, 1)[0]
+        rows = run._frames(state, 1).row[0]
         model = make_model(jax.random.split(jax.random.key(0))[0])
 
         def loss(model):
@@ -97,7 +97,7 @@ class TestAdvance:
     def test_an_epoch_shows_every_image_at_most_once_and_the_next_one_another_order(self):
         run = make_run(examples=100)
         state = run.init(hyper(), jax.random.key(0))
-        rows = np.asarray(run._batches(state, 12)).reshape(2, -1)  # two epochs of 6 batches of 16 of 100
+        rows = np.asarray(run._frames(state, 12).row).reshape(2, -1)  # two epochs of 6 batches of 16 of 100
         for epoch in rows:
             assert len(set(epoch.tolist())) == 96
         assert not np.array_equal(rows[0], rows[1])

@@ -1,18 +1,28 @@
 """Equinox models whose gradients are their traces' updates."""
 
-from cetsim.nn.attach import BOUNDARIES, attach, detach, layer_names
+from cetsim.nn.attach import BOUNDARIES, FORMS, attach, detach, layer_names
+from cetsim.nn.batch_norm import BatchNorm
 from cetsim.nn.block import TracedBlock, streaming_init, streaming_value_and_grad
+from cetsim.nn.cnn import cnn
+from cetsim.nn.conv import AvgPool2d, Conv2d
+from cetsim.nn.init import xavier
 from cetsim.nn.mlp import mlp
 from cetsim.nn.synapse import Synapses
 
 __all__ = [
     "BOUNDARIES",
+    "FORMS",
+    "AvgPool2d",
+    "BatchNorm",
+    "Conv2d",
     "Synapses",
     "TracedBlock",
     "attach",
+    "cnn",
     "detach",
     "layer_names",
     "mlp",
     "streaming_init",
     "streaming_value_and_grad",
+    "xavier",
 ]

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from cetsim import checks, credit
-from cetsim.delays import FixedDelay
+from cetsim.delays import AbstractDelay
 from cetsim.nn.block import Absorbed, Affine, Held, TracedBlock, path_name
+from cetsim.nn.conv import AvgPool2d
 from cetsim.nn.synapse import Synapses
 from cetsim.traces import AbstractTrace
 
 BOUNDARIES = ("reset", "carry")
+FORMS = (*credit.FORMS, "authors")
 _OPTIONS = ("trace", "delay", "form", "error_gate", "signal", "feedback", "activation", "window")
 _UNKNOWN = object()
 
@@ -21,7 +23,7 @@ _UNKNOWN = object()
 def attach(
     model,
     trace: AbstractTrace,
-    delay: FixedDelay,
+    delay: AbstractDelay,
     *,
     form: str = "activation",
     error_gate=0.0,
@@ -37,9 +39,12 @@ def attach(
 
     **Arguments:**
 
-    - `model`: any Equinox model. Activations are found behind their layer in an `eqx.nn.Sequential` or `eqx.nn.MLP`.
+    - `model`: any Equinox model. Activations are found behind their layer in an `eqx.nn.Sequential` or `eqx.nn.MLP`,
+      and average pools behind the activation in a Sequential (in the form `"activation"`, where they commute with
+      the filter, and filtering what is pooled is cheaper).
     - `trace`: what synapses remember, shared or one kernel a post-neuron. `delay`: when learning signals arrive.
-    - `form`: `"activation"`, `"preactivation"` or `"authors_linear"` (see `credit.synaptic_factors`). Layers outside a
+    - `form`: `"activation"`, `"preactivation"` or `"authors_linear"` (see `credit.synaptic_factors`), or `"authors"`,
+      `"authors_linear"` for Linear and `"activation"` for Conv2d layers, as in the authors' code. Layers outside a
       Sequential or MLP, whose activation cannot be seen, need `"preactivation"` or an override of `activation`.
     - `error_gate`: activity enters the trace only at steps where ‖∂ℓ/∂a‖² is above it; 0 is off.
     - `boundary`: `"reset"` starts every stretch empty, `"carry"` goes with `streaming_value_and_grad`.
@@ -67,11 +72,11 @@ def attach(
         for option in options or ():
             checks.require_in(f"overrides[{name!r}]", option, _OPTIONS)
 
-    def make(name, affine, activation):
+    def make(name, affine, activation, pool=None):
         if name in overrides and overrides[name] is None:
             return None
         options = common | overrides.get(name, {})
-        return _block(name, affine, activation, boundary, **options)
+        return _block(name, affine, activation, pool, boundary, **options)
 
     return _rewrite(model, (), make)
 
@@ -91,8 +96,11 @@ def detach(model):
             return node.affine
         if isinstance(node, eqx.nn.Sequential):
             layers = list(node.layers)
+            absorbed = []
             for i, layer in enumerate(layers):
-                layers[i] = layers[i - 1].activation if isinstance(layer, Absorbed) else layer
+                if isinstance(layer, TracedBlock):
+                    absorbed = [part for part in (layer.activation, layer.pool) if part is not None]
+                layers[i] = absorbed.pop(0) if isinstance(layer, Absorbed) else layer
             return eqx.tree_at(lambda seq: seq.layers, node, tuple(detach(layer) for layer in layers))
         if isinstance(node, eqx.nn.MLP):
             return _detach_mlp(node)
@@ -138,11 +146,16 @@ def _rewrite_sequential(node, path, make):
                 f"an activation stands behind layer {path_name(where)!r}, but not directly or not alone: "
                 "put one activation directly behind its layer"
             )
-        block = make(path_name(where), layer, behind[0] if absorbs else None)
+        pool = behind[1] if absorbs and isinstance(layer, eqx.nn.Conv2d) and _is_pool(behind[1:]) else None
+        block = make(path_name(where), layer, behind[0] if absorbs else None, pool)
         if block is not None:
-            layers[i] = block
-            layers[i + 1 : i + 2] = [Absorbed()] if absorbs else layers[i + 1 : i + 2]
+            parts = absorbs + (block.pool is not None)
+            layers[i : i + 1 + parts] = [block, *[Absorbed()] * parts]
     return eqx.tree_at(lambda seq: seq.layers, node, tuple(layers))
+
+
+def _is_pool(layers) -> bool:
+    return bool(layers) and isinstance(layers[0], (eqx.nn.AvgPool2d, AvgPool2d))
 
 
 def _until_next_layer(layers) -> list:
@@ -194,16 +207,20 @@ def _is_elementwise(function, affine) -> bool:
     return out.shape == shape and bool(out.ravel()[2] == changed.ravel()[2])
 
 
-def _block(name, affine, found, boundary, *, trace, delay, form, error_gate, signal, window, feedback=None, **given):
+def _block(
+    name, affine, found, pool, boundary, *, trace, delay, form, error_gate, signal, window, feedback=None, **given
+):
     """One layer's block, with everything that can be wrong with its options said by name."""
+    checks.require_in("form", form, FORMS)
+    if form == "authors":
+        form = "authors_linear" if isinstance(affine, eqx.nn.Linear) else "activation"
     activation = _activation(name, affine, found, form, given)
     if not isinstance(trace, AbstractTrace):
         raise ValueError(f"layer {name!r}: `trace` must be one of cetsim's traces, got {trace!r}")
-    if not isinstance(delay, FixedDelay):
-        raise ValueError(f"layer {name!r}: `delay` must be a FixedDelay, got {delay!r}")
+    if not isinstance(delay, AbstractDelay):
+        raise ValueError(f"layer {name!r}: `delay` must be one of cetsim's delays, got {delay!r}")
     if trace.dt != delay.dt:
         raise ValueError(f"layer {name!r}: trace and delay must have one dt, got {trace.dt:g} s and {delay.dt:g} s")
-    checks.require_in("form", form, credit.FORMS)
     checks.require_at_least("error_gate", error_gate, 0.0)
     if jnp.ndim(error_gate) != 0:
         raise ValueError(f"layer {name!r}: `error_gate` must be one number, got shape {jnp.shape(error_gate)}")
@@ -212,6 +229,10 @@ def _block(name, affine, found, boundary, *, trace, delay, form, error_gate, sig
     out = affine.weight.shape[0]
     if trace.shape not in ((), (out,)):
         raise ValueError(f"layer {name!r}: a trace must be shared or have shape ({out},), got {trace.shape}")
+    if trace.shape and getattr(affine, "layout", None) == "channels_last":
+        raise ValueError(
+            f"layer {name!r}: a kernel a post-neuron needs the layout 'channels_first', got 'channels_last'"
+        )
     if feedback is not None and jnp.shape(feedback) != affine.weight.shape:
         raise ValueError(f"layer {name!r}: `feedback` must have shape {affine.weight.shape}, got {jnp.shape(feedback)}")
     if boundary == "reset":
@@ -221,8 +242,10 @@ def _block(name, affine, found, boundary, *, trace, delay, form, error_gate, sig
     else:
         window = trace.window() if window is None else window
     signal = None if signal is None else jnp.asarray(signal)
-    synapses = Synapses(trace, delay, jnp.asarray(error_gate, dtype=float), signal, form, window)
-    return TracedBlock(affine, activation, Held(feedback), Held(synapses))
+    if form != "activation" or signal is not None:  # L is not the error that comes through the pool
+        pool = None
+    synapses = Synapses(trace, delay, jnp.asarray(error_gate, dtype=float), signal, form, window, pool)
+    return TracedBlock(affine, activation, pool, Held(feedback), Held(synapses))
 
 
 def _activation(name, affine, found, form: str, given: dict) -> Callable | None:

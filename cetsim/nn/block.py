@@ -21,7 +21,7 @@ class Held:
 
 
 class Absorbed(eqx.Module):
-    """Stands where an activation was that a `TracedBlock` now applies."""
+    """Stands where an activation or a pool was that a `TracedBlock` now applies."""
 
     def __call__(self, x, *, key=None):
         """Returns `x`."""
@@ -29,17 +29,19 @@ class Absorbed(eqx.Module):
 
 
 class TracedBlock(eqx.Module):
-    """An affine layer and its elementwise activation; its weights' gradient is the update of their traces.
+    """An affine layer, its elementwise activation and a pool; its weights' gradient is the update of their traces.
 
     Made by `attach`. It acts on one step inside a `vmap` over time, or on `[time, *in]` at once.
 
-    **Fields:** `affine`: the layer. `activation`: f, or None for the identity. `feedback`: weights that errors travel
-    down through instead of the layer's own (feedback alignment). `held`: the `Synapses`, out of reach of optimisers.
-    `state`: what a stream carries, only inside `streaming_value_and_grad`.
+    **Fields:** `affine`: the layer. `activation`: f, or None for the identity. `pool`: what stands behind it and is
+    linear in each step, or None (it commutes with the filter, which then acts on the smaller signal). `feedback`:
+    weights that errors travel down through instead of the layer's own (feedback alignment). `held`: the `Synapses`,
+    out of reach of optimisers. `state`: what a stream carries, only inside `streaming_value_and_grad`.
     """
 
     affine: eqx.Module
     activation: Callable | None
+    pool: Callable | None
     feedback: Held
     held: Held
     state: StreamState | Held | None = None
@@ -50,7 +52,7 @@ class TracedBlock(eqx.Module):
         return self.held.value
 
     def __call__(self, x, *, key=None):
-        """f(W x + b), `[*in] -> [*out]`, or `[time, *in] -> [time, *out]`; `key` is not used."""
+        """f(W x + b) and its pool, `[*in] -> [*out]`, or `[time, *in] -> [time, *out]`; `key` is not used."""
         if x.ndim == _input_ndim(self.affine) + 1:
             return jax.vmap(self)(x)
         z = self._errors_travel(x)
@@ -59,8 +61,10 @@ class TracedBlock(eqx.Module):
             activity = self.activation(z)
             # f is elementwise, so that its derivative is the tangent along ones.
             derivative = jax.lax.stop_gradient(jax.jvp(self.activation, (z,), (jnp.ones_like(z),))[1])
+        if self.pool is not None:
+            activity = self.pool(activity)
         if isinstance(self.state, Held):
-            self.state.value = (x.shape, z.shape)
+            self.state.value = (x.shape, z.shape, activity.shape)
             return activity
         state = self.state
         if state is None and self.synapses.window is not None:
@@ -104,23 +108,25 @@ def bind(model, states: dict):
     return eqx.tree_at(where, model, [states[name] for name in names], is_leaf=lambda node: node is None)
 
 
-def streaming_init(model, example) -> dict[str, StreamState]:
+def streaming_init(model, example, *buffers) -> dict[str, StreamState]:
     """State of a stream that has just begun, for a model attached with `boundary="carry"`.
 
-    **Arguments:** `example`: the input of one step, for its shape and dtype.
+    **Arguments:** `example`: the input of one step, for its shape and dtype. `buffers`: what the model is called with
+    behind it, such as the `eqx.nn.State` of its batch norm.
 
     **Returns:** a state for each traced layer, by name.
     """
     recorders = {name: Held(None) for name in blocks(model)}
-    jax.eval_shape(lambda x: bind(model, recorders)(x), example)
+    inference = eqx.nn.inference_mode(bind(model, recorders))  # outside a map over time
+    jax.eval_shape(lambda x: inference(x, *buffers), example)
     states = {}
     for name, block in blocks(model).items():
         synapses = block.synapses
         if synapses.window is None:
             raise ValueError(f"layer {name!r} is attached with boundary='reset': nothing is carried")
-        x_shape, out_shape = recorders[name].value
+        shapes = recorders[name].value
         dtype = jnp.result_type(block.affine.weight)
-        states[name] = streams.init_state(synapses.delay, synapses.window, x_shape, out_shape, dtype)
+        states[name] = streams.init_state(synapses.delay, synapses.window, *shapes, dtype)
     return states
 
 

@@ -1,20 +1,19 @@
 """A multilayer perceptron as in the paper."""
 
 import itertools
-import math
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
 from jaxtyping import Array
 
+from cetsim.nn.init import xavier
+
 
 def mlp(
     sizes: tuple[int, ...] = (784, 512, 512, 10), activation: Callable = jax.nn.relu, *, key: Array
 ) -> eqx.nn.Sequential:
-    """Linear layers with an activation between them, `[sizes[0]] -> [sizes[-1]]`.
-
-    Weights are Xavier-uniform, biases too (as a matrix of shape 1 x out), as in the authors' code.
+    """Linear layers with an activation between them, `[sizes[0]] -> [sizes[-1]]`, weights as by `xavier`.
 
     **Raises:** ValueError for fewer than two sizes or a size below 1.
     """
@@ -23,18 +22,5 @@ def mlp(
     layers = []
     pairs = list(itertools.pairwise(sizes))
     for (fan_in, fan_out), layer_key in zip(pairs, jax.random.split(key, len(pairs)), strict=True):
-        layers += [_linear(fan_in, fan_out, layer_key), eqx.nn.Lambda(activation)]
+        layers += [xavier(eqx.nn.Linear(fan_in, fan_out, key=layer_key), layer_key), eqx.nn.Lambda(activation)]
     return eqx.nn.Sequential(layers[:-1])
-
-
-def _linear(fan_in: int, fan_out: int, key) -> eqx.nn.Linear:
-    shape_key, weight_key, bias_key = jax.random.split(key, 3)
-    linear = eqx.nn.Linear(fan_in, fan_out, key=shape_key)
-
-    def uniform(key, shape, fans):
-        bound = math.sqrt(6 / fans)
-        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-
-    weight = uniform(weight_key, (fan_out, fan_in), fan_in + fan_out)
-    bias = uniform(bias_key, (fan_out,), 1 + fan_out)
-    return eqx.tree_at(lambda layer: (layer.weight, layer.bias), linear, (weight, bias))

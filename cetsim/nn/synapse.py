@@ -1,6 +1,7 @@
 """Where backpropagation is replaced by the three-factor rule: one function whose derivative is the trace's update."""
 
 import dataclasses
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cetsim import credit, streams
-from cetsim.delays import FixedDelay
+from cetsim.delays import AbstractDelay
 from cetsim.streams import StreamState
 from cetsim.traces import AbstractTrace
 
@@ -18,15 +19,24 @@ class Synapses(eqx.Module):
 
     **Fields:** `trace`: what they remember. `delay`: when signals arrive. `error_gate`: activity enters the trace only
     where ‖∂ℓ/∂a‖² is above it (0 is off). `signal`: stands in for ∂ℓ/∂a if given, `[time]` or `[time, *out]`.
-    `form`: of the rule. `window`: steps that a stream remembers; None for stretches that start empty.
+    `form`: of the rule. `window`: steps that a stream remembers; None for stretches that start empty. `pool`: a map,
+    linear in each step, behind the activation; the signal is filtered behind it, where it is smallest.
     """
 
     trace: AbstractTrace
-    delay: FixedDelay
+    delay: AbstractDelay
     error_gate: Float[Array, ""]
     signal: Float[Array, "time ..."] | None
     form: str = eqx.field(static=True)
     window: int | None = eqx.field(static=True)
+    pool: Callable | None = eqx.field(static=True, default=None)
+
+    def unpool(self, like, rows):
+        """The transpose of the pool, from rows behind it, `[time, *pooled]`, to rows of the shape of `like`."""
+        if self.pool is None:
+            return rows
+        one = jax.linear_transpose(self.pool, jax.ShapeDtypeStruct(like.shape[1:], like.dtype))
+        return jax.vmap(lambda row: one(row)[0])(rows)
 
 
 def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | None):
@@ -37,14 +47,18 @@ def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | No
         if handed.shape not in (error.shape, (steps,)):
             raise ValueError(f"`signal` must have shape {error.shape} or {(steps,)}, got {handed.shape}")
         error = jnp.broadcast_to(handed.reshape(handed.shape + (1,) * (error.ndim - handed.ndim)), error.shape)
-    gain, signal = credit.synaptic_factors(synapses.form, derivative, error, synapses.error_gate)
+    unpool = lambda rows: synapses.unpool(derivative, rows)  # noqa: E731
+    gain, signal = credit.synaptic_factors(synapses.form, derivative, unpool(error), synapses.error_gate)
+    if synapses.pool is not None:  # only where L is the error itself: the pool and the filter then commute
+        signal = error
     if state is not None:
-        past, present, state = streams.carry(synapses.trace, synapses.delay, state, x, gain, signal)
+        past, present, state = streams.carry(synapses.trace, synapses.delay, state, x, gain, signal, unpool)
         return present, past, state
     now = jnp.arange(steps, dtype=error.dtype)
     horizon = None if synapses.delay.keep_late else steps
-    matrix = credit.credit_matrix(synapses.trace, synapses.delay.arrivals(now), now, horizon, regular=True)
-    return gain * credit.remember(matrix, signal), None, None
+    arrivals, regular = synapses.delay.arrivals(now), synapses.delay.regular
+    matrix = credit.credit_matrix(synapses.trace, arrivals, now, horizon, regular)
+    return gain * unpool(credit.remember(matrix, signal)), None, None
 
 
 @jax.custom_batching.custom_vmap

@@ -1,0 +1,68 @@
+"""Convolution and average pooling in either layout of the axes.
+
+On CPU XLA turns a channels-first convolution into a channels-last one between two transpositions: a step of the CNN on
+one core took 204 ms channels-first and 165 ms channels-last, on two cores 183 and 151 ms. On GPU XLA chooses by itself.
+"""
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float
+
+from cetsim import checks
+
+LAYOUTS = ("channels_first", "channels_last")
+
+
+def fastest_layout() -> str:
+    """The faster layout of the default backend, as measured (CPU), or the one XLA rearranges by itself (others)."""
+    return "channels_last" if jax.default_backend() == "cpu" else "channels_first"
+
+
+class Conv2d(eqx.nn.Conv2d):
+    """`eqx.nn.Conv2d` with zero padding of half a kernel, in either layout; weights `[out, in, height, width]` in both.
+
+    **Arguments:** `layout`: `"channels_first"` acts on `[in, height, width]`, `"channels_last"` on
+    `[height, width, in]`.
+    """
+
+    layout: str = eqx.field(static=True)
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, *, layout, key):
+        checks.require_in("layout", layout, LAYOUTS)
+        self.layout = layout
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, key=key)
+
+    def __call__(self, x: Float[Array, "..."], *, key=None) -> Float[Array, "..."]:
+        """The convolution of one example; `key` is not used."""
+        if self.layout == "channels_first":
+            return super().__call__(x)
+        if x.ndim != 3:
+            raise ValueError(f"the input of a Conv2d must be [height, width, channels], got {x.shape}")
+        # With weights in another order than this one XLA's convolution takes half as long again on CPU.
+        weight = self.weight.transpose(2, 3, 1, 0)
+        axes = ("NHWC", "HWIO", "NHWC")
+        out = jax.lax.conv_general_dilated(x[None], weight, self.stride, self.padding, dimension_numbers=axes)
+        return out[0] + self.bias.reshape(-1)
+
+
+class AvgPool2d(eqx.Module):
+    """Mean over windows of `size` x `size` that do not overlap.
+
+    **Raises:** ValueError where the image is not a whole number of windows.
+    """
+
+    size: int = eqx.field(static=True)
+    layout: str = eqx.field(static=True)
+
+    def __init__(self, size: int = 2, *, layout: str):
+        checks.require_in("layout", layout, LAYOUTS)
+        self.size, self.layout = size, layout
+
+    def __call__(self, x: Float[Array, "..."], *, key=None) -> Float[Array, "..."]:
+        """The pooled image of one example; `key` is not used."""
+        first = 1 if self.layout == "channels_first" else 0
+        height, width = x.shape[first : first + 2]
+        if height % self.size or width % self.size:
+            raise ValueError(f"height and width must be multiples of {self.size} to be pooled, got {height} x {width}")
+        split = (height // self.size, self.size, width // self.size, self.size)
+        return x.reshape(*x.shape[:first], *split, *x.shape[first + 2 :]).mean((first + 1, first + 3))

@@ -1,0 +1,211 @@
+"""How every experiment on images runs: learning rates are chosen, conditions trained, recorded and reported.
+
+For each group of candidates, which mostly is one condition, the candidate and its learning rate are chosen by accuracy
+on images held out of the training set, in runs with a seed of their own; the runs reported then use the whole
+training set. Runs of one seed begin from the same weights and see the images in the same order.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from cetsim import data
+from experiments import figures, provenance
+from experiments.options.common import STRETCH
+from experiments.options.vision import Vision
+from experiments.progress import Reporter, format_seconds
+from experiments.records import SCHEMA, Journal, config_hash, read_results, require_writable
+from experiments.vision_conditions import Condition, Stage, trials_of
+from experiments.vision_training import Trainer, hyperparameters, program_of
+
+
+class Study(NamedTuple):
+    """What one experiment on images is.
+
+    **Fields:** `groups`: of options, the groups of candidates, each ending in one condition reported. `report`: of the
+    tidy rows of the runs reported, the options and the names of the figures to write; prints a table.
+    """
+
+    groups: Callable[[Vision], list[list[Condition]]]
+    report: Callable[[list[dict], Vision], list[Path]]
+
+
+def prepare(study: Study, options: Vision) -> tuple[Vision, data.Dataset]:
+    """Checks on the host everything that can fail for a user's reason, and reads the data.
+
+    **Raises:** ValueError, OSError.
+    """
+    require_writable(options.folder)
+    if not options.fresh:
+        Journal(options.folder)
+    with warnings.catch_warnings(record=True) as caught:
+        dataset = data.load(options.dataset, options.data_dir)
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    held_out = data.split_validation(dataset, options.validation, options.selection_seed)
+    if len(held_out.train_y) < STRETCH:
+        kept = len(held_out.train_y)
+        raise ValueError(f"at least {STRETCH} training images must be left after holding some out, got {kept}")
+    stage = Stage("validation", options, held_out, options.selection_steps)
+    for condition in (c for candidates in study.groups(options) for c in candidates):
+        hyperparameters(replace(condition, learning_rate=options.learning_rates[0]))
+        stage.settings(condition).shown.check(held_out.train_y, condition.update_every)
+    return options, dataset
+
+
+def run(study: Study, prepared: tuple[Vision, data.Dataset]) -> None:
+    """Chooses learning rates, trains what is not finished, writes records, table and figures."""
+    options, dataset = prepared
+    if options.fresh:
+        remove_outputs(options.folder)
+    journal = Journal(options.folder)
+    held_out = data.split_validation(dataset, options.validation, options.selection_seed)
+    selection = Stage("validation", options, held_out, options.selection_steps)
+    reported = Stage("test", options, dataset, options.steps)
+    groups = study.groups(options)
+    trials = [trial for candidates in groups for trial in _trials(candidates, options)]
+    with Reporter() as reporter:
+        reporter.expect("selection", _unfinished(selection, trials, journal), selection.steps)
+        reporter.expect("training", [None] * (len(groups) * options.seeds), reported.steps)
+        _train(selection, trials, journal, reporter)
+        runs = _choose(selection, groups, journal)
+        reporter.expect("training", _unfinished(reported, runs, journal), reported.steps)
+        _train(reported, runs, journal, reporter)
+    journal.write_results()
+    keys = reported.hashes(runs)
+    states = provenance.revisions([journal.records[key] for key in keys])
+    if len(states) > 1:
+        print(f"note: these runs were made by different states of the code: {', '.join(states)}")
+    _report(study, journal.rows(keys), options)
+
+
+def redraw(study: Study, options: Vision) -> None:
+    """Draws the figures again from results.csv.
+
+    **Raises:** ValueError, OSError.
+    """
+    rows = read_results(options.folder / "results.csv")
+    require_writable(options.folder)
+    wanted = [row for row in rows if (row["dataset"], row["form"]) == (options.dataset, options.form)]
+    _report(study, _reported(wanted or rows), options)
+
+
+def _reported(rows: list[dict]) -> list[dict]:
+    """Rows of the runs that were measured on the test set."""
+    tested = {row["run"] for row in rows if row["metric"] == "test_accuracy"}
+    if not tested:
+        raise ValueError("there are no rows of test_accuracy to draw: the experiment has not finished any run")
+    return [row for row in rows if row["run"] in tested]
+
+
+def _report(study: Study, rows: list[dict], options: Vision) -> None:
+    paths = study.report(rows, options)
+    print(f"\nresults: {options.folder / 'results.csv'}")
+    print("\n".join(f"figure:  {path}" for path in paths))
+
+
+def remove_outputs(folder: Path) -> None:
+    """Removes what an experiment wrote."""
+    for pattern in ("runs.jsonl", "results.csv", "*.png", "*.pdf"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def _trials(candidates: list[Condition], options: Vision) -> dict[Condition, Condition]:
+    """Runs that choose among candidates and rates; none where there is no choice."""
+    choices = len(candidates) * len(options.learning_rates)
+    return trials_of(candidates, options) if choices > 1 else {}
+
+
+def _unfinished(stage: Stage, conditions: list[Condition], journal: Journal) -> list[Condition]:
+    return [condition for key, condition in stage.hashes(conditions).items() if key not in journal.records]
+
+
+def _choose(selection: Stage, groups: list[list[Condition]], journal: Journal) -> list[Condition]:
+    """The runs to report: the best of each group at its best learning rate, for every seed, seed by seed."""
+    options, best = selection.options, []
+    for candidates in groups:
+        trials = _trials(candidates, options)
+        if trials:
+            score = lambda trial: _score(journal.records[config_hash(selection.config(trial))])  # noqa: E731
+            best.append(trials[max(trials, key=score)])
+        else:
+            best.append(replace(candidates[0], learning_rate=options.learning_rates[0]))
+    return [replace(condition, seed=seed) for seed in range(options.seeds) for condition in best]
+
+
+def _score(record: dict) -> tuple[float, float]:
+    """What a condition is chosen by: accuracy on held-out images, then their loss; diverged is worst."""
+    values = {row["metric"]: row["value"] for row in record["rows"]}
+    if values["diverged"] or None in (values["validation_accuracy"], values["validation_loss"]):
+        return -1.0, 0.0
+    return values["validation_accuracy"], -values["validation_loss"]
+
+
+def _train(stage: Stage, conditions: list[Condition], journal: Journal, reporter: Reporter) -> None:
+    """Trains the conditions that are not finished, those of one program a group at a time, and records each group."""
+    todo = _unfinished(stage, conditions, journal)
+    programs: dict[tuple, list[Condition]] = {}
+    for condition in todo:
+        programs.setdefault(program_of(stage, condition), []).append(condition)
+    origin = provenance.describe() if todo else {}
+    for alike in programs.values():
+        width = min(stage.options.batch_conditions, len(alike))
+        trainer = Trainer(stage, alike[0], width)
+        for start in range(0, len(alike), width):
+            group = alike[start : start + width]
+            more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+            reporter.working_on(f"{_describe(stage, group[0])}{more}")
+            results = trainer.train(group, reporter.advance)
+            records = [_record(stage, c, result) | origin for c, result in zip(group, results, strict=True)]
+            journal.append(records)
+            reporter.finished(len(group), _summary(stage, group, records))
+
+
+def _record(stage: Stage, condition: Condition, result: tuple[list[dict], bool, float]) -> dict:
+    rows, _, seconds = result
+    config = stage.config(condition)
+    seconds = round(seconds, 3)
+    return {
+        "schema": SCHEMA,
+        "hash": config_hash(config),
+        "config": config,
+        "wall_s": seconds,
+        "finished": provenance.now(),
+        "columns": stage.columns(condition),
+        "rows": [*rows, {"metric": "wall_s", "step": stage.steps, "value": seconds}],
+    }
+
+
+def _summary(stage: Stage, group: list[Condition], records: list[dict]) -> list[str]:
+    """A line a run; for a group that chooses learning rates, one for all and one for each that diverged."""
+    lines = [f"{_describe(stage, c)}: {_outcome(stage, record)}" for c, record in zip(group, records, strict=True)]
+    if stage.measured_on == "test" or len(group) == 1:
+        return lines
+    diverged = [line for line in lines if "diverged" in line]
+    return [f"{len(group)} runs to choose learning rates, up to {_describe(stage, group[-1])}", *diverged]
+
+
+def _describe(stage: Stage, condition: Condition) -> str:
+    where = figures.label(condition.trace, condition.order)
+    if condition.trace != "backprop":
+        where += f" at {condition.delay_s:g} s, {figures.gate_name(condition.error_gate)}"
+    for name, plain in (("peak_s", condition.delay_s), ("spread_s", 0.0), ("run_length", 1), ("interpolation", 1)):
+        value = getattr(condition, name)
+        where += f", {name.removesuffix('_s').replace('_', ' ')} {value:g}" if value != plain else ""
+    where += f", carried, update every {condition.update_every}" if condition.mode == "carry" else ""
+    if stage.measured_on == "validation":
+        return f"{where}, learning rate {condition.learning_rate:g}"
+    return f"{where}, seed {condition.seed}"
+
+
+def _outcome(stage: Stage, record: dict) -> str:
+    metric = f"{stage.measured_on}_accuracy"
+    values = {row["metric"]: row["value"] for row in record["rows"]}
+    lost = [row["step"] for row in record["rows"] if row["metric"] == "train_loss" and row["value"] is None]
+    if values["diverged"]:
+        return "diverged" + (f" by step {lost[0]}" if lost else "") + "; recorded as such"
+    return f"{metric.replace('_', ' ')} {values[metric]:.4f} ({format_seconds(record['wall_s'])})"
