@@ -1,4 +1,7 @@
-"""The programs compared: one AdamW step of an MLP under backprop, under traces and by the rule's definition."""
+"""The programs compared: one AdamW step of a network under backprop, under traces and by the rule's definition."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -7,6 +10,7 @@ import optax
 
 import cetsim
 from cetsim import credit
+from cetsim.traces import AbstractTrace
 
 SIZES = (784, 512, 512, 10)
 STEPS = 128  # of time, in one stretch
@@ -14,50 +18,73 @@ DELAY = 4.0
 DT = 0.2
 
 
+class Network(NamedTuple):
+    """What is trained. **Fields:** `make`: of a key. `image`: shape of its input. `form`: of the rule."""
+
+    make: Callable
+    image: tuple[int, ...]
+    form: str
+
+
+MLP = Network(lambda key: cetsim.nn.mlp(SIZES, key=key), SIZES[:1], "activation")
+CNN = Network(lambda key: cetsim.nn.cnn(key=key), (3, 32, 32), "authors")
+
+
 def optimizer(rate=1e-3) -> optax.GradientTransformation:
     """Clipping and AdamW, as in the experiments."""
     return optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(rate, weight_decay=0.01))
 
 
-def loss(model, x, labels):
+def loss(model, x, labels, buffers):
     """Mean cross-entropy of a stretch."""
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), labels))
+    if jax.tree.leaves(buffers):
+        over_time = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="time")
+        logits, _ = over_time(x, buffers)
+    else:
+        logits = jax.vmap(model)(x)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
-def inputs():
-    """Parameters, optimiser state and one stretch of images."""
-    model = cetsim.nn.mlp(SIZES, key=jax.random.key(0))
+def inputs(network: Network = MLP):
+    """Parameters, optimiser state, state of batch norm and one stretch of images."""
+    model, buffers = eqx.nn.make_with_state(network.make)(jax.random.key(0))
     params = eqx.filter(model, eqx.is_inexact_array)
-    x = jax.random.normal(jax.random.key(1), (STEPS, SIZES[0]))
+    x = jax.random.normal(jax.random.key(1), (STEPS, *network.image))
     labels = jax.random.randint(jax.random.key(2), (STEPS,), 0, SIZES[-1])
-    return params, optimizer().init(params), x, labels
+    return params, optimizer().init(params), buffers, x, labels
 
 
-def step_with(gradient):
-    """A training step that gets its gradient from `gradient(model, x, labels)`."""
-    template = eqx.filter(cetsim.nn.mlp(SIZES, key=jax.random.key(0)), eqx.is_inexact_array, inverse=True)
+def step_with(gradient, network: Network = MLP):
+    """A training step that gets its gradient from `gradient(model, x, labels, buffers)`."""
+    model, _ = eqx.nn.make_with_state(network.make)(jax.random.key(0))
+    template = eqx.filter(model, eqx.is_inexact_array, inverse=True)
 
-    def step(params, state, x, labels):
-        grads = gradient(eqx.combine(params, template), x, labels)
+    def step(params, state, buffers, x, labels):
+        grads = gradient(eqx.combine(params, template), x, labels, buffers)
         updates, state = optimizer().update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     return step
 
 
-def backprop(model, x, labels):
+def backprop(model, x, labels, buffers):
     """Plain gradient."""
-    return eqx.filter_grad(loss)(model, x, labels)
+    return eqx.filter_grad(loss)(model, x, labels, buffers)
 
 
-def traced(order: int, delay: float = DELAY, error_gate: float = 0.0):
+def cascade(order: int, delay: float = DELAY) -> AbstractTrace:
+    """The trace of an order, 1 being ET."""
+    return cetsim.ExponentialTrace(delay, DT) if order == 1 else cetsim.CascadingTrace(order, delay, DT)
+
+
+def traced(order: int, delay: float = DELAY, error_gate: float = 0.0, form: str = "activation"):
     """The update of CET(order), peak and signals at `delay` seconds."""
 
-    def gradient(model, x, labels):
+    def gradient(model, x, labels, buffers):
         def attached(model):
-            trace = cetsim.CascadingTrace(order, delay, DT)
-            model = cetsim.attach(model, trace, cetsim.FixedDelay(delay, DT), error_gate=error_gate)
-            return loss(model, x, labels)
+            late = cetsim.FixedDelay(delay, DT)
+            model = cetsim.attach(model, cascade(order, delay), late, form=form, error_gate=error_gate)
+            return loss(model, x, labels, buffers)
 
         return eqx.filter_grad(attached)(model)
 
@@ -67,9 +94,9 @@ def traced(order: int, delay: float = DELAY, error_gate: float = 0.0):
 def literal(order: int):
     """The same update by the definition: n stages per synapse, [n, out, in + 1], stepped by a scan over the stretch."""
 
-    def gradient(model, x, labels):
+    def gradient(model, x, labels, _):
         layers = [layer for layer in model.layers if isinstance(layer, eqx.nn.Linear)]
-        trace, arrivals = cetsim.CascadingTrace(order, DELAY, DT), jnp.arange(STEPS) + DELAY / DT
+        trace, arrivals = cascade(order), jnp.arange(STEPS) + DELAY / DT
         activities, updates = [x], []
         for layer in layers[:-1]:
             activities.append(jax.nn.relu(jax.vmap(layer)(activities[-1])))

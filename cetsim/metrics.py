@@ -5,9 +5,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def accuracy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-    """Share of examples whose largest logit is their label's."""
-    return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=logits.dtype)
+def accuracy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], top: int = 1) -> Float[Array, ""]:
+    """Share of examples whose label's logit is among the `top` largest.
+
+    **Raises:** ValueError for `top` below 1 or above the number of classes.
+    """
+    if not 1 <= top <= logits.shape[-1]:
+        raise ValueError(f"`top` must be 1 to the number of classes, {logits.shape[-1]}, got {top}")
+    if top == 1:
+        return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=logits.dtype)
+    _, largest = jax.lax.top_k(logits, top)
+    return jnp.mean(jnp.any(largest == labels[:, None], axis=-1), dtype=logits.dtype)
 
 
 def cosine(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, ""]:

@@ -172,12 +172,15 @@ class SupervisedRun(eqx.Module):
         return state, jnp.stack(losses)
 
     def evaluate(self, state: TrainState, x, labels) -> dict[str, Float[Array, ""]]:
-        """`accuracy` and mean cross-entropy `loss` on held-out examples."""
+        """`accuracy`, `top5_accuracy` (of more than five classes) and mean cross-entropy `loss` on held-out examples."""
         model = eqx.nn.inference_mode(eqx.combine(state.params, self._template()))
         logits = jax.vmap(lambda x: model(x, *_arguments(state.buffers)))(x)
         logits = logits if _is_empty(state.buffers) else logits[0]
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-        return {"accuracy": metrics.accuracy(logits, labels), "loss": loss}
+        measured = {"accuracy": metrics.accuracy(logits, labels), "loss": loss}
+        if logits.shape[-1] > 5:
+            measured["top5_accuracy"] = metrics.accuracy(logits, labels, top=5)
+        return measured
 
     def alignment(self, state: TrainState, x, labels, over: str = "arrived") -> dict[str, Float[Array, ""]]:
         """Cosine per layer between the update of one stretch and the true gradient of its loss.

@@ -4,12 +4,17 @@ import importlib
 import sys
 import textwrap
 
-from experiments.options import behavioral_vision, kernels
+from experiments.options import alignment, behavioral_vision, kernel_shape, kernels, learned_delay, random_delay, tuned_traces
 
 USAGE = "python -m experiments NAME [options]"
 # name -> (module with `prepare`, `run` and `redraw`; options; presets)
 EXPERIMENTS = {
     "behavioral-vision": ("behavioral_vision", behavioral_vision.BehavioralVision, behavioral_vision.PRESETS),
+    "random-delay": ("random_delay", random_delay.RandomDelay, random_delay.PRESETS),
+    "alignment": ("alignment", alignment.Alignment, alignment.PRESETS),
+    "kernel-shape": ("kernel_shape", kernel_shape.KernelShape, kernel_shape.PRESETS),
+    "tuned-traces": ("tuned_traces", tuned_traces.TunedTraces, tuned_traces.PRESETS),
+    "learned-delay": ("learned_delay", learned_delay.LearnedDelay, learned_delay.PRESETS),
     "kernels": ("kernels", kernels.Kernels, kernels.PRESETS),
 }
 

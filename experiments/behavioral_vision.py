@@ -1,8 +1,9 @@
 """Test accuracy against the delay of credit: ET, CET, the ideal delay line, and backprop without delay."""
 
 from functools import partial
+from pathlib import Path
 
-from experiments import vision_report, vision_study
+from experiments import alignment_report, vision_report, vision_study
 from experiments.options.behavioral_vision import BehavioralVision
 from experiments.vision_conditions import Condition, backprop_condition, base_condition, delayed_traces
 
@@ -18,5 +19,10 @@ def groups(options: BehavioralVision) -> list[list[Condition]]:
     return [[backprop_condition(options)], *delayed]
 
 
-STUDY = vision_study.Study(groups, vision_report.report)
+def report(rows: list[dict], options: BehavioralVision) -> list[Path]:
+    """Prints the table and writes the figures of accuracy and of gradient alignment."""
+    return vision_report.report(rows, options) + alignment_report.draw(rows, options.folder)
+
+
+STUDY = vision_study.Study(groups, report)
 prepare, run, redraw = (partial(step, STUDY) for step in (vision_study.prepare, vision_study.run, vision_study.redraw))

@@ -53,9 +53,16 @@ def gate_name(gate: float) -> str:
 @contextmanager
 def new_figure(rows: int = 1, height: float = 2.6, **subplots):
     """A figure one column wide with `rows` axes above each other, in this package's style."""
+    with new_grid(rows, 1, COLUMN_WIDTH, height, **subplots) as (figure, axes):
+        yield figure, axes[:, 0]
+
+
+@contextmanager
+def new_grid(rows: int, columns: int, width: float, height: float, **subplots):
+    """A figure with axes in rows and columns, `axes[row, column]`, in this package's style."""
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(COLUMN_WIDTH, height), layout="constrained")
-        yield figure, figure.subplots(rows, 1, squeeze=False, **subplots)[:, 0]
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(rows, columns, squeeze=False, **subplots)
 
 
 def footnote(figure: Figure, text: str) -> None:

@@ -81,6 +81,8 @@ class Journal:
     """The finished conditions of one experiment in `folder`, by the hash of their config.
 
     A record is a dict with at least `hash`, `columns` (what all its rows share) and `rows`.
+
+    **Raises:** ValueError where a file cannot be read, or holds rows that would be lost.
     """
 
     def __init__(self, folder: Path):
@@ -98,7 +100,13 @@ class Journal:
     def _read(self) -> dict[str, dict]:
         if self.runs_path.exists() or not self.results_path.exists():
             return read_runs(self.runs_path)
-        return records_of(read_results(self.results_path))
+        rows = read_results(self.results_path)
+        if not all(row.get("run") for row in rows):
+            raise ValueError(
+                f"{self.results_path} has rows that do not say of which `run` they are, as older versions wrote them, "
+                "and would be replaced: start over with --fresh, or choose another folder with --out"
+            )
+        return records_of(rows)
 
     def write_results(self) -> None:
         """Regenerates results.csv from the records."""
@@ -146,11 +154,9 @@ def _require_record(record) -> None:
 
 
 def records_of(rows: list[dict]) -> dict[str, dict]:
-    """What a table can tell of the records it was made from, by hash; tables without a column `run` tell nothing."""
+    """What a table, each row of which names its `run`, can tell of the records it was made from, by hash."""
     records: dict[str, dict] = {}
     for row in rows:
-        if not row.get("run"):
-            continue
         known = {name: value for name, value in row.items() if value not in (None, "")}
         shared = {name: value for name, value in known.items() if name not in (*_OF_A_ROW, "run")}
         record = records.setdefault(row["run"], {"hash": row["run"], "columns": shared, "rows": []})

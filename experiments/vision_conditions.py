@@ -43,12 +43,16 @@ class Condition:
 
 @dataclass(frozen=True)
 class Stage:
-    """Runs of one length on one dataset: those that choose the learning rate, or those reported."""
+    """Runs of one length on one dataset: those that choose the learning rate, or those reported.
+
+    `onlookers` are conditions that train nothing: their alignment is measured at the weights of every run.
+    """
 
     measured_on: str  # "validation" or "test"
     options: Vision
     dataset: data.Dataset
     steps: int  # stretches of images
+    onlookers: tuple[Condition, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -100,7 +104,8 @@ class Stage:
     def config(self, condition: Condition) -> dict:
         """Everything a run depends on; its hash names the run."""
         settings = asdict(self.settings(condition)) | {"optimizer": "adamw", "weight_decay": WEIGHT_DECAY, "dt": DT}
-        return self.columns(condition) | {"measured_on": self.measured_on} | self._data | {"settings": settings}
+        config = self.columns(condition) | {"measured_on": self.measured_on} | self._data | {"settings": settings}
+        return config | ({"onlookers": [asdict(other) for other in self.onlookers]} if self.onlookers else {})
 
     def hashes(self, conditions: list[Condition]) -> dict[str, Condition]:
         """The conditions by the hash of their config."""

@@ -2,7 +2,10 @@
 
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from experiments import figures
 from experiments.options.behavioral_vision import BehavioralVision
@@ -24,9 +27,10 @@ class Results:
 
     Of runs that differ only in length or learning rate the longest counts, then the last in the file.
     `accuracy` maps (trace, order), delay and gate to the accuracy of each seed; a run that diverged has None.
+    `place` says what stands for the delay, where something else is varied.
     """
 
-    def __init__(self, rows: list[dict]):
+    def __init__(self, rows: list[dict], place: Callable[[dict], Any] = itemgetter("delay_s")):
         tests = [row for row in rows if row["metric"] == "test_accuracy"]
         if not tests:
             raise ValueError("there are no rows of test_accuracy to draw: the experiment has not finished any run")
@@ -35,13 +39,14 @@ class Results:
         tests = [row for row in tests if _subject(row) == self.subject]
         last: dict[tuple, dict] = {}
         for row in tests:
-            key = _condition(row), row["seed"]
+            key = _condition(row, place), row["seed"]
             if key not in last or row["step"] >= last[key]["step"]:
                 last[key] = row
-        diverged = {_run(row) for row in rows if row["metric"] == "diverged" and row["value"]}
+        run = lambda row: (*_condition(row, place), *_subject(row), row["learning_rate"], row["seed"])  # noqa: E731
+        diverged = {run(row) for row in rows if row["metric"] == "diverged" and row["value"]}
         self.accuracy, self.rate = defaultdict(dict), {}
         for (condition, seed), row in last.items():
-            self.accuracy[condition][seed] = None if _run(row) in diverged else row["value"]
+            self.accuracy[condition][seed] = None if run(row) in diverged else row["value"]
             self.rate[condition] = row["learning_rate"]
         self.diverged = sum(value is None for seeds in self.accuracy.values() for value in seeds.values())
         self.steps = sorted({int(row["step"]) for row in last.values()})
@@ -61,13 +66,8 @@ def _subject(row: dict) -> tuple:
     return row["dataset"], row["network"], row["form"], row["mode"]
 
 
-def _condition(row: dict) -> tuple:
-    return (row["trace"], int(row["order"])), row["delay_s"], row["error_gate"]
-
-
-def _run(row: dict) -> tuple:
-    """What tells a run's rows from others'."""
-    return *_condition(row), *_subject(row), row["learning_rate"], row["seed"]
+def _condition(row: dict, place: Callable[[dict], Any]) -> tuple:
+    return (row["trace"], int(row["order"])), place(row), row["error_gate"]
 
 
 def _rank(key: tuple) -> tuple:

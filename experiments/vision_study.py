@@ -26,11 +26,13 @@ class Study(NamedTuple):
     """What one experiment on images is.
 
     **Fields:** `groups`: of options, the groups of candidates, each ending in one condition reported. `report`: of the
-    tidy rows of the runs reported, the options and the names of the figures to write; prints a table.
+    tidy rows of the runs reported and the options; prints a table and returns the paths of the figures it wrote.
+    `onlookers`: of options, conditions whose alignment is measured at the weights of every run reported.
     """
 
     groups: Callable[[Vision], list[list[Condition]]]
     report: Callable[[list[dict], Vision], list[Path]]
+    onlookers: Callable[[Vision], list[Condition]] = lambda options: []
 
 
 def prepare(study: Study, options: Vision) -> tuple[Vision, data.Dataset]:
@@ -64,7 +66,7 @@ def run(study: Study, prepared: tuple[Vision, data.Dataset]) -> None:
     journal = Journal(options.folder)
     held_out = data.split_validation(dataset, options.validation, options.selection_seed)
     selection = Stage("validation", options, held_out, options.selection_steps)
-    reported = Stage("test", options, dataset, options.steps)
+    reported = Stage("test", options, dataset, options.steps, tuple(study.onlookers(options)))
     groups = study.groups(options)
     trials = [trial for candidates in groups for trial in _trials(candidates, options)]
     with Reporter() as reporter:
@@ -95,10 +97,11 @@ def redraw(study: Study, options: Vision) -> None:
 
 def _reported(rows: list[dict]) -> list[dict]:
     """Rows of the runs that were measured on the test set."""
-    tested = {row["run"] for row in rows if row["metric"] == "test_accuracy"}
+    run = lambda row: row.get("run", row["seed"])  # tables of version 0.1.0 do not name runs, but seeds  # noqa: E731
+    tested = {run(row) for row in rows if row["metric"] == "test_accuracy"}
     if not tested:
         raise ValueError("there are no rows of test_accuracy to draw: the experiment has not finished any run")
-    return [row for row in rows if row["run"] in tested]
+    return [row for row in rows if run(row) in tested]
 
 
 def _report(study: Study, rows: list[dict], options: Vision) -> None:

@@ -5,6 +5,7 @@ delay, error gate, learning rate and seed are all data: nothing is compiled agai
 be vmapped.
 """
 
+import math
 import time
 
 import equinox as eqx
@@ -22,7 +23,7 @@ from experiments.vision_conditions import WEIGHT_DECAY, Condition, Stage
 
 CURVE_POINTS = 20  # of the training loss
 TEST_POINTS = 5  # of accuracy and alignment along the way
-ALIGNMENT_STRETCHES = 8
+ALIGNMENT_STRETCHES = {"mlp": 8, "cnn": 2}
 TAIL = 1e-3  # area of the kernel that a stream may forget
 EVALUATED_AT_ONCE = 1000  # images, by networks that convolve: more only take memory
 UNROLLED = 5  # steps of such networks in a program, on CPU
@@ -45,8 +46,11 @@ def make_delay(condition: Condition):
     """When the condition's credit comes; draws of a run differ with its seed."""
     if not condition.distribution:
         return FixedDelay(condition.delay_s, DT, max_delay=condition.delay_s if condition.mode == "carry" else None)
-    key = jax.random.key(condition.seed + 7919)
-    return RandomDelay(condition.delay_s, condition.spread_s, DT, condition.distribution, key)
+    key, longest = jax.random.key(condition.seed + 7919), None
+    if condition.mode == "carry":  # room for uniform delays, and for gamma distributed ones up to 7 sd above the mean
+        above = condition.spread_s * (0.5 if condition.distribution == "uniform" else 2.0)
+        longest = DT * math.ceil((condition.delay_s + above) / DT - 1e-3)
+    return RandomDelay(condition.delay_s, condition.spread_s, DT, condition.distribution, key, max_delay=longest)
 
 
 def hyperparameters(condition: Condition) -> Hyperparameters:
@@ -84,7 +88,7 @@ class Trainer:
     """Trains groups of up to `width` conditions of one program at once and returns the rows of each.
 
     **Arguments:** `stage`: what is trained on and measured; of runs that choose a learning rate only the end is
-    measured. `like`: a condition of the program. `width`: conditions in a group.
+    measured, and onlookers need a width of 1. `like`: a condition of the program. `width`: conditions in a group.
 
     A group that is not full repeats its last condition, since a program is compiled for one width. With a
     width of 1 nothing is vmapped: large matrix products gain nothing from it.
@@ -98,7 +102,8 @@ class Trainer:
         train_x = shape(dataset.train_x)
         self.run = SupervisedRun(make_model(stage, like), train_x, dataset.train_y, self.settings)
         self.test = jnp.asarray(shape(dataset.test_x)), jnp.asarray(dataset.test_y)
-        stretches = min(ALIGNMENT_STRETCHES, len(train_x) // STRETCH)
+        stretches = min(ALIGNMENT_STRETCHES["cnn" if self.convolves else "mlp"], len(train_x) // STRETCH)
+        self.onlookers = [(other, hyperparameters(other)) for other in stage.onlookers]
         self.probe = [
             (jnp.asarray(train_x[rows]), jnp.asarray(dataset.train_y[rows]))
             for rows in (slice(i * STRETCH, (i + 1) * STRETCH) for i in range(stretches))
@@ -161,17 +166,24 @@ class Trainer:
         parts = [slice(start, start + at_once) for start in range(0, len(x), at_once)]
         measured = [_evaluate(self.run, state, x[part], y[part], self.mapped) for part in parts]
         share = np.asarray([len(y[part]) for part in parts]) / len(y)
-        for name in ("accuracy", "loss"):
+        for name in ("accuracy", "loss", *(("top5_accuracy",) if "top5_accuracy" in measured[0] else ())):
             mean = sum(np.asarray(m[name]) * weight for m, weight in zip(measured, share, strict=True))
             self._add(rows, f"{self.measured_on}_{name}", step, mean)
 
     def _align(self, rows, state, step):
         if self.measured_on != "test":
             return
+        self._add_cosines(rows, state, step)
+        for other, hyper in self.onlookers:
+            seen = eqx.tree_at(lambda state: state.hyper, state, hyper)
+            own = {name: getattr(other, name) for name in ("trace", "order", "delay_s", "peak_s", "error_gate")}
+            self._add_cosines(rows, seen, step, **own)
+
+    def _add_cosines(self, rows, state, step, **more):
         cosines = [_align(self.run, state, x, y, self.mapped) for x, y in self.probe]
         for layer in cosines[0] if cosines else ():
             mean = np.mean([np.asarray(stretch[layer]) for stretch in cosines], axis=0)
-            self._add(rows, "alignment", step, mean, layer=layer)
+            self._add(rows, "alignment", step, mean, layer=layer, **more)
 
     def _add(self, rows, metric, step, values, **more):
         for own, value in zip(rows, np.atleast_1d(values), strict=False):  # values may include padding

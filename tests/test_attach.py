@@ -164,6 +164,53 @@ def test_layers_without_bias_and_normalisation_between_layers():
     assert_different(late.layers[0], plain.layers[0])
 
 
+# Which functions are taken for activations.
+
+
+def images(layer, *behind):
+    """A convolution of images and what stands behind it."""
+    conv = eqx.nn.Conv2d(2, 3, 3, padding=1, key=jax.random.key(0))
+    return eqx.nn.Sequential([conv, *behind, eqx.nn.Lambda(jnp.ravel), linear(layer, 2)])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_function_that_mixes_channels_or_pixels_is_none(axis):
+    """What is no activation stays where it is, so that without delay nothing but backprop is left."""
+    model, (x, target) = images(48, eqx.nn.Lambda(lambda z: z * jax.nn.softmax(z, axis))), stretch((2, 4, 4))
+    undelayed = lambda m: cetsim.attach(m, DelayLine(0.0), FixedDelay(0.0))  # noqa: E731
+    assert undelayed(model).layers[0].activation is None
+    assert_same(gradients(model, x, target, undelayed), gradients(model, x, target, lambda m: m), 1e-12)
+
+
+@pytest.mark.parametrize("units", [1, 2, 5])
+def test_functions_that_mix_units_are_none_however_many_there_are(units):
+    mixing = (jax.nn.softmax, lambda z: z - z.max(), lambda z: z - z.min(), lambda z: jax.nn.relu(z - z.mean()))
+    for function in mixing if units > 1 else ():
+        assert default(sequential(linear(4, units), function)).layers[0].activation is None
+    for function in (jnp.tanh, jax.nn.relu, jax.nn.softplus, jnp.sqrt, lambda z: 0 * z):
+        assert default(sequential(linear(4, units), function)).layers[0].activation is not None
+
+
+def test_an_activation_with_a_parameter_for_each_unit():
+    slopes = jnp.linspace(0.1, 0.5, 5)
+    model, (x, target) = sequential(linear(4, 5), eqx.nn.PReLU(slopes), linear(5, 2)), stretch()
+    assert isinstance(default(model).layers[0].activation, eqx.nn.PReLU)
+    sloped = lambda z: jnp.where(z >= 0, z, slopes * z)  # noqa: E731
+    fixed = sequential(model.layers[0], sloped, model.layers[2])
+    (learned, _), (wanted, _) = (gradients(m, x, target, default) for m in (model, fixed))
+    assert_same(learned.layers[::2], wanted.layers[::2], 1e-13)
+
+
+def test_what_stands_behind_may_want_another_shape():
+    to_image = eqx.nn.Lambda(lambda z: z.reshape(1, 2, 2))
+    pools = (eqx.nn.MaxPool2d(2), eqx.nn.AvgPool2d(2), eqx.nn.AvgPool2d(1))
+    for pool in pools:
+        model = sequential(linear(), jax.nn.relu, to_image, pool)
+        np.testing.assert_array_equal(default(model)(jnp.ones(4)), model(jnp.ones(4)))
+    model = images(48, eqx.nn.Lambda(jax.nn.relu), eqx.nn.AvgPool2d(1))
+    assert default(model).layers[0].pool is not None  # not another activation
+
+
 # What is refused.
 
 

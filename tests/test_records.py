@@ -18,7 +18,7 @@ def test_hash_depends_on_the_config_alone_not_on_the_order_of_its_keys():
     one = config_hash({"a": 1, "b": {"c": 0.1, "d": [1, 2]}})
     assert one == config_hash({"b": {"d": [1, 2], "c": 0.1}, "a": 1})
     assert one != config_hash({"b": {"d": [2, 1], "c": 0.1}, "a": 1})
-    assert len(one) == 64
+    assert len(one) == 16
 
 
 def test_hash_refuses_what_is_not_json():
@@ -97,14 +97,14 @@ def test_an_unwritable_folder_is_named(tmp_path):
 def test_results_have_the_columns_promised_then_others(tmp_path):
     Journal(tmp_path).append([record("a", time_s=0.2), record("b", None)])
     header, *lines = (tmp_path / "results.csv").read_text().splitlines()
-    assert header.split(",") == [*COLUMNS, "time_s"]
+    assert header.split(",") == [*COLUMNS, "time_s", "run"]
     assert header.startswith(
         "experiment,scenario,dataset,network,trace,order,delay_s,form,mode,"
         "learning_rate,seed,layer,step,metric,value,error_gate"
     )
     assert lines == [
-        "e,,,,CET,10,4.0,,,,,,20,test_accuracy,0.5,,0.2",
-        "e,,,,CET,10,4.0,,,,,,20,test_accuracy,,,",
+        "e,,,,CET,10,4.0,,,,,,20,test_accuracy,0.5,,0.2,a",
+        "e,,,,CET,10,4.0,,,,,,20,test_accuracy,,,,b",
     ]
 
 
@@ -115,6 +115,63 @@ def test_results_are_read_back_and_unknown_columns_do_no_harm(tmp_path):
     assert (row["trace"], row["order"], row["step"], row["value"]) == ("CET", 10.0, 20.0, 0.5)
     assert row["seed"] is None
     assert row["mood"] == "good"
+
+
+# Where only the table is there.
+
+
+def two_runs() -> list[dict]:
+    """Runs as experiments record them: a metric by step, one by layer, and one that is missing."""
+    first = record("a", learning_rate=1e-3, seed=0, error_gate=1e-8, rise_s=0.0)
+    first["rows"] += [
+        {"metric": "alignment", "step": 20, "value": 0.25, "layer": "layers.0"},
+        {"metric": "train_loss", "step": 20, "value": None},
+    ]
+    return [first, record("b", None, seed=1, learning_rate=3e-4, spread_s=1.5)]
+
+
+def test_a_table_alone_is_gone_on_from(tmp_path):
+    Journal(tmp_path).append(two_runs())
+    table = (tmp_path / "results.csv").read_bytes()
+    (tmp_path / "runs.jsonl").unlink()
+    journal = Journal(tmp_path)
+    assert list(journal.records) == ["a", "b"]
+    journal.write_results()
+    assert (tmp_path / "results.csv").read_bytes() == table
+    journal.append([record("c")])
+    again = Journal(tmp_path)
+    assert list(again.records) == list(read_runs(tmp_path / "runs.jsonl")) == ["a", "b", "c"]
+    assert (tmp_path / "results.csv").read_bytes().startswith(table)
+
+
+def test_what_a_table_tells_of_a_run(tmp_path):
+    Journal(tmp_path).append(two_runs())
+    (tmp_path / "runs.jsonl").unlink()
+    told = Journal(tmp_path).records
+    for written in two_runs():
+        read = told[written["hash"]]
+        assert read["columns"] == written["columns"]
+        values = [(row["metric"], row.get("layer"), row["value"]) for row in read["rows"]]
+        assert values == [(row["metric"], row.get("layer"), row["value"]) for row in written["rows"]]
+
+
+@pytest.mark.parametrize("some", [True, False])
+def test_a_table_that_names_no_runs_is_kept_out_of_harm(tmp_path, some):
+    path = tmp_path / "results.csv"
+    rows = [record("a")["columns"] | record("a")["rows"][0]] * 2
+    path.write_text(to_csv([rows[0] | {"run": "a"}, *rows] if some else rows))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"results.csv has rows that do not say of which `run`.* --fresh, or .* --out"):
+        Journal(tmp_path)
+    assert path.read_bytes() == before
+    path.write_text(to_csv([]))  # nothing to lose
+    assert Journal(tmp_path).records == {}
+
+
+def test_the_journal_counts_more_than_a_table(tmp_path):
+    Journal(tmp_path).append([record("a")])
+    (tmp_path / "results.csv").write_text(to_csv([]))
+    assert list(Journal(tmp_path).records) == ["a"]
 
 
 @pytest.mark.parametrize(

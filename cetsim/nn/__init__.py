@@ -7,6 +7,7 @@ from cetsim.nn.cnn import cnn
 from cetsim.nn.conv import AvgPool2d, Conv2d
 from cetsim.nn.init import xavier
 from cetsim.nn.mlp import mlp
+from cetsim.nn.resnet import resnet20
 from cetsim.nn.synapse import Synapses
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "detach",
     "layer_names",
     "mlp",
+    "resnet20",
     "streaming_init",
     "streaming_value_and_grad",
     "xavier",

@@ -1,5 +1,6 @@
 """Attaching traces to the layers of an Equinox model, and taking them off again."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -141,7 +142,7 @@ def _rewrite_sequential(node, path, make):
             continue
         behind = _until_next_layer(node.layers[i + 1 :])
         absorbs = bool(behind) and _is_elementwise(behind[0], layer)
-        if any(_is_elementwise(other, layer) for other in behind[1:]):
+        if any(_is_elementwise(other, layer) for other in behind[1:] if not _is_pool([other])):
             raise ValueError(
                 f"an activation stands behind layer {path_name(where)!r}, but not directly or not alone: "
                 "put one activation directly behind its layer"
@@ -196,15 +197,25 @@ def _is_elementwise(function, affine) -> bool:
     # Its own parameters may be traced, inside a loss: any numbers in their place tell the same.
     number = lambda leaf: np.full(leaf.shape, 0.37, leaf.dtype) if checks.is_traced(leaf) else leaf  # noqa: E731
     function = jax.tree.map(number, function)
-    shape = (6,) if isinstance(affine, eqx.nn.Linear) else (1, 2, 3)
-    probe = np.linspace(-1.7, 1.9, 6).reshape(shape)
-    other = np.where(np.arange(6).reshape(shape) == 2, probe, -0.3)
+    shape = _output_shape(affine)
+    numbers = np.linspace(-1.7, 1.9, math.prod(shape))
+    others = np.full_like(numbers, 2.1)
+    kept = len(numbers) // 2
+    numbers[kept] = others[kept] = 0.37
     try:
         with jax.ensure_compile_time_eval():
-            out, changed = np.asarray(function(jnp.asarray(probe))), np.asarray(function(jnp.asarray(other)))
-    except (TypeError, ValueError, IndexError):
+            out, changed = (np.asarray(function(jnp.asarray(probe.reshape(shape)))) for probe in (numbers, others))
+    except Exception:  # what is made for another shape may raise anything
         return False
-    return out.shape == shape and bool(out.ravel()[2] == changed.ravel()[2])
+    return out.shape == shape and bool(out.ravel()[kept] == changed.ravel()[kept])
+
+
+def _output_shape(affine) -> tuple[int, ...]:
+    """Shape of a layer's output, of a small image in a convolution."""
+    channels = affine.weight.shape[0]
+    if isinstance(affine, eqx.nn.Linear):
+        return (channels,)
+    return (2, 3, channels) if getattr(affine, "layout", None) == "channels_last" else (channels, 2, 3)
 
 
 def _block(

@@ -21,10 +21,15 @@ class BatchNorm(eqx.nn.StatefulLayer):
     an exponential average over about `memory` images, updated image by image, so that cutting a stream differently
     changes nothing. In inference (`eqx.nn.inference_mode`) both use the running moments.
 
-        r(t + 1) = d r(t) + (1 - d) m(t)      d = e^(-1/memory)      m(t) = (mean of x, mean of x²) over the image
+        μ(t + 1) = d μ(t) + (1 - d) m(t)      σ²(t + 1) = d σ²(t) + (1 - d) (v(t) + d (m(t) - μ(t))²)
+
+    with m and v the mean and variance over one image and d = e^(-1/memory). Nowhere is a variance a difference of
+    squares: in float32 it would be off by 1e-7 of the mean's square.
 
     **Arguments:** `channels`: number of channels. `statistics`: `"stretch"` or `"running"`. `layout`: see `Conv2d`.
     `axis_name`: of the map over time. `memory`: in images; the default forgets a tenth in 128.
+
+    **Raises:** ValueError for options outside their range.
 
     **Reference:** Ioffe and Szegedy (2015); running moments begin at mean 0 and variance 1.
     """
@@ -50,6 +55,7 @@ class BatchNorm(eqx.nn.StatefulLayer):
         checks.require_in("statistics", statistics, STATISTICS)
         checks.require_in("layout", layout, LAYOUTS)
         checks.require_above("memory", memory, 0.0, " images")
+        checks.require_above("eps", eps, 0.0)
         self.moments = eqx.nn.StateIndex((jnp.zeros(channels), jnp.ones(channels)))
         self.statistics, self.layout, self.axis_name = statistics, layout, axis_name
         self.memory, self.eps, self.inference = float(memory), float(eps), False
@@ -60,26 +66,35 @@ class BatchNorm(eqx.nn.StatefulLayer):
         if self.inference:
             return self._normalised(x, *running), state
         space = (1, 2) if self.layout == "channels_first" else (0, 1)
-        own = jax.lax.stop_gradient((x.mean(space), (x**2).mean(space)))
-        stretch = jax.tree.map(lambda m: jax.lax.all_gather(m, self.axis_name), own)  # [time, channels]
-        steps = jax.lax.psum(1, self.axis_name)
-        averaged = lambda until: self._running(running, stretch, steps, until)  # noqa: E731
+        own = x.mean(space), x.var(space)
+        constant = jax.lax.stop_gradient(own)
+        means, variances = (jax.lax.all_gather(moment, self.axis_name) for moment in constant)  # [time, channels]
+        before, after = self._running(*running, means, variances)
         if self.statistics == "running":
-            used = averaged(jax.lax.axis_index(self.axis_name))
+            used = tuple(moment[jax.lax.axis_index(self.axis_name)] for moment in before)
         else:
-            used = (jax.lax.pmean(x.mean(space), self.axis_name), jax.lax.pmean((x**2).mean(space), self.axis_name))
-        return self._normalised(x, *used), state.set(self.moments, averaged(steps))
+            mean = jax.lax.pmean(own[0], self.axis_name)
+            used = mean, jax.lax.pmean(own[1] + (own[0] - mean) ** 2, self.axis_name)
+        return self._normalised(x, *used), state.set(self.moments, after)
 
-    def _running(self, running, stretch, steps: int, until):
-        """The running moments before step `until` of a stretch that they were `running` at the start of."""
-        lags = until - 1 - jnp.arange(steps)
+    def _running(self, mean, variance, means, variances):
+        """The running moments before each image of a stretch, `[time, channels]`, and after the last."""
+        mean_before, mean_after = self._average(mean, means)
+        apart = math.exp(-1 / self.memory) * (means - mean_before) ** 2
+        variance_before, variance_after = self._average(variance, variances + apart)
+        return (mean_before, variance_before), (mean_after, variance_after)
+
+    def _average(self, start, values):
+        """Exponential average of `values` before each and after the last, from `start` on."""
+        steps = jnp.arange(len(values) + 1)
+        lags = steps[:, None] - 1 - steps[:-1]
         decay = lambda count: jnp.exp(-count / self.memory)  # noqa: E731
-        weights = jnp.where(lags >= 0, -jnp.expm1(-1 / self.memory) * decay(jnp.maximum(lags, 0)), 0.0)
-        fold = lambda r, m: decay(until) * r + jnp.tensordot(weights.astype(m.dtype), m, axes=1, precision="highest")  # noqa: E731
-        return jax.tree.map(fold, running, stretch)
+        weights = jnp.where(lags >= 0, -math.expm1(-1 / self.memory) * decay(jnp.maximum(lags, 0)), 0.0)
+        averages = decay(steps)[:, None].astype(values.dtype) * start
+        averages += jnp.matmul(weights.astype(values.dtype), values, precision="highest")
+        return averages[:-1], averages[-1]
 
-    def _normalised(self, x, mean, square):
+    def _normalised(self, x, mean, variance):
         shape = (-1, 1, 1) if self.layout == "channels_first" else (1, 1, -1)
-        variance = jnp.maximum(square - mean**2, 0.0)
         scale = jax.lax.rsqrt(variance + self.eps).astype(x.dtype)
         return (x - mean.astype(x.dtype).reshape(shape)) * scale.reshape(shape)

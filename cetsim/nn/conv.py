@@ -22,15 +22,31 @@ class Conv2d(eqx.nn.Conv2d):
     """`eqx.nn.Conv2d` with zero padding of half a kernel, in either layout; weights `[out, in, height, width]` in both.
 
     **Arguments:** `layout`: `"channels_first"` acts on `[in, height, width]`, `"channels_last"` on
-    `[height, width, in]`.
+    `[height, width, in]`. The others as in equinox.
+
+    **Raises:** ValueError for an unknown layout or a number below 1.
     """
 
     layout: str = eqx.field(static=True)
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, *, layout, key):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        use_bias: bool = True,
+        *,
+        layout: str,
+        key: Array,
+    ):
         checks.require_in("layout", layout, LAYOUTS)
+        sizes = dict(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
+        for name, value in sizes.items():
+            checks.require_at_least(name, value, 1.0)
         self.layout = layout
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, key=key)
+        padding = kernel_size // 2
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, use_bias=use_bias, key=key)
 
     def __call__(self, x: Float[Array, "..."], *, key=None) -> Float[Array, "..."]:
         """The convolution of one example; `key` is not used."""
@@ -42,13 +58,13 @@ class Conv2d(eqx.nn.Conv2d):
         weight = self.weight.transpose(2, 3, 1, 0)
         axes = ("NHWC", "HWIO", "NHWC")
         out = jax.lax.conv_general_dilated(x[None], weight, self.stride, self.padding, dimension_numbers=axes)
-        return out[0] + self.bias.reshape(-1)
+        return out[0] if self.bias is None else out[0] + self.bias.reshape(-1)
 
 
 class AvgPool2d(eqx.Module):
     """Mean over windows of `size` x `size` that do not overlap.
 
-    **Raises:** ValueError where the image is not a whole number of windows.
+    **Raises:** ValueError for a size below 1, or where the image is not a whole number of windows.
     """
 
     size: int = eqx.field(static=True)
@@ -56,6 +72,7 @@ class AvgPool2d(eqx.Module):
 
     def __init__(self, size: int = 2, *, layout: str):
         checks.require_in("layout", layout, LAYOUTS)
+        checks.require_at_least("size", size, 1.0)
         self.size, self.layout = size, layout
 
     def __call__(self, x: Float[Array, "..."], *, key=None) -> Float[Array, "..."]:

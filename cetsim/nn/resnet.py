@@ -15,27 +15,13 @@ from cetsim.nn.init import xavier
 _BLOCKS = 3  # in each of the three stages: 1 + 3·3·2 convolutions and the linear layer make 20 layers
 
 
-class Convolution(Conv2d):
-    """3 x 3 `Conv2d` without a bias: the batch norm behind it takes off the mean."""
-
-    def __init__(self, before: int, after: int, stride: int = 1, *, layout: str, key: Array):
-        super().__init__(before, after, 3, stride, layout=layout, key=key)
-        self.use_bias, self.bias = False, None
-
-    def __call__(self, x: Float[Array, "..."], *, key=None) -> Float[Array, "..."]:
-        """The convolution of one example; `key` is not used."""
-        axes = "NCHW" if self.layout == "channels_first" else "NHWC"
-        axes = (axes, "OIHW", axes)
-        return jax.lax.conv_general_dilated(x[None], self.weight, self.stride, self.padding, dimension_numbers=axes)[0]
-
-
 class BasicBlock(eqx.nn.StatefulLayer):
     """Two convolutions and a way around them, relu(N(W2 relu(N(W1 x))) + shortcut(x)), N being batch norm.
 
     The shortcut has no parameters: it takes every `stride`-th pixel and adds channels of zeros behind those there are.
     """
 
-    convs: tuple[Convolution, Convolution]
+    convs: tuple[Conv2d, Conv2d]
     norms: tuple[BatchNorm, BatchNorm]
     layout: str = eqx.field(static=True)
     stride: int = eqx.field(static=True)
@@ -64,7 +50,7 @@ class BasicBlock(eqx.nn.StatefulLayer):
 class ResNet(eqx.nn.StatefulLayer):
     """A convolution, residual blocks, the mean over the image and a linear layer; made by `resnet20`."""
 
-    stem: Convolution
+    stem: Conv2d
     norm: BatchNorm
     blocks: tuple[BasicBlock, ...]
     head: eqx.nn.Linear
@@ -82,8 +68,9 @@ class ResNet(eqx.nn.StatefulLayer):
         return self.head(jnp.moveaxis(y, channel, 0).mean((1, 2))), state
 
 
-def _convolution(before: int, after: int, stride: int, layout: str, key) -> Convolution:
-    return xavier(Convolution(before, after, stride, layout=layout, key=key), key)
+def _convolution(before: int, after: int, stride: int, layout: str, key) -> Conv2d:
+    """3 x 3, without a bias: the batch norm behind it takes off the mean."""
+    return xavier(Conv2d(before, after, stride=stride, use_bias=False, layout=layout, key=key), key)
 
 
 def _channel_axis(layout: str) -> int:

@@ -1,0 +1,21 @@
+"""Cosine between a trace's update and the true gradient, per layer, against delay, order and training time."""
+
+from functools import partial
+
+from experiments import alignment_report, vision_study
+from experiments.options.alignment import Alignment
+from experiments.vision_conditions import Condition, backprop_condition, base_condition, delayed_traces
+
+
+def groups(options: Alignment) -> list[list[Condition]]:
+    """Every trace at every delay, and backprop once."""
+    delayed = [
+        [base_condition(options, trace, order, delay, error_gate=options.error_gate)]
+        for delay in options.delays
+        for trace, order in delayed_traces(options.orders)
+    ]
+    return [[backprop_condition(options)], *delayed]
+
+
+STUDY = vision_study.Study(groups, alignment_report.report)
+prepare, run, redraw = (partial(step, STUDY) for step in (vision_study.prepare, vision_study.run, vision_study.redraw))

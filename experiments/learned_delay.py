@@ -1,0 +1,178 @@
+"""The peak of a cascade, learned from the task while the network learns: started wrong, does it end at the delay?"""
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from cetsim import data
+from experiments import delay_learning, learned_delay_report, provenance, vision_study
+from experiments.delay_learning import Rule
+from experiments.options.learned_delay import LearnedDelay
+from experiments.progress import Reporter, format_seconds
+from experiments.records import SCHEMA, Journal, config_hash
+from experiments.vision_conditions import Condition, Stage, base_condition
+from experiments.vision_training import Trainer
+
+
+@dataclass(frozen=True)
+class LearnedCondition(Condition):
+    """A run whose peak starts at `peak_s` and is learned by `method`, or stays there if that is `"held"`."""
+
+    method: str = "held"
+    learn_every: int = 0
+    step_size: float = 0.0
+    stretches: int = 0
+    horizon: int = 0
+    perturbation: float = 0.0
+
+    @property
+    def rule(self) -> Rule | None:
+        """How the peak is learned."""
+        if self.method == "held":
+            return None
+        return Rule(self.method, self.order, self.stretches, self.horizon, self.perturbation)
+
+
+def groups(options: LearnedDelay) -> list[list[LearnedCondition]]:
+    """The peak held right, and for each start the peak held there and learned from there by every method."""
+    held = LearnedCondition(
+        **asdict(base_condition(options, "CET", options.order, options.delay, error_gate=options.error_gate))
+    )
+    conditions = [held]
+    for start in options.starts:
+        wrong = replace(held, peak_s=round(start * options.delay, 9))
+        conditions += [wrong, *(_learned(wrong, method, options) for method in options.methods)]
+    return [[condition] for condition in conditions]
+
+
+def _learned(start: LearnedCondition, method: str, options: LearnedDelay) -> LearnedCondition:
+    """The condition that learns from there; what its method does not use is left at 0, and does not name its runs."""
+    names = (
+        "learn_every",
+        "step_size",
+        "stretches",
+        *(("horizon", "perturbation") if method == "perturbation" else ()),
+    )
+    return replace(start, method=method, **{name: getattr(options, name) for name in names})
+
+
+class DelayTrainer(Trainer):
+    """Trains conditions as its parent does, moving the peak of their traces on the way.
+
+    **Arguments:** as the parent's; the conditions of a trainer share one rule.
+    """
+
+    def __init__(self, stage: Stage, like: LearnedCondition, width: int):
+        super().__init__(stage, like, width)
+        self.rule, self.every, self.largest = like.rule, like.learn_every, like.step_size
+
+    def train(self, conditions: list[LearnedCondition], on_progress) -> list[tuple[list[dict], bool, float]]:
+        """Trains the conditions from scratch; rows of the peak along the way are added to the parent's."""
+        padded = conditions + [conditions[-1]] * (self.width - len(conditions))
+        log_peaks = jnp.log(jnp.asarray([condition.peak_s for condition in padded]))
+        self.log_peak = log_peaks if self.mapped else log_peaks[0]
+        self.updates, self.path = 0, []
+        results = super().train(conditions, on_progress)
+        rows, steps = [own for own, _, _ in results], self.settings.steps
+        for step, log_peak in [*self.path, (steps, self.log_peak)]:
+            self._add(rows, "learned_peak_s", step, np.exp(log_peak))
+        extra = len(self.path) * self.rule.cost if self.rule else 0
+        self._add(rows, "extra_stretches", steps, np.full(len(padded), extra))
+        return results
+
+    def _advance(self, state, steps: int):
+        """The state after `steps` updates, between which the peak moves, and their mean loss."""
+        if self.rule is None:
+            return super()._advance(state, steps)
+        total, end = 0.0, self.updates + steps
+        while self.updates < end:
+            since = self.updates % self.every
+            state = state if since else self._move(state)
+            length = min(self.every - since, end - self.updates)
+            state, loss = super()._advance(state, length)
+            total, self.updates = total + length * loss, self.updates + length
+        return state, total / steps
+
+    def _move(self, state):
+        self.path.append((self.updates, self.log_peak))
+        size = delay_learning.step_size(self.largest, self.updates / self.settings.steps)
+        state, self.log_peak = _learn(self.run, self.rule, state, self.log_peak, jnp.asarray(size), self.mapped)
+        return state
+
+
+@eqx.filter_jit
+def _learn(run, rule, state, log_peak, size, mapped):
+    one = lambda state, log_peak: delay_learning.learn(run, rule, state, log_peak, size)  # noqa: E731
+    return (eqx.filter_vmap(one) if mapped else one)(state, log_peak)
+
+
+def run(prepared: tuple[LearnedDelay, data.Dataset]) -> None:
+    """Trains what is not finished, writes records, table and figure."""
+    options, dataset = prepared
+    if options.fresh:
+        vision_study.remove_outputs(options.folder)
+    journal, stage = Journal(options.folder), Stage("test", options, dataset, options.steps)
+    rate = options.learning_rates[0]
+    runs = [
+        replace(only, learning_rate=rate, seed=seed) for seed in range(options.seeds) for (only,) in groups(options)
+    ]
+    with Reporter() as reporter:
+        _train(stage, runs, journal, reporter)
+    journal.write_results()
+    paths = learned_delay_report.report(journal.rows(stage.hashes(runs)), options)
+    print(f"\nresults: {options.folder / 'results.csv'}")
+    print("\n".join(f"figure:  {path}" for path in paths))
+
+
+def _train(stage: Stage, runs: list[LearnedCondition], journal: Journal, reporter: Reporter) -> None:
+    """Trains the runs that are not finished, those of one rule a group at a time, and records each group."""
+    todo = [condition for key, condition in stage.hashes(runs).items() if key not in journal.records]
+    reporter.expect("training", todo, stage.steps)
+    origin = provenance.describe() if todo else {}
+    for rule in dict.fromkeys(condition.rule for condition in todo):
+        alike = [condition for condition in todo if condition.rule == rule]
+        width = min(stage.options.batch_conditions, len(alike))
+        trainer = DelayTrainer(stage, alike[0], width)
+        for start in range(0, len(alike), width):
+            group = alike[start : start + width]
+            reporter.working_on(_describe(group[0]))
+            results = trainer.train(group, reporter.advance)
+            records = [
+                _record(stage, condition, rows, seconds) | origin
+                for condition, (rows, _, seconds) in zip(group, results, strict=True)
+            ]
+            journal.append(records)
+            reporter.finished(len(group), [_outcome(c, record) for c, record in zip(group, records, strict=True)])
+
+
+def _record(stage: Stage, condition: LearnedCondition, rows: list[dict], seconds: float) -> dict:
+    config, seconds = stage.config(condition), round(seconds, 3)
+    return {
+        "schema": SCHEMA,
+        "hash": config_hash(config),
+        "config": config,
+        "wall_s": seconds,
+        "finished": provenance.now(),
+        "columns": stage.columns(condition),
+        "rows": [*rows, {"metric": "wall_s", "step": stage.steps, "value": seconds}],
+    }
+
+
+def _describe(condition: LearnedCondition) -> str:
+    way = "held at" if condition.rule is None else f"{condition.method} from"
+    return f"{way} {condition.peak_s:g} s, seed {condition.seed}"
+
+
+def _outcome(condition: LearnedCondition, record: dict) -> str:
+    values = {row["metric"]: row["value"] for row in record["rows"]}  # the last of each
+    if values["diverged"]:
+        return f"{_describe(condition)}: diverged; recorded as such"
+    end = f"peak {values['learned_peak_s']:.3g} s, test accuracy {values['test_accuracy']:.4f}"
+    return f"{_describe(condition)}: {end} ({format_seconds(record['wall_s'])})"
+
+
+STUDY = vision_study.Study(groups, learned_delay_report.report)
+prepare, redraw = partial(vision_study.prepare, STUDY), partial(vision_study.redraw, STUDY)
