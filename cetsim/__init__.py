@@ -1,6 +1,6 @@
 """cetsim: learning when credit arrives late, with cascading eligibility traces as exact linear state-space scans."""
 
-from cetsim import credit, data, kernels, metrics, nn, state_space, streams, train
+from cetsim import credit, data, kernels, metrics, nn, presentation, state_space, streams, train
 from cetsim.delays import AbstractDelay, FixedDelay, RandomDelay
 from cetsim.nn import attach, detach, layer_names, streaming_init, streaming_value_and_grad
 from cetsim.traces import (
@@ -30,6 +30,7 @@ __all__ = [
     "layer_names",
     "metrics",
     "nn",
+    "presentation",
     "state_space",
     "streaming_init",
     "streaming_value_and_grad",

@@ -4,7 +4,16 @@ import importlib
 import sys
 import textwrap
 
-from experiments.options import alignment, behavioral_vision, kernel_shape, kernels, learned_delay, random_delay, tuned_traces
+from experiments.options import (
+    alignment,
+    behavioral_vision,
+    kernel_shape,
+    kernels,
+    learned_delay,
+    random_delay,
+    streaming_vision,
+    tuned_traces,
+)
 
 USAGE = "python -m experiments NAME [options]"
 # name -> (module with `prepare`, `run` and `redraw`; options; presets)
@@ -15,6 +24,7 @@ EXPERIMENTS = {
     "kernel-shape": ("kernel_shape", kernel_shape.KernelShape, kernel_shape.PRESETS),
     "tuned-traces": ("tuned_traces", tuned_traces.TunedTraces, tuned_traces.PRESETS),
     "learned-delay": ("learned_delay", learned_delay.LearnedDelay, learned_delay.PRESETS),
+    "streaming-vision": ("streaming_vision", streaming_vision.StreamingVision, streaming_vision.PRESETS),
     "kernels": ("kernels", kernels.Kernels, kernels.PRESETS),
 }
 

@@ -1,4 +1,8 @@
-"""Cosine between a trace's update and the true gradient, per layer, against delay, order and training time."""
+"""Cosine between a trace's update and the true gradient, per layer, against delay, order and training time.
+
+All traces are measured at the same weights, along a run of backprop: networks trained with different traces are at
+different places, where the same trace would be aligned differently (that is what behavioral-vision draws).
+"""
 
 from functools import partial
 
@@ -8,14 +12,18 @@ from experiments.vision_conditions import Condition, backprop_condition, base_co
 
 
 def groups(options: Alignment) -> list[list[Condition]]:
-    """Every trace at every delay, and backprop once."""
-    delayed = [
-        [base_condition(options, trace, order, delay, error_gate=options.error_gate)]
+    """Backprop, which all traces watch."""
+    return [[backprop_condition(options)]]
+
+
+def onlookers(options: Alignment) -> list[Condition]:
+    """Every trace at every delay."""
+    return [
+        base_condition(options, trace, order, delay, error_gate=options.error_gate)
         for delay in options.delays
         for trace, order in delayed_traces(options.orders)
     ]
-    return [[backprop_condition(options)], *delayed]
 
 
-STUDY = vision_study.Study(groups, alignment_report.report)
+STUDY = vision_study.Study(groups, alignment_report.report, onlookers)
 prepare, run, redraw = (partial(step, STUDY) for step in (vision_study.prepare, vision_study.run, vision_study.redraw))

@@ -161,7 +161,7 @@ def _ticks(values: list[float], columns: int) -> list[float]:
 def _note(cosines: Cosines, columns: int) -> str:
     text = (
         f"{cosines.note()}. Cosine of the angle between the trace's update of a layer's weights and the gradient of "
-        "the loss over the images whose signals arrive; 1 is backprop. Each is measured at the weights of its own run. "
+        f"the loss over the images whose signals arrive; 1 is backprop. {cosines.where} "
         f"{_setting(cosines.peak_ratio)} (ET: its time constant)."
     )
     if cosines.gate:

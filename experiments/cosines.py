@@ -23,14 +23,18 @@ class Cosines:
     """
 
     def __init__(self, rows: list[dict]):
-        diverged = {row["run"] for row in rows if row["metric"] == "diverged" and row["value"]}
+        diverged = {_run(row) for row in rows if row["metric"] == "diverged" and row["value"]}
         rows = [row for row in rows if row["metric"] == "alignment" and row["trace"] != "backprop"]
-        sound = [row for row in rows if row["run"] not in diverged and row["value"] is not None]
+        sound = [row for row in rows if _run(row) not in diverged and row["value"] is not None]
         if not sound:
             raise ValueError("there are no cosines to draw: no run with a trace has been finished without diverging")
         rows = _of_one_setting(sound)
         self._curves = _longest(rows)
         self.dataset, self.network, self.form, self.mode = (rows[-1][name] for name in _SUBJECT)
+        # One run for several traces: they were measured at the weights of another rule.
+        together = len({(_run(row), row["trace"], row["order"]) for row in rows}) > len({_run(row) for row in rows})
+        self.where = f"{'All are' if together else 'Each is'} measured at the weights of "
+        self.where += "the same run, of backprop." if together else "its own run."
         self.gate, self.rates = rows[-1]["error_gate"], sorted({row["learning_rate"] for row in rows})
         self.peak_ratio = _peak_ratio(rows[-1])
         self.traces = sorted({trace for trace, _, _ in self._curves}, key=_rank)
@@ -69,9 +73,15 @@ class Cosines:
         return f"{subject(self)}, {figures.gate_name(self.gate)}, {extent(self)}, {rate}"
 
 
+def _run(row: dict):
+    """What tells a run's rows from others'; tables of version 0.1.0 do not name runs."""
+    of_older = ("trace", "order", "delay_s", "error_gate", "learning_rate", "seed", *_SUBJECT)
+    return row.get("run") or tuple(row[name] for name in of_older)
+
+
 def _of_one_setting(rows: list[dict]) -> list[dict]:
     rows = [row for row in rows if all(row[name] == rows[-1][name] for name in _SUBJECT)]
-    counts = Counter({row["run"]: _setting(row) for row in rows}.values())
+    counts = Counter({_run(row): _setting(row) for row in rows}.values())
     return [row for row in rows if _setting(row) == counts.most_common(1)[0][0]]
 
 
@@ -87,7 +97,7 @@ def _longest(rows: list[dict]) -> dict[tuple, dict]:
     """(trace, order), delay and seed -> {layer: {step: cosine}}, of the longest run there."""
     runs: dict[tuple, dict] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        where = (row["trace"], int(row["order"])), row["delay_s"], int(row["seed"]), row["run"]
+        where = (row["trace"], int(row["order"])), row["delay_s"], int(row["seed"]), _run(row)
         runs[where][row["layer"]][int(row["step"])] = row["value"]
     longest: dict[tuple, tuple] = {}
     for (*where, _), layers in runs.items():

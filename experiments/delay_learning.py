@@ -61,8 +61,8 @@ def learn(run: SupervisedRun, rule: Rule, state: TrainState, log_peak: Float[Arr
 
 
 def step_size(largest: float, progress: float) -> float:
-    """Size of a step: the largest one in the first half of a run (`progress` 0 to 1), then down a cosine to 0."""
-    return largest * 0.5 * (1 + math.cos(math.pi * max(0.0, 2 * progress - 1)))
+    """Size of a step: the largest one at first, then down a cosine to 0 at the end of the run (`progress` 0 to 1)."""
+    return largest * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def slope(run: SupervisedRun, rule: Rule, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:

@@ -199,6 +199,7 @@ def _describe(stage: Stage, condition: Condition) -> str:
     for name, plain in (("peak_s", condition.delay_s), ("spread_s", 0.0), ("run_length", 1), ("interpolation", 1)):
         value = getattr(condition, name)
         where += f", {name.removesuffix('_s').replace('_', ' ')} {value:g}" if value != plain else ""
+    where += f" ({condition.distribution})" if condition.distribution else ""
     where += f", carried, update every {condition.update_every}" if condition.mode == "carry" else ""
     if stage.measured_on == "validation":
         return f"{where}, learning rate {condition.learning_rate:g}"

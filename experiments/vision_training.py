@@ -7,6 +7,7 @@ be vmapped.
 
 import math
 import time
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -103,7 +104,8 @@ class Trainer:
         self.run = SupervisedRun(make_model(stage, like), train_x, dataset.train_y, self.settings)
         self.test = jnp.asarray(shape(dataset.test_x)), jnp.asarray(dataset.test_y)
         stretches = min(ALIGNMENT_STRETCHES["cnn" if self.convolves else "mlp"], len(train_x) // STRETCH)
-        self.onlookers = [(other, hyperparameters(other)) for other in stage.onlookers]
+        rate = like.learning_rate  # that of a trace which trains nothing is of no account
+        self.onlookers = [(c, hyperparameters(replace(c, learning_rate=rate))) for c in stage.onlookers]
         self.probe = [
             (jnp.asarray(train_x[rows]), jnp.asarray(dataset.train_y[rows]))
             for rows in (slice(i * STRETCH, (i + 1) * STRETCH) for i in range(stretches))

@@ -18,7 +18,7 @@ from experiments.options.behavioral_vision import BehavioralVision
 
 TINY = (
     *("alignment", "--delays", "0.2", "0.4", "--orders", "2", "--hidden", "8", "--seeds", "1"),
-    *("--steps", "4", "--learning-rates", "1e-3", "--batch-conditions", "8"),
+    *("--steps", "4", "--learning-rates", "1e-3"),
 )
 LATE = Hyperparameters(1e-2, cetsim.CascadingTrace(4, 0.8), cetsim.FixedDelay(0.8))
 
@@ -102,10 +102,9 @@ def test_it_goes_beside_the_updates_of_a_run():
 # What the experiment runs.
 
 
-def test_every_trace_at_every_delay_and_backprop_once():
-    groups = alignment.groups(Alignment(delays=(0.2, 4.0), orders=(2, 20), error_gate=1e-6))
-    backprop, *delayed = [group[0] for group in groups]
-    assert all(len(group) == 1 for group in groups)
+def test_every_trace_at_every_delay_looks_on_at_backprop():
+    options = Alignment(delays=(0.2, 4.0), orders=(2, 20), error_gate=1e-6)
+    ((backprop,),), delayed = alignment.groups(options), alignment.onlookers(options)
     assert (backprop.trace, backprop.delay_s, backprop.error_gate) == ("backprop", 0.0, 0.0)
     assert len(set(delayed)) == len(delayed) == 2 * 4
     assert {(c.trace, c.order) for c in delayed} == {("ET", 1), ("CET", 2), ("CET", 20), ("delay line", 0)}
@@ -128,7 +127,8 @@ def test_presets_pass_their_own_checks_and_are_named(preset):
         (("--orders", "1"), "--orders must be 2 to 64"),
         (("--error-gate", "-1"), "--error-gate must be at least 0, got -1"),
         (("--error-gate", "nan"), "--error-gate must be at least 0, got nan"),
-        (("--selection-delay", "0.3"), "--selection-delay must be multiples of the 0.2 s of an image, got 0.3"),
+        (("--selection-delay", "2"), "--selection-delay must be left out: only backprop trains, got 2"),
+        (("--batch-conditions", "4"), "--batch-conditions must be 1: traces look on at one run, got 4"),
         (("--preset", "paper"), "invalid choice 'paper'"),
         (("--plot-only",), "run the experiment first, without --plot-only"),
     ],
@@ -207,6 +207,12 @@ def test_the_longest_run_counts_then_the_last():
         assert list(Cosines(rows).along(("ET", 1), 2.0, "layers.0")) == [0, 30]
     cosines = Cosines(rows_of() + [row | {"value": 0.5} for row in rows_of(learning_rate=3e-3)])
     assert cosines.at_end(("ET", 1), 2.0, "layers.0") == [0.5, 0.5]
+
+
+def test_tables_of_version_0_1_0_do_not_name_runs():
+    dropped = ("run", "peak_s")
+    older = [{name: value for name, value in row.items() if name not in dropped} for row in rows_of()]
+    assert alignment_report.table(Cosines(older)) == alignment_report.table(Cosines(rows_of()))
 
 
 def test_one_setting_is_drawn():

@@ -201,6 +201,40 @@ def test_an_activation_with_a_parameter_for_each_unit():
     assert_same(learned.layers[::2], wanted.layers[::2], 1e-13)
 
 
+def test_activations_are_found_wherever_a_model_is_attached():
+    """Inside maps and derivatives too, where relu is traced even if its argument is known."""
+    x, target = stretch()
+    found = []
+
+    def update(seed):
+        model = cetsim.nn.mlp((4, 5, 2), key=jax.random.key(seed))
+        attach = lambda m: found.append(default(m)) or found[-1]  # noqa: E731
+        grads = eqx.filter_grad(lambda m: half_square(attach(m), x, target))(model)
+        return jax.tree.leaves(grads)
+
+    alone = jax.jit(update)
+    mapped, looped = (jax.jit(lambda seeds, over=over: over(update, seeds)) for over in (vmapped, jax.lax.map))
+    for together in (mapped(jnp.arange(2)), looped(jnp.arange(2))):
+        for seed in (0, 1):
+            assert_same([leaf[seed] for leaf in together], alone(seed), 1e-13)
+    for model in found:
+        assert [block.activation is None for block in model.layers[::2]] == [False, True]
+
+
+def vmapped(function, over):
+    return jax.vmap(function)(over)
+
+
+def test_an_activation_that_closes_over_a_traced_value_is_refused():
+    """Nobody could tell whether it is one; one that holds the value in a field is found."""
+    closure = lambda slope: lambda z: jnp.where(z >= 0, z, slope * z)  # noqa: E731
+    attach = lambda slope, make: default(sequential(linear(), make(slope))).layers[0].activation  # noqa: E731
+    with pytest.raises(ValueError, match=r"is an activation cannot be told, .* make it an eqx.Module that holds"):
+        jax.jit(lambda slope: attach(slope, closure) and 0)(0.2)
+    jax.jit(lambda slope: isinstance(attach(slope, eqx.nn.PReLU), eqx.nn.PReLU) or 1 / 0)(0.2)
+    assert attach(0.2, closure) is not None
+
+
 def test_what_stands_behind_may_want_another_shape():
     to_image = eqx.nn.Lambda(lambda z: z.reshape(1, 2, 2))
     pools = (eqx.nn.MaxPool2d(2), eqx.nn.AvgPool2d(2), eqx.nn.AvgPool2d(1))

@@ -1,4 +1,4 @@
-"""Streams that learn as they go: `SupervisedRun` in the mode carry is a literal simulation, one step of time after another.
+"""Learning as it goes: `SupervisedRun` in the mode carry is a literal simulation, one step of time after another.
 
 The simulation is numpy from the definitions: every synapse keeps its own trace, stepped through time; errors wait in a
 queue until they are due; weights change by an AdamW written out here. It shares with the library the trace's `step`,

@@ -204,10 +204,22 @@ def _is_elementwise(function, affine) -> bool:
     numbers[kept] = others[kept] = 0.37
     try:
         with jax.ensure_compile_time_eval():
-            out, changed = (np.asarray(function(jnp.asarray(probe.reshape(shape)))) for probe in (numbers, others))
+            out, changed = (np.asarray(_apply(function, probe.reshape(shape))) for probe in (numbers, others))
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError(
+            f"whether {function!r} is an activation cannot be told, since it uses a value that is traced here: "
+            "make it an eqx.Module that holds the value in a field"
+        ) from error
     except Exception:  # what is made for another shape may raise anything
         return False
     return out.shape == shape and bool(out.ravel()[kept] == changed.ravel()[kept])
+
+
+@eqx.filter_jit
+def _apply(function, x):
+    # Compiled, since functions with a derivative of their own, such as relu, are traced under a vmap otherwise, even
+    # where everything is to be evaluated at once.
+    return function(x)
 
 
 def _output_shape(affine) -> tuple[int, ...]:
