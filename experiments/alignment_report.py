@@ -74,8 +74,9 @@ def draw(rows: list[dict], folder: Path) -> list[Path]:
             row[0].set_ylabel(panel.y)
         for axis, name in zip(axes[0], layers.values(), strict=True):
             axis.set_title(name)
-        low = min(axes[0, 0].get_ylim()[0], -0.03)
-        axes[0, 0].set(ylim=(low, 1.05), yticks=(0, 0.5, 1))
+        low = axes[0, 0].get_ylim()[0]
+        low = 0.5 if low > 0.5 else min(low, -0.03)
+        axes[0, 0].set(ylim=(low, 1.0 + 0.05 * (1.0 - low)), yticks=(0.5, 0.75, 1) if low == 0.5 else (0, 0.5, 1))
         handles, labels = axes[-1, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
         figures.footnote(figure, _note(cosines, len(layers)))

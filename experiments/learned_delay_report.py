@@ -5,6 +5,9 @@ import textwrap
 from collections import defaultdict
 from pathlib import Path
 
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
 from experiments import figures
 from experiments.options.learned_delay import LearnedDelay
 from experiments.vision_report import cell, extent, subject
@@ -12,8 +15,12 @@ from experiments.vision_report import cell, extent, subject
 BAND = 0.1  # of the delay, around it
 NOTE_WIDTH = 62  # letters
 _SUBJECT = ("dataset", "network", "form", "mode", "delay_s", "order", "error_gate", "learning_rate")
-_HELD_RIGHT = dict(color="#000000", linestyle=(0, (2, 1.5)), marker="")
-_COLORS = {"held": "#888888", "alignment": "#0072B2", "perturbation": "#D55E00"}
+_STYLES = {  # methods mostly agree: the wide line shows below the narrow one
+    "held": dict(color="#999999"),
+    "alignment": dict(color="#56B4E9", linewidth=2.8),
+    "perturbation": dict(color="#D55E00", linewidth=1.0),
+}
+_HELD_RIGHT = dict(color="#000000", linestyle=(0, (2, 1.5)))
 _SHORT, _LONG = dict(marker="^", linestyle="-"), dict(marker="v", linestyle=(0, (5, 1)))  # by where a peak starts
 
 
@@ -77,7 +84,7 @@ def _series(rows: list[dict]) -> dict[str, list[tuple]]:
 
 
 def _rank(method: str) -> int:
-    return list(_COLORS).index(method)
+    return list(_STYLES).index(method)
 
 
 def report(rows: list[dict], options: LearnedDelay) -> list[Path]:
@@ -125,25 +132,36 @@ def _errors(peaks: list[float | None], delay: float) -> str:
 
 def draw(results: Results, folder: Path) -> list[Path]:
     """The peak, and the loss, against the network's updates."""
-    with figures.new_figure(2, 5.4, sharex=True) as (figure, (above, below)):
+    with figures.new_figure(2, 5.2, sharex=True) as (figure, (above, below)):
         _draw_peaks(above, results)
         _draw_losses(below, results)
         below.set_xlabel("updates of the network")
-        figure.legend(*below.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        figure.legend(handles=_legend(results), loc="outside upper center", ncols=2)
+        best = f"{best_peak(results.delay, results.order):.3g} s"
         note = (
-            f"{results.settings}. Colour: what moves the peak; marks: whether it starts too short (▲) or too long (▼). "
-            f"Thin lines: seeds; thick: their mean. Band: delay ± {100 * BAND:g} %. Dotted: where the update is best "
-            "aligned if images are unrelated, (n-1)/(n-1/2) of the delay."
+            f"{results.settings}. ▲ starts too short, ▼ too long. Thick: mean over seeds; thin: seeds. Grey band: "
+            f"delay ± {100 * BAND:g} %. Dotted: where the update is best aligned if images are unrelated, {best}."
         )
         figures.footnote(figure, textwrap.fill(note, NOTE_WIDTH))
         return figures.save(figure, folder, "learned-delay")
+
+
+def _legend(results: Results) -> list[Line2D]:
+    """A line for each method; starts are told by marks."""
+    lines = []
+    for method in dict.fromkeys(method for method, _ in results.runs):
+        if method == "held":
+            lines.append(Line2D([], [], **_HELD_RIGHT, label=f"held right, {results.delay:g} s"))
+        name = "held wrong" if method == "held" else f"learned by {method}"
+        lines.append(Line2D([], [], **_STYLES[method], label=name))
+    return lines
 
 
 def _style(results: Results, key: tuple) -> dict:
     method, start = key
     if start == results.delay:
         return _HELD_RIGHT
-    return dict(color=_COLORS[method]) | (_SHORT if start < results.delay else _LONG)
+    return _STYLES[method] | (_SHORT if start < results.delay else _LONG)
 
 
 def _draw_peaks(axis, results: Results) -> None:
@@ -165,15 +183,16 @@ def _draw_peaks(axis, results: Results) -> None:
 
 def _draw_losses(axis, results: Results) -> None:
     for key in results.runs:
-        method, start = key
-        way = f"held at {start:g} s" if method == "held" else f"{method}, from {start:g} s"
-        _draw_seeds(axis, results, key, "train_loss", label=way)
+        _draw_seeds(axis, results, key, "train_loss")
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_ylabel("training loss")
     axis.set_title("b  What the network learns meanwhile", loc="left")
 
 
-def _draw_seeds(axis, results: Results, key: tuple, metric: str, label: str | None = None) -> None:
+def _draw_seeds(axis, results: Results, key: tuple, metric: str) -> None:
     """Each seed thin, their mean over them; a run that diverged has no line."""
     style = _style(results, key)
     runs = [run[metric] for run in results.runs[key] if not run["diverged"][-1][1]]
@@ -181,6 +200,8 @@ def _draw_seeds(axis, results: Results, key: tuple, metric: str, label: str | No
         return
     steps = [step for step, _ in runs[0]]
     for run in runs:
-        axis.plot(steps, [value for _, value in run], color=style["color"], linewidth=0.5, alpha=0.5, zorder=2)
+        axis.plot(steps, [value for _, value in run], color=style["color"], linewidth=0.5, alpha=0.6, zorder=2)
     mean = [statistics.mean(values) for values in zip(*([v for _, v in run] for run in runs), strict=True)]
-    axis.plot(steps, mean, **style, markevery=(0, max(1, len(steps) // 8)), label=label, zorder=3)
+    every = max(1, len(steps) // 8)
+    first = list(_STYLES).index(key[0]) * every // len(_STYLES)  # marks of different methods stand apart
+    axis.plot(steps, mean, **style, markevery=(first, every), zorder=3)

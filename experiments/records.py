@@ -155,22 +155,28 @@ def _require_record(record) -> None:
 
 def records_of(rows: list[dict]) -> dict[str, dict]:
     """What a table, each row of which names its `run`, can tell of the records it was made from, by hash."""
-    records: dict[str, dict] = {}
+    runs: dict[str, list[dict]] = {}
     for row in rows:
-        known = {name: value for name, value in row.items() if value not in (None, "")}
-        shared = {name: value for name, value in known.items() if name not in (*_OF_A_ROW, "run")}
-        record = records.setdefault(row["run"], {"hash": row["run"], "columns": shared, "rows": []})
-        # What is the same in all rows of a run is the run's.
-        record["columns"] = {n: v for n, v in record["columns"].items() if shared.get(n) == v}
-        record["rows"].append(known | {"value": row["value"]})
-    return records
+        runs.setdefault(row["run"], []).append(row)
+    return {name: _record_of(name, own) for name, own in runs.items()}
+
+
+def _record_of(name: str, rows: list[dict]) -> dict:
+    """One run's record: what is the same in all its rows is the run's, empty cells too, so that a table stays as is."""
+    own = {*_OF_A_ROW, "run"}
+    columns = {n: v for n, v in rows[0].items() if n not in own and all(row[n] == v for row in rows)}
+    differs = lambda n, v: n not in columns and n != "run" and (n == "value" or v not in (None, ""))  # noqa: E731
+    rows = [{n: v for n, v in row.items() if differs(n, v)} for row in rows]
+    return {"hash": name, "columns": columns, "rows": rows}
 
 
 def to_csv(rows: list[dict]) -> str:
-    """Rows as CSV: the common columns, then any the experiment adds, missing values empty."""
-    extra = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in COLUMNS]
+    """Rows as CSV: the common columns, any the experiment adds, and last the run; missing values empty."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    extra = [name for name in names if name not in (*COLUMNS, "run")]
+    run = ["run"] if "run" in names else []
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*COLUMNS, *extra], restval="", lineterminator="\n")
+    writer = csv.DictWriter(out, [*COLUMNS, *extra, *run], restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()

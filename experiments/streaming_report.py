@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments import figures
-from experiments.options.common import STRETCH
+from experiments.options.common import DT, STRETCH
 from experiments.options.streaming_vision import StreamingVision
 from experiments.vision_report import cell, extent, subject
 
@@ -161,12 +161,13 @@ def _costs(streams: Streams, line: dict) -> dict[tuple, list[dict]]:
 
 def draw(streams: Streams, folder: Path) -> list[Path]:
     """Accuracy against delay, against the order of images, and against the images of an update."""
-    long = f"Delay {streams.order_delay:g} s. " if streams.order_delay else ""
-    blended = "With n steps of 0.2 s per image, blended into the next, the same time shows 1/n as many images. "
+    alike = f"Weights change every {STRETCH} images."
+    blended = f"With n steps of {DT:g} s per image, blended into the next, the same time shows 1/n as many images."
+    updates = "The same images in all: the fewer to an update, the more updates; the gate closes on the same ones."
     files = [
-        ("streaming-vision", ["delay_s"], streams.modes, ""),
-        ("input-order", ["run_length", "interpolation"], streams.modes, long + blended),
-        ("update-every", ["update_every"], ["carry"], long + "One learning rate for all, whatever the updates made. "),
+        ("streaming-vision", ["delay_s"], streams.modes, alike),
+        ("input-order", ["run_length", "interpolation"], streams.modes, f"{alike} {blended}"),
+        ("update-every", ["update_every"], ["carry"], updates),
     ]
     paths = []
     for name, varied, modes, text in files:
@@ -189,13 +190,14 @@ def _draw(streams: Streams, folder: Path, name: str, rows: list[str], modes: lis
             axis.set_title(f"{mode}: {MODES[mode]}", loc="left", fontsize=7)
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
         lost = f" Left out: {streams.diverged} runs that diverged." if streams.diverged else ""
-        note = f"{text}{streams.note}. Line: mean; dots: seeds; band: their range.{lost}"
+        at = "" if "delay_s" in rows else f" Delay {streams.order_delay:g} s."
+        note = f"{streams.note}.{at} {text} Line: mean; dots: seeds; band: their range.{lost}"
         figures.footnote(figure, textwrap.fill(note, NOTE_WIDTH))
         return figures.save(figure, folder, name)
 
 
 def _draw_panel(axis, streams: Streams, varied: str, line: dict[float, Place]) -> None:
-    keys = list(reversed(streams.traces))
+    keys, ratio = list(reversed(streams.traces)), max(line) / min(line)
     for index, (key, style) in enumerate(figures.styles(keys).items()):
         found = {x: [100 * v for v in streams.at(key, place).values() if v is not None] for x, place in line.items()}
         points = [(x, values) for x, values in found.items() if values]
@@ -206,7 +208,7 @@ def _draw_panel(axis, streams: Streams, varied: str, line: dict[float, Place]) -
         low, high = [min(values) for _, values in points], [max(values) for _, values in points]
         axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
         # Dots stand a little beside their place, so that those of different traces can be told apart.
-        shift = 1 + 0.02 * (index - len(keys) / 2)
+        shift = ratio ** (0.012 * (index - len(keys) / 2))
         seeds = [(x * shift, value) for x, values in points for value in values]
         axis.plot(*zip(*seeds, strict=True), ".", color=style["color"], markersize=2.5, alpha=0.6, zorder=2)
     axis.set_xscale("log")

@@ -1,5 +1,6 @@
 """Options of learned-delay."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -38,7 +39,7 @@ class LearnedDelay(Vision):
     learn_every: int = 20
     """Updates of the network between two steps of the peak."""
     step_size: float = 0.05
-    """Relative change of the peak in a step, in the first half of a run; then it falls to 0 along a cosine."""
+    """Relative change of the peak in the first step; along a run it falls to 0 along a cosine."""
     stretches: int = 4
     """Stretches of 128 images, those that come next, over which the cosine or the loss is averaged."""
     horizon: int = 10
@@ -61,10 +62,12 @@ class LearnedDelay(Vision):
         require_each("error_gate", (self.error_gate,), lambda v: v >= 0, "at least 0")
         for name in ("learn_every", "stretches", "horizon"):
             require(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
-        enough = f"at most --steps, {self.steps}, or else the peak never moves"
-        require("learn_every", self.learn_every <= self.steps, enough, self.learn_every)
         for name in ("step_size", "perturbation"):
             require(name, 0 < getattr(self, name) < 1, "above 0 and below 1", getattr(self, name))
+        far = max(abs(math.log(start)) for start in self.starts)
+        least = 2 * far * self.learn_every / self.steps  # the mean step is half the first
+        reach = f"at least {least:.2g} for {self.steps // self.learn_every} steps of the peak to reach the delay"
+        require("step_size", self.step_size >= least, reach, self.step_size)
 
 
 PRESETS = {

@@ -31,7 +31,7 @@ class StreamingVision(Vision):
     delays: tuple[float, ...] = (0.4, 4.0)
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless all is carried. A stream takes
     the longer per step the longer its trace remembers: at 10 s twice as long for CET(2)."""
-    orders: tuple[int, ...] = (2, 10)
+    orders: tuple[int, ...] = (10,)
     """Orders of the cascading traces, 2 to 64."""
     error_gate: float = 1e-8
     """Squared error norm at or below which a layer's activity leaves no trace, where the loss is the mean of 128
@@ -69,10 +69,10 @@ class StreamingVision(Vision):
 
 
 PRESETS = {
-    "demo": StreamingVision(seeds=2, learning_rates=(3e-3,)),
+    "demo": StreamingVision(seeds=2, steps=600, learning_rates=(3e-3,)),
     "quick": StreamingVision(
         preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
-        delays=(2.0, 10.0), order_delay=2.0, run_lengths=(1, 16, 64), update_everys=(128, 512),
+        delays=(2.0, 10.0), orders=(2, 10), order_delay=2.0, run_lengths=(1, 16, 64), update_everys=(128, 512),
         learning_rates=(1e-3,), steps=1400,
     ),
 }  # fmt: skip

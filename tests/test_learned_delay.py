@@ -1,0 +1,265 @@
+"""learned-delay: the slopes that move a peak, the runs that learn it, and its command line."""
+
+import csv
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cetsim import CascadingTrace, FixedDelay, data, nn
+from cetsim.train import Hyperparameters, Settings, SupervisedRun
+from experiments import __main__ as command_line
+from experiments import delay_learning, learned_delay, learned_delay_report
+from experiments.delay_learning import BOUNDS, Rule
+from experiments.options.learned_delay import PRESETS, LearnedDelay
+from experiments.records import COLUMNS
+from experiments.vision_conditions import Stage
+
+ALIGNMENT = Rule("alignment", 10, 2)
+PERTURBATION = Rule("perturbation", 10, 2, horizon=3, distance=0.2)
+TINY = (
+    *("learned-delay", "--delay", "1", "--hidden", "32", "--seeds", "1", "--steps", "300"),
+    *("--learn-every", "10", "--step-size", "0.1"),
+)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A run on digits after five updates with a peak at twice the delay of 1 s."""
+    digits = data.load("digits")
+    x = digits.train_x.reshape(len(digits.train_x), -1).astype(float)
+    run = SupervisedRun(lambda key: nn.mlp((64, 16, 10), key=key), x, digits.train_y, Settings(steps=50))
+    trace = CascadingTrace(10, 2.0).tabulate(128)
+    state = run.init(Hyperparameters(1e-2, trace, FixedDelay(1.0), 1e-8), jax.random.key(0))
+    return run, run.advance(state, 5)[0]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A tiny experiment, run once."""
+    out = tmp_path_factory.mktemp("tiny")
+    assert command_line.main([*TINY, "--out", str(out)]) == 0
+    return out / "learned-delay"
+
+
+def rows_of(folder) -> list[dict]:
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("log_peak", np.log([0.5, 0.95, 2.0]))
+def test_the_slope_through_the_kernel_is_that_of_finite_differences(small, log_peak):
+    function, at = lambda at: delay_learning.mean_alignment(small[0], ALIGNMENT, small[1], at), jnp.asarray(log_peak)
+    expected = delay_learning.difference(function, at, 1e-5)
+    assert abs(expected) > 1e-3
+    np.testing.assert_allclose(delay_learning.derivative(function, at), expected, rtol=1e-6)
+    np.testing.assert_allclose(delay_learning.slope(*small[:1], ALIGNMENT, small[1], at), -expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("distance", [0.01, 0.2, 3.0])
+def test_two_points_give_the_slope_of_a_parabola_at_any_distance(distance):
+    parabola = lambda at: 3 * (at - 0.7) ** 2 + 5  # noqa: E731
+    for at in (-1.0, 0.7, 2.0):
+        slope = delay_learning.difference(parabola, jnp.asarray(at), distance)
+        np.testing.assert_allclose(slope, 6 * (at - 0.7), rtol=1e-10, atol=1e-12)
+
+
+def test_two_points_are_antithetic_and_noise_around_them_leaves_no_bias():
+    # What both points share, the offset and all even terms, cancels; of noise of its own each gives half.
+    even = lambda at: 100 + jnp.cos(at) + at**4  # noqa: E731
+    assert delay_learning.difference(even, jnp.asarray(0.0), 0.3) == 0
+    noise = jax.random.normal(jax.random.key(0), (2000, 2))
+    noisy = lambda draw: delay_learning.difference(  # noqa: E731
+        lambda at: (at - 0.7) ** 2 + draw[(at < 0.7).astype(int)], jnp.asarray(0.8), 0.2
+    )
+    slopes = jax.vmap(noisy)(noise)
+    sd = 2**0.5 / 0.4
+    np.testing.assert_allclose(np.std(slopes), sd, rtol=0.1)
+    assert abs(np.mean(slopes) - 0.2) < 6 * sd / 2000**0.5
+
+
+def test_the_loss_looked_ahead_to_is_that_of_updates_made_with_the_peak(small):
+    run, state = small
+    loss = delay_learning.loss_after(run, PERTURBATION, state, jnp.log(1.3))
+    after, _ = run.advance(delay_learning.with_peak(state, 10, jnp.log(1.3)), 3)
+    # With weights that stay, the next two updates see the losses of the stretches that come next.
+    still = dataclasses.replace(after, hyper=dataclasses.replace(after.hyper, learning_rate=jnp.asarray(0.0)))
+    np.testing.assert_allclose(loss, np.mean(run.advance(still, 2)[1]), rtol=1e-10)
+
+
+def test_a_peak_is_set_in_the_trace_and_nowhere_else(small):
+    _, state = small
+    changed = delay_learning.with_peak(state, 10, jnp.log(1.3))
+    expected = CascadingTrace(10, 1.3).weights(jnp.arange(128))
+    np.testing.assert_allclose(changed.hyper.trace.taps, expected, rtol=1e-10)
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(changed), strict=True)
+    assert sum(a is not b for a, b in pairs) == 1
+
+
+@pytest.mark.parametrize(
+    ("slope", "start", "end"),
+    [
+        (0.01, 0.0, -0.3),
+        (-7.0, 0.0, 0.3),
+        (0.0, 0.0, 0.0),
+        (np.nan, 0.0, 0.0),  # of a network that diverged
+        (1.0, BOUNDS[0] + 0.1, BOUNDS[0]),
+        (-1.0, BOUNDS[1] - 0.1, BOUNDS[1]),
+    ],
+)
+def test_a_peak_moves_by_the_sign_of_the_slope_within_bounds(small, monkeypatch, slope, start, end):
+    monkeypatch.setattr(delay_learning, "slope", lambda *_: jnp.asarray(slope))
+    state, log_peak = delay_learning.learn(*small[:1], ALIGNMENT, small[1], jnp.asarray(start), 0.3)
+    np.testing.assert_allclose(log_peak, end, rtol=1e-10)
+    assert jnp.all(state.hyper.trace.taps == delay_learning.with_peak(state, 10, log_peak).hyper.trace.taps)
+
+
+def test_steps_shrink_to_nothing_and_are_half_the_first_on_average():
+    sizes = [delay_learning.step_size(0.2, i / 1000) for i in range(1001)]
+    assert (sizes[0], sizes[-1]) == (0.2, 0.0)
+    assert sizes == sorted(sizes, reverse=True)
+    np.testing.assert_allclose(np.mean(sizes), 0.1, rtol=1e-10)
+
+
+@pytest.mark.parametrize("order", [2, 10, 30])
+def test_the_best_aligned_peak_among_unrelated_images(order):
+    delay, dt = 4.0, 0.01
+    peaks = np.linspace(0.4, 1.1, 1401) * delay
+    lags = jnp.arange(0, 20 * delay / dt)
+    to_noise = lambda peak: (  # noqa: E731
+        CascadingTrace(order, peak, dt).weights(jnp.asarray([delay / dt]))[0]
+        / jnp.linalg.norm(CascadingTrace(order, peak, dt).weights(lags))
+    )
+    best = peaks[np.argmax(jax.lax.map(to_noise, jnp.asarray(peaks), batch_size=50))]
+    assert abs(best - learned_delay_report.best_peak(delay, order)) < 0.005 * delay
+
+
+def test_every_way_is_started_from_every_peak():
+    options = LearnedDelay(delay=2.0, starts=(0.5, 2.0), order=6)
+    conditions = [only for (only,) in learned_delay.groups(options)]
+    assert [(c.method, c.peak_s) for c in conditions] == [
+        ("held", 2.0),
+        *(("held", 1.0), ("alignment", 1.0), ("perturbation", 1.0)),
+        *(("held", 4.0), ("alignment", 4.0), ("perturbation", 4.0)),
+    ]
+    assert {(c.trace, c.order, c.delay_s, c.error_gate) for c in conditions} == {("CET", 6, 2.0, 1e-8)}
+    assert conditions[0].rule is None
+    assert conditions[2].rule == Rule("alignment", 6, 4)
+    assert conditions[3].rule == Rule("perturbation", 6, 4, 10, 0.2)
+    assert (conditions[2].rule.cost, conditions[3].rule.cost) == (4, 28)
+
+
+def test_a_run_is_named_by_what_its_method_uses_alone():
+    stage = Stage("test", LearnedDelay(), data.load("digits"), 100)
+    names = lambda **given: [*stage.hashes([c for (c,) in learned_delay.groups(LearnedDelay(**given))])]  # noqa: E731
+    same = lambda **given: [a == b for a, b in zip(names(), names(**given), strict=True)]  # noqa: E731
+    assert same(horizon=5) == [True, True, True, False, True, True, False]
+    assert same(learn_every=5) == [True, True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize("options", PRESETS.values(), ids=PRESETS)
+def test_presets_pass_their_own_checks(options):
+    options.check()
+    assert PRESETS[options.preset] == options
+
+
+@pytest.mark.parametrize("method", ["alignment", "perturbation"])
+@pytest.mark.parametrize("start", [0.5, 2.0])
+def test_a_peak_set_wrong_ends_near_the_delay(tiny, method, start):
+    path = {
+        int(row["step"]): float(row["value"])
+        for row in rows_of(tiny)
+        if (row["metric"], row["method"], float(row["peak_s"])) == ("learned_peak_s", method, start)
+    }
+    assert sorted(path) == list(range(0, 301, 10))
+    assert path[0] == pytest.approx(start)
+    assert abs(path[10] / start - 1) < 0.11
+    assert abs(np.log(path[100])) < 0.5 * abs(np.log(start))  # after ten steps of 0.1, the delay being 1 s
+    assert 0.8 < path[300] < 1.1
+
+
+def test_a_peak_that_is_held_stays(tiny):
+    held = [row for row in rows_of(tiny) if (row["metric"], row["method"]) == ("learned_peak_s", "held")]
+    assert {(row["peak_s"], row["step"]) for row in held} == {(p, s) for p in ("0.5", "1.0", "2.0") for s in ("300",)}
+    assert all(float(row["value"]) == pytest.approx(float(row["peak_s"])) for row in held)
+
+
+def test_what_is_recorded(tiny):
+    rows = rows_of(tiny)
+    assert list(rows[0])[: len(COLUMNS)] == list(COLUMNS)
+    assert len({row["run"] for row in rows}) == 7
+    extra = {row["method"]: float(row["value"]) for row in rows if row["metric"] == "extra_stretches"}
+    assert extra == {"held": 0, "alignment": 30 * 4, "perturbation": 30 * 28}
+    assert {"test_accuracy", "train_loss", "alignment", "diverged", "wall_s"} <= {row["metric"] for row in rows}
+    for name in ("png", "pdf"):
+        assert (tiny / f"learned-delay.{name}").stat().st_size > 1000
+
+
+def test_a_second_run_trains_nothing_and_the_figure_is_redrawn_from_the_table(tiny, capsys, monkeypatch, tmp_path):
+    def train(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(learned_delay.DelayTrainer, "train", train)
+    assert command_line.main([*TINY, "--out", str(tiny.parent)]) == 0
+    table = capsys.readouterr().out.partition("\nresults:")[0]
+    picture = (tiny / "learned-delay.png").read_bytes()
+    for name in ("Peak learned for a delay of 1 s, digits (8x8)", "CET(10)", "held", "alignment", "perturbation"):
+        assert name in table
+    (tmp_path / "learned-delay").mkdir()
+    (tmp_path / "learned-delay" / "results.csv").write_bytes((tiny / "results.csv").read_bytes())
+    assert command_line.main([*TINY, "--plot-only", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.partition("\nresults:")[0] == table
+    assert (tmp_path / "learned-delay" / "learned-delay.png").read_bytes() == picture
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_runs_do_not_depend_on_who_is_trained_beside_them(width):
+    options = LearnedDelay(delay=1.0, hidden=(8,), steps=30, learn_every=4, step_size=0.5, methods=("alignment",))
+    stage = Stage("test", options, data.load("digits"), options.steps)
+    conditions = [dataclasses.replace(c, learning_rate=1e-3) for (c,) in learned_delay.groups(options)]
+    conditions = [condition for condition in conditions if condition.rule]
+    trainer = learned_delay.DelayTrainer(stage, conditions[0], width)
+    rows = [rows for i in range(0, 2, width) for rows, _, _ in trainer.train(conditions[i : i + width], lambda _: None)]
+    paths = [[row["value"] for row in own if row["metric"] == "learned_peak_s"] for own in rows]
+    assert [len(path) for path in paths] == [9, 9]  # at 0, 4, ..., 28 and 30, whatever is measured in between
+    np.testing.assert_allclose(paths[0][:2], [0.5, 0.5 * np.exp(0.5)], rtol=1e-6)
+    np.testing.assert_allclose(paths[1][:2], [2.0, 2.0 * np.exp(-0.5)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--delay", "0.3"), "--delay must be multiples of the 0.2 s of an image, got 0.3"),
+        (("--delay", "26"), "--delay must be at most 25.4 s"),
+        (("--order", "1"), "--order must be 2 to 64, got 1"),
+        (("--starts", "0"), "--starts must be above 0"),
+        (("--starts", "1"), "--starts must be above 0 and not 1, which is always there, got 1"),
+        (("--starts", "0.5", "0.5"), "--starts must not repeat a value, got 0.5 0.5"),
+        (("--starts", "20"), "--starts must be small enough for peaks up to 25.4 s"),
+        (("--starts", "0.05"), "--starts must be large enough for peaks above 0.1 s"),
+        (("--starts",), "--starts must be at least one, got none"),
+        (("--methods",), "--methods must be at least one, got none"),
+        (("--methods", "alignment", "alignment"), "--methods must be distinct, got alignment alignment"),
+        (("--methods", "oracle"), "invalid choice 'oracle'"),
+        (("--error-gate", "-1"), "--error-gate must be at least 0, got -1"),
+        (("--learn-every", "0"), "--learn-every must be at least 1, got 0"),
+        (("--stretches", "0"), "--stretches must be at least 1, got 0"),
+        (("--horizon", "0"), "--horizon must be at least 1, got 0"),
+        (("--perturbation", "1"), "--perturbation must be above 0 and below 1, got 1"),
+        (("--step-size", "0"), "--step-size must be above 0 and below 1, got 0"),
+        (("--step-size", "0.01"), "--step-size must be at least 0.028 for 50 steps of the peak to reach the delay"),
+        (("--learning-rates", "1e-3", "1e-2"), "--learning-rates must be one: it is not chosen here"),
+        (("--mode", "carry"), "--mode must be reset here, got carry"),
+        (("--network", "cnn", "--dataset", "cifar10"), "--network must be mlp here, got cnn"),
+        (("--plot-only",), "run the experiment first, without --plot-only"),
+    ],
+)
+def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
+    try:
+        status = command_line.main(["learned-delay", *arguments, "--out", str(tmp_path)])
+    except SystemExit as stop:  # what can't even be parsed
+        status = stop.code
+    assert status == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
