@@ -13,7 +13,7 @@ from experiments.vision_report import cell, extent, subject
 
 MODES = {"reset": "stretches start empty", "carry": "time goes on"}
 AXES = {
-    "delay_s": "delay (s)",
+    "delay_s": "delay of the signal (s)",
     "run_length": "run of a class (images)",
     "interpolation": "steps per image",
     "update_every": "images per update",
@@ -120,20 +120,20 @@ def report(rows: list[dict], options: StreamingVision) -> list[Path]:
 def tables(streams: Streams) -> str:
     """Accuracy in percent, mean ± standard deviation over seeds, of each trace (rows) by all that is varied."""
     lines = ["", f"Test accuracy in %, {streams.note}"]
-    for varied, name in AXES.items():
-        if not _is_varied(streams, varied):
-            continue
-        at = "" if varied == "delay_s" else f", delay {streams.order_delay:g} s"
-        for mode in streams.modes:
+    for varied in filter(lambda each: _is_varied(streams, each), AXES):
+        title = AXES[varied] + ("" if varied == "delay_s" else f", delay {streams.order_delay:g} s")
+        for mode in ["carry"] if varied == "update_every" else streams.modes:
             line = streams.line(varied, mode)
             found = {key: [streams.at(key, place) for place in line.values()] for key in streams.traces}
-            lines += _block(f"{name}{at}: {mode}, {MODES[mode]}", line, found) if len(line) > 1 or not at else []
+            lines += _block(f"{title}: {mode}, {MODES[mode]}", line, found)
         if varied != "update_every" and len(streams.modes) > 1:
-            lines += _block(f"{name}{at}: carry less reset", line, _costs(streams, line))
+            line = streams.line(varied, "carry")
+            lines += _block(f"{title}: carry less reset", line, _costs(streams, line))
     return "\n".join(lines)
 
 
 def _is_varied(streams: Streams, varied: str) -> bool:
+    """Whether there is something to compare: one delay is enough, since it is compared between modes and traces."""
     values = max(len(streams.line(varied, mode)) for mode in streams.modes)
     return values > (0 if varied == "delay_s" else 1)
 
@@ -163,7 +163,7 @@ def draw(streams: Streams, folder: Path) -> list[Path]:
     """Accuracy against delay, against the order of images, and against the images of an update."""
     alike = f"Weights change every {STRETCH} images."
     blended = f"With n steps of {DT:g} s per image, blended into the next, the same time shows 1/n as many images."
-    updates = "The same images in all: the fewer to an update, the more updates; the gate closes on the same ones."
+    updates = "The same images in all: fewer to an update make more updates; the error gate is scaled to match."
     files = [
         ("streaming-vision", ["delay_s"], streams.modes, alike),
         ("input-order", ["run_length", "interpolation"], streams.modes, f"{alike} {blended}"),
@@ -197,7 +197,7 @@ def _draw(streams: Streams, folder: Path, name: str, rows: list[str], modes: lis
 
 
 def _draw_panel(axis, streams: Streams, varied: str, line: dict[float, Place]) -> None:
-    keys, ratio = list(reversed(streams.traces)), max(line) / min(line)
+    keys, ratio = list(reversed(streams.traces)), max(line, default=1) / min(line, default=1)
     for index, (key, style) in enumerate(figures.styles(keys).items()):
         found = {x: [100 * v for v in streams.at(key, place).values() if v is not None] for x, place in line.items()}
         points = [(x, values) for x, values in found.items() if values]

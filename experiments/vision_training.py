@@ -22,7 +22,7 @@ from experiments.options.common import DT, STRETCH
 from experiments.records import number
 from experiments.vision_conditions import WEIGHT_DECAY, Condition, Stage
 
-CURVE_POINTS = 20  # of the training loss
+CURVE_POINTS = 10  # of the training loss
 TEST_POINTS = 5  # of accuracy and alignment along the way
 ALIGNMENT_STRETCHES = {"mlp": 8, "cnn": 2}
 TAIL = 1e-3  # area of the kernel that a stream may forget

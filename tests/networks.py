@@ -1,5 +1,7 @@
 """Small networks, their twins in the loops of `rule_oracles`, and how their gradients are compared."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,9 @@ import rule_oracles as oracles
 
 import cetsim
 from cetsim import CascadingTrace, FixedDelay, credit
+
+# XLA need not make these programs fast: compiling them is what takes long.
+jit = functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
 
 DT, STEPS = 0.2, 11
 IMAGE = (2, 4, 4)
@@ -59,7 +64,7 @@ def half_square(model, x, target):
 def gradients(model, x, target, attach, loss=half_square):
     """Gradient of the model and of the input, traces attached inside the loss."""
 
-    @eqx.filter_jit
+    @jit
     @eqx.filter_grad
     def both(model_and_x):
         model, x = model_and_x

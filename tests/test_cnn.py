@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import rule_oracles as oracles
+from networks import jit
 
 import cetsim
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FixedDelay
@@ -26,8 +27,6 @@ PIXELS, POOLED = 16, 4  # of a channel
 TRACE, LATE = CascadingTrace(3, 0.5, DT), 2  # set apart: the peak at 0.5 s, the signal 2 steps late
 EITHER_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 EITHER_STATISTICS = pytest.mark.parametrize("statistics", ["stretch", "running"])
-
-jit = functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def make(statistics="stretch", layout="channels_first", key=0):

@@ -22,6 +22,7 @@ from networks import (
     default,
     gradients,
     half_square,
+    jit,
     mlp,
     mlp_oracle,
     simulate,
@@ -35,7 +36,7 @@ LENGTH = 24
 LATE = FixedDelay(1.4, DT)  # 7 steps, longer than most stretches below
 
 
-@eqx.filter_jit
+@jit
 def next_stretch(model, state, x, target):
     return cetsim.streaming_value_and_grad(half_square)(model, state, x, target)
 

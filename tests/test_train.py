@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import jit
 
 import cetsim
 from cetsim import metrics
@@ -47,9 +48,14 @@ def assert_trees_close(a, b, **tolerance):
         np.testing.assert_allclose(left, right, **tolerance)
 
 
-@eqx.filter_jit
+@jit
 def advance(run, state, steps):
     return run.advance(state, steps)
+
+
+@jit
+def align(run, state, x, labels, over="arrived"):
+    return run.alignment(state, x, labels, over)
 
 
 class TestAdvance:
@@ -83,7 +89,7 @@ class TestAdvance:
             logits = jax.vmap(model)(run.x[rows])
             return optax.softmax_cross_entropy_with_integer_labels(logits, run.labels[rows]).mean()
 
-        value, grads = eqx.filter_value_and_grad(loss)(model)
+        value, grads = jit(eqx.filter_value_and_grad(loss))(model)
         norm = optax.tree.norm(grads)
         assert norm > 0.01
         grads = jax.tree.map(lambda g: g * 0.01 / norm, grads)
@@ -161,15 +167,15 @@ class TestAlignment:
     def test_backprop_is_aligned_with_itself(self):
         run = make_run()
         state = run.init(backprop(1e-2), jax.random.key(0))
-        cosines = run.alignment(state, run.x[:BATCH], run.labels[:BATCH])
+        cosines = align(run, state, run.x[:BATCH], run.labels[:BATCH])
         np.testing.assert_allclose(list(cosines.values()), 1.0, rtol=1e-12)
 
     def test_a_delay_line_is_aligned_over_the_steps_whose_signals_arrived_and_less_over_all(self):
         run = make_run()
         state = run.init(hyper(trace=cetsim.DelayLine(1.0), delay=1.0), jax.random.key(0))
         x, labels = run.x[:BATCH], run.labels[:BATCH]
-        arrived = run.alignment(state, x, labels, "arrived")
-        everything = run.alignment(state, x, labels, "all")
+        arrived = align(run, state, x, labels, "arrived")
+        everything = align(run, state, x, labels, "all")
         np.testing.assert_allclose(list(arrived.values()), 1.0, rtol=1e-12)
         assert all(value < 0.999 for value in everything.values())
 
@@ -184,13 +190,14 @@ class TestAlignment:
             each = optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), labels)
             return jnp.mean(weights * each)
 
-        update = eqx.filter_grad(loss)(model, jnp.ones(BATCH), True)
+        gradient = jit(eqx.filter_grad(loss))
+        update = gradient(model, jnp.ones(BATCH), True)
         for over, weights in (
             ("all", jnp.ones(BATCH)),
             ("arrived", jnp.where(jnp.arange(BATCH) < BATCH - 5, 1.0, 0.0)),
         ):
-            expected = metrics.alignment(update, eqx.filter_grad(loss)(model, weights, False))
-            cosines = run.alignment(state, x, labels, over)
+            expected = metrics.alignment(update, gradient(model, weights, False))
+            cosines = align(run, state, x, labels, over)
             assert cosines.keys() == expected.keys()
             np.testing.assert_allclose(list(cosines.values()), list(expected.values()), rtol=1e-10)
 
@@ -202,8 +209,8 @@ class TestStreams:
         state, losses = advance(run, run.init(h, jax.random.key(0)), 150)
         assert losses[-10:].mean() < 0.3 * losses[:10].mean()
         x, labels = run.x[:BATCH], run.labels[:BATCH]
-        cosines = run.alignment(state, x, labels)  # of a stretch that starts empty, as in the other mode
-        np.testing.assert_array_equal(list(cosines.values()), list(make_run().alignment(state, x, labels).values()))
+        cosines = align(run, state, x, labels)  # of a stretch that starts empty, as in the other mode
+        np.testing.assert_array_equal(list(cosines.values()), list(align(make_run(), state, x, labels).values()))
 
     def test_a_stream_that_is_cut_is_the_same_run(self):
         run = make_run(dataclasses.replace(SETTINGS, boundary="carry"))

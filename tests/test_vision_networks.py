@@ -54,7 +54,7 @@ def test_the_resnet_runs_on_tinyimagenets_layout(tmp_path):
     from PIL import Image
 
     rng, root = np.random.default_rng(0), tmp_path / "data" / "tiny-imagenet-200"
-    classes = [f"n{i:08d}" for i in range(8)]
+    classes = [f"n{i:08d}" for i in range(12)]
     root.mkdir(parents=True)
     (root / "wnids.txt").write_text("\n".join(classes) + "\n")
 
@@ -64,12 +64,12 @@ def test_the_resnet_runs_on_tinyimagenets_layout(tmp_path):
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path, format="JPEG")
 
     for hue, name in enumerate(classes):
-        for i in range(22):
+        for i in range(14):
             save(root / "train" / name / "images" / f"{name}_{i}.JPEG", hue)
     lines = []
     for i in range(16):
-        save(root / "val" / "images" / f"val_{i}.JPEG", i % 8)
-        lines.append(f"val_{i}.JPEG\t{classes[i % 8]}\t0\t0\t63\t63\n")
+        save(root / "val" / "images" / f"val_{i}.JPEG", i % 12)
+        lines.append(f"val_{i}.JPEG\t{classes[i % 12]}\t0\t0\t63\t63\n")
     (root / "val" / "val_annotations.txt").write_text("".join(lines))
     arguments = ("behavioral-vision", "--preset", "tinyimagenet", "--data-dir", str(tmp_path / "data"))
     tiny = ("--steps", "1", "--selection-steps", "1", *TINY[4:], "--orders", "10")

@@ -1,0 +1,285 @@
+"""The experiment streaming-vision: what it runs, what it says to mistakes, and what its figures are drawn from."""
+
+import csv
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cetsim import data
+from experiments import __main__ as command_line
+from experiments import streaming_report, streaming_vision
+from experiments.options.streaming_vision import PRESETS, StreamingVision
+from experiments.streaming_report import Place, Streams
+from experiments.vision_conditions import Stage
+from experiments.vision_training import Trainer
+
+NAME = "streaming-vision"
+TINY = (
+    *(NAME, "--delays", "0.4", "--order-delay", "0.4", "--orders", "2", "--hidden", "6", "--seeds", "1"),
+    *("--run-lengths", "1", "--interpolations", "1", "--update-everys", "128", "--steps", "2"),
+)
+OPTIONS = StreamingVision(
+    delays=(0.4, 4.0), order_delay=2.0, orders=(2, 10), run_lengths=(1, 8), interpolations=(1, 4), update_everys=(64,)
+)
+
+
+def conditions_of(options):
+    groups = streaming_vision.groups(options)
+    assert all(len(group) == 1 for group in groups)
+    return [condition for (condition,) in groups]
+
+
+def places(conditions):
+    """How many traces there are at each place."""
+    return Counter(Place(*(getattr(c, name) for name in Place._fields)) for c in conditions if c.trace != "backprop")
+
+
+def errors_of(capsys, *arguments: str) -> str:
+    """What the command line says on stderr, having exited with status 2."""
+    try:
+        status = command_line.main([NAME, *arguments])
+    except SystemExit as stop:  # what can't even be parsed
+        status = stop.code
+    assert status == 2
+    return " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+# What is run.
+
+
+def test_every_trace_in_every_mode_at_every_delay_and_for_all_that_is_varied_at_one():
+    conditions = conditions_of(OPTIONS)
+    both = [
+        *((mode, delay, 1, 1, 128) for mode in ("reset", "carry") for delay in (0.4, 4.0, 2.0)),
+        *((mode, 2.0, 8, 1, 128) for mode in ("reset", "carry")),
+        *((mode, 2.0, 1, 4, 128) for mode in ("reset", "carry")),
+        ("carry", 2.0, 1, 1, 64),
+    ]
+    assert places(conditions) == dict.fromkeys((Place(*place) for place in both), 4)
+    kinds = {(c.trace, c.order) for c in conditions}
+    assert kinds == {("ET", 1), ("CET", 2), ("CET", 10), ("delay line", 0), ("backprop", 0)}
+    assert all(c.peak_s == c.delay_s for c in conditions)
+
+
+def test_backprop_is_run_once_for_each_order_of_images_unless_batch_norm_tells_its_modes_apart():
+    shown = lambda c: (c.run_length, c.interpolation, c.update_every)  # noqa: E731
+    backprop = [c for c in conditions_of(OPTIONS) if c.trace == "backprop"]
+    assert [shown(c) for c in backprop] == [(1, 1, 128), (8, 1, 128), (1, 4, 128), (1, 1, 64)]
+    assert {(c.mode, c.delay_s, c.error_gate) for c in backprop} == {("reset", 0.0, 0.0)}
+    cnn = [c for c in conditions_of(replace(OPTIONS, network="cnn")) if c.trace == "backprop"]
+    assert [c.mode for c in cnn] == ["reset"] * 3 + ["carry"] * 4
+
+
+def test_nothing_is_run_twice_and_what_is_not_varied_adds_nothing():
+    options = replace(OPTIONS, order_delay=4.0, update_everys=(128,))
+    conditions = conditions_of(options)
+    assert len(set(conditions)) == len(conditions)
+    plain = replace(options, run_lengths=(1,), interpolations=(1,))
+    assert len(conditions) - len(conditions_of(plain)) == 2 * 2 * 4 + 2
+    assert len(conditions_of(plain)) == 2 * 2 * 4 + 1
+
+
+def test_streams_alone_and_stretches_alone():
+    assert {place.mode for place in places(conditions_of(replace(OPTIONS, modes=("carry",))))} == {"carry"}
+    stretches = places(conditions_of(replace(OPTIONS, modes=("reset",))))
+    assert {(place.mode, place.update_every) for place in stretches} == {("reset", 128)}
+
+
+def test_the_gate_closes_on_the_same_images_however_many_there_are_to_an_update():
+    gates = {c.update_every: c.error_gate for c in conditions_of(OPTIONS) if c.trace == "ET"}
+    assert gates == {128: 1e-8, 64: pytest.approx(4e-8)}  # errors of a mean over half as many are twice as large
+
+
+def test_a_run_of_more_frequent_updates_sees_as_many_images():
+    empty = np.zeros((0, 1, 2, 2), np.float32), np.zeros(0, np.int32)
+    stage = Stage("test", OPTIONS, data.Dataset("none", *empty, *empty), 10)
+    for condition in conditions_of(OPTIONS):
+        settings = stage.settings(condition)
+        assert settings.steps * settings.batch == 10 * 128
+        assert settings.batch == condition.update_every
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_pass_their_own_checks_and_are_named(preset):
+    PRESETS[preset].check()
+    assert PRESETS[preset].preset == preset
+
+
+# What is said to mistakes.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--modes",), "--modes must be at least one, got none"),
+        (("--modes", "carry", "carry"), "--modes must be different from each other, got carry carry"),
+        (("--modes", "flow"), "invalid choice 'flow'"),
+        (("--mode", "carry"), "--mode"),  # of a single mode: not an option here
+        (("--delays", "0.3"), "--delays must be multiples of the 0.2 s of an image, got 0.3"),
+        (("--delays", "30"), "--delays must be at most 25.4 s: signals later than the stretch of 128 x 0.2 s are lost"),
+        (("--order-delay", "30"), "--order-delay must be at most 25.4 s"),
+        (("--order-delay", "0.5"), "--order-delay must be multiples of the 0.2 s of an image, got 0.5"),
+        (("--selection-delay", "30"), "--selection-delay must be at most 25.4 s"),
+        (("--orders", "1"), "--orders must be 2 to 64"),
+        (("--error-gate", "-1"), "--error-gate must be at least 0, got -1"),
+        (("--run-lengths", "0"), "--run-lengths must be at least 1, got 0"),
+        (("--run-lengths", "2", "2"), "--run-lengths must not repeat a value, got 2 2"),
+        (("--interpolations",), "--interpolations must be at least one, got none"),
+        (("--update-everys", "0"), "--update-everys must be at least 1, got 0"),
+        (
+            ("--update-everys", "100", "--steps", "3"),
+            "--update-everys must be divisors of the 384 images of a run, got",
+        ),
+        (
+            ("--update-everys", "96", "--steps", "3", "--learning-rates", "1e-3", "1e-2", "--selection-steps", "2"),
+            "--update-everys must be divisors of the 256 images of a run, got 96",
+        ),
+        (("--plot-only",), "run the experiment first, without --plot-only"),
+    ],
+)
+def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
+    assert message in errors_of(capsys, *arguments, "--out", str(tmp_path))
+
+
+def test_runs_longer_than_the_rarest_class_has_images(capsys, tmp_path):
+    labels = data.split_validation(data.load("digits"), StreamingVision().validation, 1000).train_y
+    rarest = min(range(10), key=lambda kind: np.sum(labels == kind))
+    message = errors_of(capsys, "--run-lengths", "1", "200", "--out", str(tmp_path))
+    has = f"got 200 and class {rarest} with {np.sum(labels == rarest)} images"
+    assert message == f"error: `run_length` must not exceed the images of any class, {has}"
+
+
+def test_what_is_unusual_but_right():
+    StreamingVision(modes=("carry",), delays=(30.0,), order_delay=40.0).check()
+    StreamingVision(selection_steps=3, update_everys=(1000,), steps=125, learning_rates=(1e-3,)).check()  # no selection
+
+
+# From the command line to the figures.
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A tiny run."""
+    out = tmp_path_factory.mktemp("tiny")
+    assert command_line.main([*TINY, "--out", str(out)]) == 0
+    return out / NAME
+
+
+def test_rows_say_how_images_came(tiny):
+    with (tiny / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "test_accuracy" and row["step"] == "2"]
+    found = {(row["trace"], row["mode"]) for row in rows}
+    assert found == {*itertools.product(("ET", "CET", "delay line"), ("reset", "carry")), ("backprop", "reset")}
+    assert len(rows) == len(found)
+    assert {tuple(row[name] for name in Place._fields[2:]) for row in rows} == {("1", "1", "128")}
+
+
+def test_figures_are_redrawn_from_the_table_alone(tiny, tmp_path, capsys):
+    folder = tmp_path / NAME
+    folder.mkdir()
+    (folder / "results.csv").write_bytes((tiny / "results.csv").read_bytes())
+    assert command_line.main([*TINY, "--plot-only", "--out", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    titles = ("reset, stretches start empty", "carry, time goes on", "carry less reset")
+    for text in ("Test accuracy in %", *(f"delay of the signal (s): {title}" for title in titles)):
+        assert table.count(text) == 1
+    assert "run of a class" not in table  # not varied
+    drawn = sorted(path.name for path in tiny.glob("*.p*"))
+    assert drawn == ["streaming-vision.pdf", "streaming-vision.png"]
+    for name in drawn:
+        assert (folder / name).read_bytes() == (tiny / name).read_bytes()
+
+
+def test_a_stream_of_blended_images_with_frequent_updates_runs():
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(160, 1, 2, 2)).astype(np.float32), np.arange(160, dtype=np.int32) % 3
+    options = replace(OPTIONS, hidden=(4,))
+    stage = Stage("test", options, data.Dataset("random", images, labels, images, labels), 2)
+    condition = replace(conditions_of(options)[-1], learning_rate=1e-3, interpolation=2, run_length=5)
+    assert (condition.mode, condition.update_every) == ("carry", 64)
+    ((rows, diverged, _),) = Trainer(stage, condition, 1).train([condition], lambda steps: None)
+    assert not diverged
+    last = {row["metric"]: row["step"] for row in rows}
+    assert last["test_accuracy"] == 4  # updates of 64 images, in two stretches of 128
+
+
+# What figures and tables are made from.
+
+
+def rows_of(conditions, values=None, **more):
+    """A row of the final accuracy of each condition."""
+    same = dict(dataset="mnist", network="MLP 784-512-512-10", form="authors_linear", metric="test_accuracy")
+    fields = ("trace", "order", *Place._fields, "error_gate")
+    return [
+        same
+        | {name: getattr(c, name) for name in fields}
+        | dict(run=f"{index}", seed=0, learning_rate=1e-3, step=256 // c.update_every, value=0.9)
+        | ({} if values is None else {"value": values[index]})
+        | more
+        for index, c in enumerate(conditions)
+    ]
+
+
+def test_each_comparison_varies_one_thing():
+    streams = Streams(rows_of(conditions_of(OPTIONS)), OPTIONS)
+    assert list(streams.line("delay_s", "reset")) == [0.4, 2.0, 4.0]
+    assert list(streams.line("run_length", "carry").values()) == [Place("carry", 2.0), Place("carry", 2.0, 8)]
+    assert list(streams.line("interpolation", "reset")) == [1, 4]
+    assert list(streams.line("update_every", "carry")) == [64, 128]
+    assert list(streams.line("update_every", "reset")) == [128]
+    assert streams.steps == [2]  # stretches, whatever the updates
+    assert streams.gate == 1e-8
+
+
+def test_the_cost_of_a_mode_is_taken_seed_by_seed():
+    options = replace(OPTIONS, delays=(2.0,), orders=(2,), run_lengths=(1,), interpolations=(1,), update_everys=(128,))
+    conditions = [c for c in conditions_of(options) if c.trace == "CET"]
+    rows = [row for seed, values in enumerate([(0.5, 0.7), (0.6, 0.7)])
+            for row in rows_of(conditions, values, seed=seed)]  # fmt: skip
+    rows = [row | {"run": f"{index}"} for index, row in enumerate(rows)]
+    lines = [line.split() for line in streaming_report.tables(Streams(rows, options)).splitlines()]
+    assert [line[1:] for line in lines if line and line[0] == "CET(2)"] == [
+        ["55.0", "±", "7.1"],
+        ["70.0", "±", "0.0"],
+        ["15.0", "±", "7.1"],
+    ]
+    diverged = rows[0] | {"metric": "diverged", "value": 1.0}
+    assert "CET(2)      55" not in streaming_report.tables(Streams([*rows, diverged], options))
+    assert "60.0 (1 div.)" in streaming_report.tables(Streams([*rows, diverged], options))
+
+
+def test_the_longest_run_with_the_gate_asked_for_counts():
+    condition = conditions_of(OPTIONS)[1]
+    short, long, other = (
+        rows_of([condition], [value], run=run, step=step, error_gate=gate)[0]
+        for value, run, step, gate in ((0.1, "a", 5, 1e-8), (0.2, "b", 9, 1e-8), (0.3, "c", 9, 0.0))
+    )
+    earlier = long | {"step": 4, "value": 0.05}
+    for rows in itertools.permutations([short, long, earlier, other]):
+        streams = Streams(list(rows), OPTIONS)
+        assert list(streams.accuracy.values()) == [{0: 0.2}]
+        assert streams.steps == [9]
+    assert Streams([other], OPTIONS).gate == 0.0  # what there is
+
+
+def test_figures_of_what_there_is(tmp_path):
+    options = replace(OPTIONS, out=tmp_path)
+    options.folder.mkdir()
+    rows = rows_of(conditions_of(options))
+    everything = ["streaming-vision", "input-order", "update-every"]
+    backprop = [row for row in rows if row["trace"] == "backprop"]
+    lost = [row | {"metric": "diverged", "value": 1.0} for row in rows if row["trace"] == "ET"]
+    for some, names in (
+        (rows, everything),
+        ([*rows, *lost], everything),  # a trace of which every run diverged
+        ([row for row in rows if row["mode"] == "carry"], everything),
+        ([row for row in rows if row["mode"] == "reset"], everything[:2]),
+        ([row for row in rows if row["interpolation"] == 1 or row["mode"] == "reset"], everything),
+        ([row for row in rows if row["delay_s"] in (0.0, 4.0)], everything[:1]),
+        ([*backprop, rows[1]], everything[:1]),
+    ):
+        drawn = streaming_report.report(some, options)
+        assert [path.name for path in drawn] == [f"{name}.{kind}" for name in names for kind in ("png", "pdf")]
