@@ -79,7 +79,7 @@ def parse(name: str, kind: type, presets: dict, arguments: list[str]):
 def named_preset(arguments: list[str]) -> str | None:
     """The value given to `--preset`, the last if there are several."""
     named = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
         if argument == "--preset":
             named = following
         elif argument.startswith("--preset="):

@@ -51,10 +51,12 @@ def prepare(study: Study, options: Vision) -> tuple[Vision, data.Dataset]:
     if len(held_out.train_y) < STRETCH:
         kept = len(held_out.train_y)
         raise ValueError(f"at least {STRETCH} training images must be left after holding some out, got {kept}")
-    stage = Stage("validation", options, held_out, options.selection_steps)
-    for condition in (c for candidates in study.groups(options) for c in candidates):
-        hyperparameters(replace(condition, learning_rate=options.learning_rates[0]))
-        stage.settings(condition).shown.check(held_out.train_y, condition.update_every)
+    stage = Stage("test", options, dataset, options.steps)
+    for candidates in study.groups(options):
+        labels = (held_out if _trials(candidates, options) else dataset).train_y
+        for condition in candidates:
+            hyperparameters(replace(condition, learning_rate=options.learning_rates[0]))
+            stage.settings(condition).shown.check(labels, condition.update_every)
     return options, dataset
 
 
