@@ -1,22 +1,30 @@
 """How the peak of a cascade is learned while the network learns: which way to move it, and by how much.
 
-The logarithm of the peak moves by steps of a given size against the sign of a slope. Two slopes are known here:
+The logarithm θ of the peak goes down a slope g, its steps scaled by all slopes so far (AdaGrad),
+
+    θ ← θ - η g_t / √(g_1² + ... + g_t²)
+
+Two slopes are known here:
 
     alignment       d/dθ of minus the mean cosine between the trace's update and the true gradient
     perturbation    (ℓ(θ + σ) - ℓ(θ - σ)) / 2σ, ℓ the loss after some updates made with the peak e^θ
 
 The first differentiates through the kernel; the second sees two scalars, from the same network and the same images,
-and no more. Slopes shrink a hundredfold while a network learns, and at a wrong peak they are small: their sign is all
-that is used, so that neither matters, and the size of the steps falls to 0, so that noise averages out.
+and no more. Neither its scale nor the delay need be known. Slopes tell most while the peak is wrong and the network
+learns fast, and are mostly noise once it is slow: what came early should weigh more, which the sum of squares does.
 
-Rejected: the derivative of the loss after a few updates. One update tells little of the delay and much of what all
-lags share, so that the peak drifts; after ten, loss is so rough a function of the peak that its slope at a point says
-less than the difference of two points.
+Rejected: steps of one size by the sign of g, or g over a running mean of its size (Adam): late noise then moves the
+peak as much as early knowledge did, up to 12 % off on MNIST. The derivative of the loss after a few updates: after one
+it says little of the delay and much of what all lags share, so that the peak drifts; after ten the loss is so rough a
+function of the peak that its slope at a point says less than the difference of two points.
+
+**Reference:** Duchi, Hazan and Singer (2011), "Adaptive Subgradient Methods", for the scale of the steps.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -34,12 +42,14 @@ BOUNDS = math.log(DT), math.log((STRETCH - 1) * DT)  # of the logarithm of a pea
 class Rule:
     """How a peak is learned; compiled into a program.
 
-    **Fields:** `method`: `"alignment"` or `"perturbation"`. `order`: of the cascade. `stretches`: that come next, over
-    which the cosine or the loss is averaged. `horizon`: updates tried before the loss is taken. `distance`: σ.
+    **Fields:** `method`: `"alignment"` or `"perturbation"`. `order`: of the cascade. `step_size`: η. `stretches`: that
+    come next, over which the cosine or the loss is averaged. `horizon`: updates tried before the loss is taken.
+    `distance`: σ.
     """
 
     method: str
     order: int
+    step_size: float
     stretches: int
     horizon: int = 0
     distance: float = 0.0
@@ -50,19 +60,26 @@ class Rule:
         return self.stretches if self.method == "alignment" else 2 * (self.horizon + self.stretches)
 
 
-def learn(run: SupervisedRun, rule: Rule, state: TrainState, log_peak: Float[Array, ""], size):
-    """One step of the peak, of `size` in its logarithm; the network stays as it is.
+class Learner(NamedTuple):
+    """What is learned of a peak. **Fields:** `log_peak`: θ, of seconds. `squares`: sum of all squared slopes."""
 
-    **Returns:** `(state, log_peak)`, the state with its trace set to the new peak.
-    """
-    worse = jnp.sign(slope(run, rule, state, log_peak))
-    log_peak = jnp.clip(log_peak - size * jnp.where(jnp.isnan(worse), 0.0, worse), *BOUNDS)
-    return with_peak(state, rule.order, log_peak), log_peak
+    log_peak: Float[Array, "..."]
+    squares: Float[Array, "..."]
 
 
-def step_size(largest: float, progress: float) -> float:
-    """Size of a step: the largest one at first, then down a cosine to 0 at the end of the run (`progress` 0 to 1)."""
-    return largest * 0.5 * (1 + math.cos(math.pi * progress))
+def begin(peak: Float[Array, "..."]) -> Learner:
+    """The learner that has seen nothing yet, of a peak in seconds."""
+    return Learner(jnp.log(peak), jnp.zeros_like(peak))
+
+
+def learn(run: SupervisedRun, rule: Rule, state: TrainState, learner: Learner) -> tuple[TrainState, Learner]:
+    """One step of the peak: returns the state with its trace set to the new one, its network as it was."""
+    g = slope(run, rule, state, learner.log_peak)
+    g = jnp.where(jnp.isfinite(g), g, 0.0)  # a network that diverged tells nothing
+    squares = learner.squares + g**2
+    step = rule.step_size * g / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+    learner = Learner(jnp.clip(learner.log_peak - step, *BOUNDS), squares)
+    return with_peak(state, rule.order, learner.log_peak), learner
 
 
 def slope(run: SupervisedRun, rule: Rule, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:

@@ -33,7 +33,7 @@ class LearnedCondition(Condition):
         """How the peak is learned."""
         if self.method == "held":
             return None
-        return Rule(self.method, self.order, self.stretches, self.horizon, self.perturbation)
+        return Rule(self.method, self.order, self.step_size, self.stretches, self.horizon, self.perturbation)
 
 
 def groups(options: LearnedDelay) -> list[list[LearnedCondition]]:
@@ -60,27 +60,21 @@ def _learned(start: LearnedCondition, method: str, options: LearnedDelay) -> Lea
 
 
 class DelayTrainer(Trainer):
-    """Trains conditions as its parent does, moving the peak of their traces on the way.
-
-    **Arguments:** as the parent's; the conditions of a trainer share one rule.
-    """
-
-    def __init__(self, stage: Stage, like: LearnedCondition, width: int):
-        super().__init__(stage, like, width)
-        self.rule, self.every, self.largest = like.rule, like.learn_every, like.step_size
+    """Trains conditions as its parent does, moving the peak of their traces on the way; arguments as the parent's."""
 
     def train(self, conditions: list[LearnedCondition], on_progress) -> list[tuple[list[dict], bool, float]]:
-        """Trains the conditions from scratch; rows of the peak along the way are added to the parent's."""
+        """Trains conditions of one rule from scratch; rows of the peak along the way are added to the parent's."""
         padded = conditions + [conditions[-1]] * (self.width - len(conditions))
-        log_peaks = jnp.log(jnp.asarray([condition.peak_s for condition in padded]))
-        self.log_peak = log_peaks if self.mapped else log_peaks[0]
+        peaks = jnp.asarray([condition.peak_s for condition in padded])
+        self.learner = delay_learning.begin(peaks if self.mapped else peaks[0])
+        self.rule, self.every = conditions[0].rule, conditions[0].learn_every
         self.updates, self.path = 0, []
         results = super().train(conditions, on_progress)
         rows, steps = [own for own, _, _ in results], self.settings.steps
-        for step, log_peak in [*self.path, (steps, self.log_peak)]:
+        for step, log_peak in [*self.path, (steps, self.learner.log_peak)]:
             self._add(rows, "learned_peak_s", step, np.exp(log_peak))
         extra = len(self.path) * self.rule.cost if self.rule else 0
-        self._add(rows, "extra_stretches", steps, np.full(len(padded), extra))
+        self._add(rows, "extra_stretches", steps, np.full(self.width, extra))
         return results
 
     def _advance(self, state, steps: int):
@@ -97,16 +91,15 @@ class DelayTrainer(Trainer):
         return state, total / steps
 
     def _move(self, state):
-        self.path.append((self.updates, self.log_peak))
-        size = delay_learning.step_size(self.largest, self.updates / self.settings.steps)
-        state, self.log_peak = _learn(self.run, self.rule, state, self.log_peak, jnp.asarray(size), self.mapped)
+        self.path.append((self.updates, self.learner.log_peak))
+        state, self.learner = _learn(self.run, self.rule, state, self.learner, self.mapped)
         return state
 
 
 @eqx.filter_jit
-def _learn(run, rule, state, log_peak, size, mapped):
-    one = lambda state, log_peak: delay_learning.learn(run, rule, state, log_peak, size)  # noqa: E731
-    return (eqx.filter_vmap(one) if mapped else one)(state, log_peak)
+def _learn(run, rule, state, learner, mapped):
+    one = lambda state, learner: delay_learning.learn(run, rule, state, learner)  # noqa: E731
+    return (eqx.filter_vmap(one) if mapped else one)(state, learner)
 
 
 def run(prepared: tuple[LearnedDelay, data.Dataset]) -> None:
@@ -132,10 +125,13 @@ def _train(stage: Stage, runs: list[LearnedCondition], journal: Journal, reporte
     todo = [condition for key, condition in stage.hashes(runs).items() if key not in journal.records]
     reporter.expect("training", todo, stage.steps)
     origin = provenance.describe() if todo else {}
-    for rule in dict.fromkeys(condition.rule for condition in todo):
-        alike = [condition for condition in todo if condition.rule == rule]
-        width = min(stage.options.batch_conditions, len(alike))
-        trainer = DelayTrainer(stage, alike[0], width)
+    by_rule = [
+        [condition for condition in todo if condition.rule == rule]
+        for rule in dict.fromkeys(condition.rule for condition in todo)
+    ]
+    width = min(stage.options.batch_conditions, max(map(len, by_rule), default=1))
+    trainer = DelayTrainer(stage, todo[0], width) if todo else None  # one for all: it is compiled once
+    for alike in by_rule:
         for start in range(0, len(alike), width):
             group = alike[start : start + width]
             reporter.working_on(_describe(group[0]))

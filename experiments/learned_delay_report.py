@@ -20,7 +20,7 @@ _STYLES = {  # methods mostly agree: the wide line shows below the narrow one
     "alignment": dict(color="#56B4E9", linewidth=2.8),
     "perturbation": dict(color="#D55E00", linewidth=1.0),
 }
-_HELD_RIGHT = dict(color="#000000", linestyle=(0, (2, 1.5)))
+_HELD_RIGHT = dict(color="#000000", linestyle=(0, (2, 1.5)), zorder=4)
 _SHORT, _LONG = dict(marker="^", linestyle="-"), dict(marker="v", linestyle=(0, (5, 1)))  # by where a peak starts
 
 
@@ -204,4 +204,4 @@ def _draw_seeds(axis, results: Results, key: tuple, metric: str) -> None:
     mean = [statistics.mean(values) for values in zip(*([v for _, v in run] for run in runs), strict=True)]
     every = max(1, len(steps) // 8)
     first = list(_STYLES).index(key[0]) * every // len(_STYLES)  # marks of different methods stand apart
-    axis.plot(steps, mean, **style, markevery=(first, every), zorder=3)
+    axis.plot(steps, mean, **({"zorder": 3} | style), markevery=(first, every))
