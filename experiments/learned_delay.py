@@ -123,25 +123,29 @@ def run(prepared: tuple[LearnedDelay, data.Dataset]) -> None:
 def _train(stage: Stage, runs: list[LearnedCondition], journal: Journal, reporter: Reporter) -> None:
     """Trains the runs that are not finished, those of one rule a group at a time, and records each group."""
     todo = [condition for key, condition in stage.hashes(runs).items() if key not in journal.records]
+    if not todo:
+        return
     reporter.expect("training", todo, stage.steps)
-    origin = provenance.describe() if todo else {}
-    by_rule = [
-        [condition for condition in todo if condition.rule == rule]
-        for rule in dict.fromkeys(condition.rule for condition in todo)
-    ]
-    width = min(stage.options.batch_conditions, max(map(len, by_rule), default=1))
-    trainer = DelayTrainer(stage, todo[0], width) if todo else None  # one for all: it is compiled once
-    for alike in by_rule:
-        for start in range(0, len(alike), width):
-            group = alike[start : start + width]
-            reporter.working_on(_describe(group[0]))
-            results = trainer.train(group, reporter.advance)
-            records = [
-                _record(stage, condition, rows, seconds) | origin
-                for condition, (rows, _, seconds) in zip(group, results, strict=True)
-            ]
-            journal.append(records)
-            reporter.finished(len(group), [_outcome(c, record) for c, record in zip(group, records, strict=True)])
+    alike = _alike(todo, stage.options.batch_conditions)
+    trainer = DelayTrainer(stage, todo[0], max(map(len, alike)))  # one for all: what they share is compiled once
+    origin = provenance.describe()
+    for group in alike:
+        reporter.working_on(_describe(group[0]))
+        results = trainer.train(group, reporter.advance)
+        records = [
+            _record(stage, condition, rows, seconds) | origin
+            for condition, (rows, _, seconds) in zip(group, results, strict=True)
+        ]
+        journal.append(records)
+        reporter.finished(len(group), [_outcome(c, record) for c, record in zip(group, records, strict=True)])
+
+
+def _alike(conditions: list[LearnedCondition], most: int) -> list[list[LearnedCondition]]:
+    """The conditions in groups of one rule, of at most so many each."""
+    by_rule: dict[Rule | None, list[LearnedCondition]] = {}
+    for condition in conditions:
+        by_rule.setdefault(condition.rule, []).append(condition)
+    return [own[start : start + most] for own in by_rule.values() for start in range(0, len(own), most)]
 
 
 def _record(stage: Stage, condition: LearnedCondition, rows: list[dict], seconds: float) -> dict:
