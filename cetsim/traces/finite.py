@@ -53,7 +53,7 @@ class DelayLine(AbstractTrace):
         longest = self.max_delay if self.max_delay is not None else self.delay
         if checks.is_traced(longest):
             raise ValueError("to step a delay line with a traced delay, `max_delay` is needed, in seconds")
-        return int(np.round(np.max(longest) / self.dt)) + 1
+        return int(np.round(np.max(np.asarray(longest)) / self.dt)) + 1
 
     def window(self, tail: float = 1e-6) -> int:
         """Number of lags, from 0, up to the delay itself."""
