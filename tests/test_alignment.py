@@ -148,7 +148,7 @@ def test_from_the_command_line_to_a_redrawn_figure(tmp_path, capsys):
     assert {(row["trace"], row["layer"]) for row in rows} == {
         (trace, layer) for trace in ("ET", "CET", "delay line", "backprop") for layer in ("layers.0", "layers.2")
     }
-    assert {row["step"] for row in rows} == {"0", "4"}
+    assert {row["step"] for row in rows} == {"0", "2", "4"}
     lines = [line.split() for line in table.splitlines()]
     assert lines[lines.index(["hidden", "1", "(layers.0)"]) + 2] == ["delay", "line", "1.00", "1.00"]
     assert ["output", "(layers.2)"] in lines

@@ -173,7 +173,7 @@ def test_means_spreads_and_keys_are_mapped(distribution):
 
     def learn(mean, spread, key):
         delay = RandomDelay(mean, spread, DT, distribution, key, max_delay=6.0)
-        grads, _ = gradients(model, x, target, lambda m: cetsim.attach(m, TRACE, delay))
+        grads = eqx.filter_grad(lambda model: half_square(cetsim.attach(model, TRACE, delay), x, target))(model)
         return delay, delay.arrivals(jnp.arange(50.0)), jax.tree.leaves(grads)
 
     alone = eqx.filter_jit(learn)
