@@ -198,6 +198,8 @@ def _draw_seeds(axis, results: Results, key: tuple, metric: str) -> None:
     runs = [run[metric] for run in results.runs[key] if not run["diverged"][-1][1]]
     if not runs:
         return
+    if metric == "train_loss":
+        runs = [_without_rest(run) for run in runs]
     steps = [step for step, _ in runs[0]]
     for run in runs:
         axis.plot(steps, [value for _, value in run], color=style["color"], linewidth=0.5, alpha=0.6, zorder=2)
@@ -205,3 +207,9 @@ def _draw_seeds(axis, results: Results, key: tuple, metric: str) -> None:
     every = max(1, len(steps) // 8)
     first = list(_STYLES).index(key[0]) * every // len(_STYLES)  # marks of different methods stand apart
     axis.plot(steps, mean, **({"zorder": 3} | style), markevery=(first, every))
+
+
+def _without_rest(losses: list[tuple]) -> list[tuple]:
+    """Losses, each a mean over the updates since the one before, less a last one of few updates, which is noise."""
+    steps = [0, *(step for step, _ in losses)]
+    return losses if steps[-1] - steps[-2] > steps[1] / 2 else losses[:-1]
