@@ -1,7 +1,8 @@
 """cetsim: learning when credit arrives late, with cascading eligibility traces as exact linear state-space scans."""
 
-from cetsim import credit, data, kernels, metrics, nn, presentation, state_space, streams, train
-from cetsim.delays import AbstractDelay, FixedDelay, RandomDelay
+from cetsim import credit, data, kernels, metrics, nn, presentation, salience, state_space, streams, train
+from cetsim.delays import AbstractDelay, FixedDelay, LayerwiseDelay, RandomDelay
+from cetsim.events import Events
 from cetsim.nn import attach, detach, layer_names, streaming_init, streaming_value_and_grad
 from cetsim.traces import (
     AbstractTrace,
@@ -18,9 +19,11 @@ __all__ = [
     "CascadingTrace",
     "DelayLine",
     "DoubleExponentialTrace",
+    "Events",
     "ExponentialTrace",
     "FIRTrace",
     "FixedDelay",
+    "LayerwiseDelay",
     "RandomDelay",
     "attach",
     "credit",
@@ -31,6 +34,7 @@ __all__ = [
     "metrics",
     "nn",
     "presentation",
+    "salience",
     "state_space",
     "streaming_init",
     "streaming_value_and_grad",

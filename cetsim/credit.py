@@ -29,7 +29,7 @@ class Update(NamedTuple):
     bias: Float[Array, " out"]
 
 
-def synaptic_factors(form: str, derivative, error, error_gate=0.0):
+def synaptic_factors(form: str, derivative, error, error_gate=0.0, remembered=None):
     """What enters the trace and what it meets: the post-synaptic gain of e, and the learning signal L.
 
     | form | gain | L |
@@ -40,13 +40,15 @@ def synaptic_factors(form: str, derivative, error, error_gate=0.0):
 
     **Arguments:** `derivative`: f'(z), `[time, *out]`, or None where f is the identity. `error`: ∂ℓ/∂a, `[time, *out]`,
     or what stands in for it. `error_gate`: activity enters only at steps where ‖error‖² is above it; 0 is off.
+    `remembered`: what is left of f'(z) when the error comes, and makes ∂ℓ/∂z of it; f'(z) itself if None.
 
     **Returns:** `(gain, signal)`, each `[time, *out]`.
 
     **Reference:** arXiv:2506.14598; the last form and the gate are the authors' code.
     """
     checks.require_in("form", form, FORMS)
-    signal = error if derivative is None or form == "activation" else derivative * error
+    remembered = derivative if remembered is None else remembered
+    signal = error if derivative is None or form == "activation" else remembered * error
     gain = jnp.ones_like(error) if derivative is None or form == "preactivation" else derivative
     if isinstance(error_gate, int | float) and error_gate == 0:
         return gain, signal
@@ -91,6 +93,11 @@ def remember(matrix: Float[Array, "signals writes *post"], signal: Float[Array, 
     for _ in range(matrix.ndim - 2):
         combine = jax.vmap(combine, in_axes=(2, 1), out_axes=1)
     return combine(matrix, signal)
+
+
+def recall(matrix: Float[Array, "signals writes *post"], activity: Float[Array, "writes *out"]):
+    """What is left of past activity when each signal arrives, M θ, `[signals, *out]`: the trace itself."""
+    return remember(jnp.swapaxes(matrix, 0, 1), activity)
 
 
 def _check(trace, x, gain, signal, arrival_steps, write_steps):

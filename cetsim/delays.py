@@ -203,6 +203,55 @@ class RandomDelay(AbstractDelay):
         return jnp.where(fixed, self.mean, self.mean * jax.random.gamma(key, shape, dtype=dtype) / shape)
 
 
+class LayerwiseDelay(eqx.Module):
+    """A delay for each layer, such as that of signals that travel backwards along axons, from layer to layer.
+
+    **Arguments:** `delays`: one a layer, from the top (the output) down, of any kind; alike in `dt` and `keep_late`.
+
+    **Raises:** ValueError for no delay, or delays that differ in `dt` or `keep_late`.
+
+    **Reference:** arXiv:2506.14598, retrograde signals: 2 minutes a layer.
+    """
+
+    delays: tuple[AbstractDelay, ...]
+
+    def __init__(self, delays):
+        self.delays = tuple(delays)
+        if not self.delays or not all(isinstance(delay, AbstractDelay) for delay in self.delays):
+            raise ValueError(f"`delays` must be cetsim's delays, one a layer from the top down, got {delays!r}")
+        for name in ("dt", "keep_late"):
+            values = [getattr(delay, name) for delay in self.delays]
+            if len(set(values)) > 1:
+                raise ValueError(f"delays of all layers must have one `{name}`, got {values}")
+
+    @classmethod
+    def stacked(cls, per_layer, layers: int, dt=0.2, max_per_layer=None, keep_late=False) -> "LayerwiseDelay":
+        """Signals that take `per_layer` seconds from each layer to the one below: 0, `per_layer`, 2 `per_layer`, ...
+
+        **Arguments:** `layers`: their number. `max_per_layer`: longest that streams make room for; needed only where
+        `per_layer` is traced. The others as in `FixedDelay`.
+        """
+        if layers < 1:
+            raise ValueError(f"`layers` must be at least 1, got {layers}")
+        checks.require_whole_steps("per_layer", per_layer, dt)
+        longest = [None if max_per_layer is None else layer * max_per_layer for layer in range(layers)]
+        return cls(FixedDelay(layer * per_layer, dt, longest[layer], keep_late) for layer in range(layers))
+
+    @property
+    def dt(self) -> float:
+        """Length of a step, in seconds."""
+        return self.delays[0].dt
+
+    @property
+    def keep_late(self) -> bool:
+        """Whether signals that arrive after a stretch's last step are still read."""
+        return self.delays[0].keep_late
+
+    def at(self, origin) -> "LayerwiseDelay":
+        """The delays in a stretch whose step 0 is step `origin` of the run."""
+        return LayerwiseDelay(delay.at(origin) for delay in self.delays)
+
+
 def _require_one_number(name: str, value) -> None:
     if np.ndim(value) != 0:
         raise ValueError(f"`{name}` must be one number (map over delays with jax.vmap), got shape {np.shape(value)}")

@@ -16,32 +16,36 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from cetsim import checks, metrics, nn
-from cetsim.delays import AbstractDelay, FixedDelay
+from cetsim.delays import AbstractDelay, FixedDelay, LayerwiseDelay
+from cetsim.events import Events
 from cetsim.presentation import Frames, Presentation
+from cetsim.salience import AbstractGate, Selection
 from cetsim.traces import AbstractTrace, DelayLine
 
 
 class Hyperparameters(eqx.Module):
     """What may differ between runs of one program.
 
-    **Fields:** `learning_rate`: peak of the schedule, above 0. `trace`: of every synapse. `delay`: of the learning
-    signals. `error_gate`: see `attach`. `weight_decay`: of AdamW.
+    **Fields:** `learning_rate`: peak of the schedule, above 0. `trace`: of every synapse, or a tuple of one a layer
+    from the top down. `delay`: of the learning signals. `error_gate`: see `attach`. `weight_decay`: of AdamW.
+    `salience`: which images are learned from; None for all.
     """
 
     learning_rate: Float[Array, ""]
-    trace: AbstractTrace
-    delay: AbstractDelay
+    trace: AbstractTrace | tuple[AbstractTrace, ...]
+    delay: AbstractDelay | LayerwiseDelay
     error_gate: Float[Array, ""]
     weight_decay: Float[Array, ""]
+    salience: AbstractGate | None
 
-    def __init__(self, learning_rate, trace, delay, error_gate=0.0, weight_decay=0.01):
+    def __init__(self, learning_rate, trace, delay, error_gate=0.0, weight_decay=0.01, salience=None):
         checks.require_above("learning_rate", learning_rate, 0.0)
         checks.require_at_least("error_gate", error_gate, 0.0)
         checks.require_at_least("weight_decay", weight_decay, 0.0)
         self.learning_rate, self.error_gate, self.weight_decay = (
             jnp.asarray(value, dtype=float) for value in (learning_rate, error_gate, weight_decay)
         )
-        self.trace, self.delay = trace, delay
+        self.trace, self.delay, self.salience = trace, delay, salience
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Settings:
     see `attach`. `warmup`: share of the run in which the learning rate rises; it then falls along a cosine to `floor`
     times its peak. `clip`: largest global norm of a gradient. `window`: steps that a stream remembers (see `attach`);
     None takes the trace's own at `init`, where its parameters must then be concrete. `presentation`: order in which
-    images are shown; None shuffles them.
+    images are shown; None shuffles them. `derivative`: see `attach`.
 
     **Reference:** arXiv:2506.14598, training details.
     """
@@ -66,12 +70,14 @@ class Settings:
     clip: float = 0.5
     window: int | None = None
     presentation: Presentation | None = None
+    derivative: str = "ideal"
 
     def __post_init__(self):
         for name in ("steps", "batch"):
             checks.require_at_least(name, getattr(self, name), 1.0)
         checks.require_in("form", self.form, nn.FORMS)
         checks.require_in("boundary", self.boundary, nn.BOUNDARIES)
+        checks.require_in("derivative", self.derivative, nn.DERIVATIVES)
         for name in ("warmup", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
@@ -93,7 +99,9 @@ class TrainState(eqx.Module):
 
     **Fields:** `params`: arrays of the model. `buffers`: what its batch norm remembers, empty without any.
     `optimizer`: state of AdamW. `stream`: carried by the layers, or None.
-    `order`: key of the shuffles. `step`: updates made. `diverged`: whether a loss was not finite.
+    `order`: key of the shuffles. `step`: updates made. `diverged`: whether a loss was not finite. `attention`: state of
+    the salience gate, or None. `skipped`: updates that were not made, since no image of the stretch was salient.
+    `missed`: salient images for which the gate had no place.
     """
 
     hyper: Hyperparameters
@@ -104,6 +112,9 @@ class TrainState(eqx.Module):
     order: Array
     step: Int[Array, ""]
     diverged: Bool[Array, ""]
+    attention: Float[Array, ""] | None
+    skipped: Int[Array, ""]
+    missed: Int[Array, ""]
 
 
 class SupervisedRun(eqx.Module):
@@ -139,10 +150,12 @@ class SupervisedRun(eqx.Module):
         params = eqx.filter(model, eqx.is_inexact_array)
         stream = None
         if self.settings.boundary == "carry":
-            attached = self._attach(model, hyper, hyper.delay, self._window(hyper))
+            attached = self._attach(model, hyper, hyper.delay, self._windows(model, hyper), self._silence(hyper))
             stream = nn.streaming_init(attached, self.x[0], *_arguments(buffers))
         optimizer = self._optimizer(hyper).init(params)
-        return TrainState(hyper, params, buffers, optimizer, stream, order, jnp.zeros((), int), jnp.zeros((), bool))
+        attention = None if hyper.salience is None else hyper.salience.init()
+        none, never = jnp.zeros((), int), jnp.zeros((), bool)
+        return TrainState(hyper, params, buffers, optimizer, stream, order, none, never, attention, none, none)
 
     def advance(self, state: TrainState, steps: int, unroll: bool = False) -> tuple[TrainState, Float[Array, " steps"]]:
         """Makes `steps` (static) updates; returns the state after them and the loss of each.
@@ -155,12 +168,10 @@ class SupervisedRun(eqx.Module):
         def update(state, frames):
             x, labels = self.settings.shown.show(frames, self.x, self.labels)
             model = eqx.combine(state.params, template)
+            if state.hyper.salience is not None:
+                return self._learn_from_salient(model, state, x, labels)
             (loss, buffers), grads, stream = self._gradient(model, state, state.stream, x, labels)
-            updates, optimizer = self._optimizer(state.hyper).update(grads, state.optimizer, state.params)
-            params = optax.apply_updates(state.params, updates)
-            diverged = state.diverged | ~jnp.isfinite(loss)
-            after = TrainState(state.hyper, params, buffers, optimizer, stream, state.order, state.step + 1, diverged)
-            return after, loss
+            return self._updated(state, loss, grads, buffers=buffers, stream=stream), loss
 
         frames = self._frames(state, steps)
         if not unroll:
@@ -186,12 +197,19 @@ class SupervisedRun(eqx.Module):
         """Cosine per layer between the update of one stretch and the true gradient of its loss.
 
         **Arguments:** `x`, `labels`: one stretch. `over`: the steps whose loss the true gradient is of, those whose
-        signals `"arrived"` within the stretch or `"all"`.
+        signals `"arrived"` within the stretch or `"all"`. Where a salience gate is set it is of all its events.
 
         The stretch starts empty, in a run that carries its traces from stretch to stretch too.
         """
         checks.require_in("over", over, ("arrived", "all"))
         model, delay = eqx.combine(state.params, self._template()), self._delay(state)
+        if state.hyper.salience is not None:
+            losses, _ = _losses(model, x, labels, state.buffers)
+            (rows, events, _), _ = self._select(state, losses)
+            model, x, labels = eqx.nn.inference_mode(model), x[rows], labels[rows]
+            truth = eqx.filter_grad(_loss, has_aux=True)(model, x, labels, state.buffers, _share(events))[0]
+            _, update, _ = self._gradient(model, state, None, x, labels, events)
+            return metrics.alignment(update, truth)
         arrived = delay.arrived(x.shape[0]) if over == "arrived" else jnp.ones(x.shape[0])
         truth = eqx.filter_grad(_loss, has_aux=True)(model, x, labels, state.buffers, arrived)[0]
         _, update, _ = self._gradient(model, state, None, x, labels)
@@ -203,29 +221,79 @@ class SupervisedRun(eqx.Module):
         is_parameter = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
         return eqx.filter(model, is_parameter, inverse=True)
 
-    def _attach(self, model, hyper: Hyperparameters, delay: AbstractDelay, window: int | None):
-        boundary = "reset" if window is None else "carry"
-        options = {"form": self.settings.form, "error_gate": hyper.error_gate, "boundary": boundary, "window": window}
-        return nn.attach(model, hyper.trace, delay, **options)
+    def _learn_from_salient(self, model, state: TrainState, x, labels):
+        """An update from the salient images of a stretch, found by a forward pass; and the mean loss of all images."""
+        losses, buffers = _losses(model, x, labels, state.buffers)
+        (rows, events, missed), attention = self._select(state, losses)
+        # What batch norm knows of all images holds for the salient ones, whose own moments would tell of nothing else.
+        seen = dataclasses.replace(state, buffers=buffers)
+        x, labels, model = x[rows], labels[rows], eqx.nn.inference_mode(model)
+        _, grads, stream = self._gradient(model, seen, state.stream, x, labels, events)
+        skip = ~jnp.any(events.happened) if stream is None else jnp.zeros((), bool)  # a stream learns from the past too
+        counts = {"attention": attention, "skipped": state.skipped + skip, "missed": state.missed + missed}
+        loss = jnp.mean(losses)
+        after = self._updated(state, loss, grads, buffers=buffers, stream=stream, **counts)
+        kept = {
+            name: jax.tree.map(lambda old, new: jnp.where(skip, old, new), getattr(state, name), getattr(after, name))
+            for name in ("params", "optimizer")
+        }
+        return dataclasses.replace(after, **kept), loss
 
-    def _window(self, hyper: Hyperparameters) -> int:
-        return hyper.trace.window() if self.settings.window is None else self.settings.window
+    def _updated(self, state: TrainState, loss, grads, **changed) -> TrainState:
+        """The state after an update by `grads`, and with what else changed."""
+        updates, optimizer = self._optimizer(state.hyper).update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        diverged = state.diverged | ~jnp.isfinite(loss)
+        changed |= {"params": params, "optimizer": optimizer, "step": state.step + 1, "diverged": diverged}
+        return dataclasses.replace(state, **changed)
 
-    def _delay(self, state: TrainState) -> AbstractDelay:
+    def _select(self, state: TrainState, losses) -> tuple[Selection, Array]:
+        """The salient steps of the stretch that comes next, and what the gate remembers."""
+        # Far from the epochs by which the key of the shuffles is folded.
+        key = jax.random.fold_in(jax.random.fold_in(state.order, 2**31 - 1), state.step)
+        return state.hyper.salience.select(losses, state.attention, key)
+
+    def _silence(self, hyper: Hyperparameters) -> Events | None:
+        """Events of a stretch in which none happened, to make room for others; None where every step is one."""
+        if hyper.salience is None:
+            return None
+        places = hyper.salience.places(self.settings.batch)
+        return Events(jnp.zeros(places), self.settings.batch, jnp.zeros(places, bool))
+
+    def _attach(self, model, hyper: Hyperparameters, delay, windows: dict | None, events: Events | None = None):
+        """The model with its traces; `windows`: steps that each layer's stream remembers, None to start empty."""
+        options = {"form": self.settings.form, "error_gate": hyper.error_gate, "derivative": self.settings.derivative}
+        boundary, overrides = "reset", None
+        if windows is not None:
+            boundary, overrides = "carry", {name: {"window": window} for name, window in windows.items()}
+        return nn.attach(model, hyper.trace, delay, boundary=boundary, events=events, overrides=overrides, **options)
+
+    def _windows(self, model, hyper: Hyperparameters) -> dict[str, int]:
+        """By layer, the steps that a stream remembers."""
+        names = nn.layer_names(model)
+        traces = hyper.trace if isinstance(hyper.trace, tuple) else (hyper.trace,) * len(names)
+        own = self.settings.window
+        windows = [trace.window() if own is None else own for trace in traces]
+        return dict(zip(reversed(names), windows, strict=True))
+
+    def _delay(self, state: TrainState) -> AbstractDelay | LayerwiseDelay:
         """The delay of the signals that belong to the stretch that comes next."""
         return state.hyper.delay.at(state.step * self.settings.batch)
 
-    def _gradient(self, model, state: TrainState, stream: dict | None, x, labels):
+    def _gradient(self, model, state: TrainState, stream: dict | None, x, labels, events: Events | None = None):
         """Loss and buffers, update of the rule, and what is carried on."""
-        delay = self._delay(state)
+        delay, weights = self._delay(state), 1.0 if events is None else _share(events)
         if stream is not None:
             differentiate = nn.streaming_value_and_grad(_loss, has_aux=True)
-            window = next(iter(stream.values())).gain.shape[0]  # of a trace whose parameters are traced here
-            attached = self._attach(model, state.hyper, delay, window)
-            loss, grads, stream = differentiate(attached, stream, x, labels, state.buffers)
+            windows = {name: layer.gain.shape[0] for name, layer in stream.items()}  # of traces that are traced here
+            attached = self._attach(model, state.hyper, delay, windows, events)
+            loss, grads, stream = differentiate(attached, stream, x, labels, state.buffers, weights)
             return loss, nn.detach(grads), stream
-        attached = lambda model: _loss(self._attach(model, state.hyper, delay, None), x, labels, state.buffers)  # noqa: E731
-        return *eqx.filter_value_and_grad(attached, has_aux=True)(model), None
+
+        def traced(model):
+            return _loss(self._attach(model, state.hyper, delay, None, events), x, labels, state.buffers, weights)
+
+        return *eqx.filter_value_and_grad(traced, has_aux=True)(model), None
 
     def _optimizer(self, hyper: Hyperparameters) -> optax.GradientTransformation:
         rate = lambda step: hyper.learning_rate * self.settings.schedule(step)  # noqa: E731
@@ -240,12 +308,23 @@ class SupervisedRun(eqx.Module):
 
 def _loss(model, x, labels, buffers, weights=1.0):
     """Mean over the steps of a stretch, and the buffers after it."""
+    losses, buffers = _losses(model, x, labels, buffers)
+    return jnp.mean(weights * losses), buffers
+
+
+def _share(events: Events):
+    """Weights that make a mean over the places of events one over those that happened."""
+    return events.only(jnp.ones_like(events.times)) * (events.times.shape[0] / jnp.maximum(1, events.happened.sum()))
+
+
+def _losses(model, x, labels, buffers):
+    """Loss of every step of a stretch, and the buffers after it."""
     if _is_empty(buffers):
         logits = jax.vmap(model)(x)
     else:
         over_time = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="time")
         logits, buffers = over_time(x, *_arguments(buffers))
-    return jnp.mean(weights * optax.softmax_cross_entropy_with_integer_labels(logits, labels)), buffers
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels), buffers
 
 
 def _is_empty(buffers: eqx.nn.State) -> bool:

@@ -1,5 +1,6 @@
 """Set-up of all tests: float64, shapes and types checked at every call, the same examples in every run."""
 
+import gc
 import os
 
 import hypothesis
@@ -22,3 +23,11 @@ def pytest_collection_modifyitems(items):
     if marked and all(device.platform != "gpu" for device in jax.devices()):
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"jax has no GPU here, only {jax.devices()[0].platform}"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_are_freed():
+    """Frees compiled programs after each module: together they pass Linux's limit of memory maps in a process."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "cetsim"
 LAYERS = (
     ("checks", "data_files"),
     ("tiny_imagenet",),
-    ("kernels", "data", "metrics", "presentation"),
-    ("state_space",),
+    ("kernels", "data", "metrics", "presentation", "events"),
+    ("state_space", "salience"),
     ("traces",),
     ("delays",),
     ("credit",),

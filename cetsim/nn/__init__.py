@@ -8,10 +8,11 @@ from cetsim.nn.conv import AvgPool2d, Conv2d
 from cetsim.nn.init import xavier
 from cetsim.nn.mlp import mlp
 from cetsim.nn.resnet import resnet20
-from cetsim.nn.synapse import Synapses
+from cetsim.nn.synapse import DERIVATIVES, Synapses
 
 __all__ = [
     "BOUNDARIES",
+    "DERIVATIVES",
     "FORMS",
     "AvgPool2d",
     "BatchNorm",

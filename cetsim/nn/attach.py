@@ -9,28 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from cetsim import checks, credit
-from cetsim.delays import AbstractDelay
+from cetsim.delays import AbstractDelay, LayerwiseDelay
+from cetsim.events import Events
 from cetsim.nn.block import Absorbed, Affine, Held, TracedBlock, path_name
 from cetsim.nn.conv import AvgPool2d
-from cetsim.nn.synapse import Synapses
+from cetsim.nn.synapse import DERIVATIVES, Synapses
 from cetsim.traces import AbstractTrace
 
 BOUNDARIES = ("reset", "carry")
 FORMS = (*credit.FORMS, "authors")
-_OPTIONS = ("trace", "delay", "form", "error_gate", "signal", "feedback", "activation", "window")
+_OPTIONS = ("trace", "delay", "form", "error_gate", "signal", "feedback", "activation", "window", "derivative")
 _UNKNOWN = object()
 
 
 def attach(
     model,
-    trace: AbstractTrace,
-    delay: AbstractDelay,
+    trace: AbstractTrace | tuple[AbstractTrace, ...],
+    delay: AbstractDelay | LayerwiseDelay,
     *,
     form: str = "activation",
     error_gate=0.0,
     boundary: str = "reset",
     signal=None,
     window: int | None = None,
+    derivative: str = "ideal",
+    events: Events | None = None,
     overrides: dict | None = None,
 ):
     """The model with a trace on every synapse of its `Linear` and `Conv2d` layers; its outputs are unchanged.
@@ -43,7 +46,8 @@ def attach(
     - `model`: any Equinox model. Activations are found behind their layer in an `eqx.nn.Sequential` or `eqx.nn.MLP`,
       and average pools behind the activation in a Sequential (in the form `"activation"`, where they commute with
       the filter, and filtering what is pooled is cheaper).
-    - `trace`: what synapses remember, shared or one kernel a post-neuron. `delay`: when learning signals arrive.
+    - `trace`: what synapses remember, shared or one kernel a post-neuron; or a tuple of traces, one a layer from the
+      top (the last in the model's tree) down. `delay`: when learning signals arrive, in all layers or layer by layer.
     - `form`: `"activation"`, `"preactivation"` or `"authors_linear"` (see `credit.synaptic_factors`), or `"authors"`,
       `"authors_linear"` for Linear and `"activation"` for Conv2d layers, as in the authors' code. Layers outside a
       Sequential or MLP, whose activation cannot be seen, need `"preactivation"` or an override of `activation`.
@@ -51,6 +55,10 @@ def attach(
     - `boundary`: `"reset"` starts every stretch empty, `"carry"` goes with `streaming_value_and_grad`.
     - `signal`: stands in for ∂ℓ/∂a: a scalar third factor `[time]`, or `[time, *out]`.
     - `window`: steps that a stream remembers; by default those outside which 1e-6 of the kernel's area lies.
+    - `derivative`: how f'(z), which errors pass on their way down, waits for them in each layer: `"ideal"`, as it was,
+      or in a `"cascade"`, the layer's trace, at the soma (with `boundary="reset"`, since what a stream sends down at
+      once cannot wait).
+    - `events`: the steps of the stretch that the model is mapped over, where these are not all.
     - `overrides`: by layer name (see `layer_names`), a dict of the arguments above that differ there, also `feedback`
       (weights that errors travel down through) and, for a layer whose activation cannot be seen, `activation`: None if
       it has none, or a function that the block then applies in the model's stead; or None to train the layer by plain
@@ -61,12 +69,13 @@ def attach(
     **Raises:** ValueError for options outside their range, layers that do not exist or an activation that is unknown
     or not elementwise.
     """
-    common = dict(trace=trace, delay=delay, form=form, error_gate=error_gate, signal=signal, window=window)
+    common = dict(form=form, error_gate=error_gate, signal=signal, window=window, derivative=derivative)
     overrides = {} if overrides is None else overrides
     checks.require_in("boundary", boundary, BOUNDARIES)
     known = layer_names(model)
     if not known:
         raise ValueError("the model has no Linear or Conv2d layer to attach a trace to")
+    traces, delays = _by_layer("trace", trace, known), _by_layer("delay", delay, known)
     for name, options in overrides.items():
         if name not in known:
             raise ValueError(f"`overrides` names the layer {name!r}; the model has {', '.join(known)}")
@@ -76,10 +85,21 @@ def attach(
     def make(name, affine, activation, pool=None):
         if name in overrides and overrides[name] is None:
             return None
-        options = common | overrides.get(name, {})
-        return _block(name, affine, activation, pool, boundary, **options)
+        options = {"trace": traces[name], "delay": delays[name]} | common | overrides.get(name, {})
+        return _block(name, affine, activation, pool, boundary, events, **options)
 
     return _rewrite(model, (), make)
+
+
+def _by_layer(option: str, given, names: list[str]) -> dict:
+    """A value for each layer, where one is given for all or a number of them from the top down."""
+    each = given.delays if isinstance(given, LayerwiseDelay) else given
+    if not isinstance(each, tuple | list):
+        return dict.fromkeys(names, given)
+    if len(each) != len(names):
+        many = f"{len(names)} layers, {', '.join(names)}"
+        raise ValueError(f"`{option}` must be one for all or one a layer from the top down, got {len(each)} for {many}")
+    return dict(zip(reversed(names), each, strict=True))
 
 
 def layer_names(model) -> list[str]:
@@ -231,7 +251,22 @@ def _output_shape(affine) -> tuple[int, ...]:
 
 
 def _block(
-    name, affine, found, pool, boundary, *, trace, delay, form, error_gate, signal, window, feedback=None, **given
+    name,
+    affine,
+    found,
+    pool,
+    boundary,
+    events,
+    *,
+    trace,
+    delay,
+    form,
+    error_gate,
+    signal,
+    window,
+    derivative,
+    feedback=None,
+    **given,
 ):
     """One layer's block, with everything that can be wrong with its options said by name."""
     checks.require_in("form", form, FORMS)
@@ -264,10 +299,17 @@ def _block(
         raise ValueError("`keep_late` is for boundary='reset': a stream that is carried loses no signal")
     else:
         window = trace.window() if window is None else window
+    checks.require_in("derivative", derivative, DERIVATIVES)
+    if derivative == "cascade" and boundary == "carry":
+        raise ValueError(
+            f"layer {name!r}: derivative='cascade' needs boundary='reset': a stream sends errors down at once, "
+            "and they cannot wait for a cascade that later stretches add to"
+        )
     signal = None if signal is None else jnp.asarray(signal)
     if form != "activation" or signal is not None:  # L is not the error that comes through the pool
         pool = None
-    synapses = Synapses(trace, delay, jnp.asarray(error_gate, dtype=float), signal, form, window, pool)
+    gate = jnp.asarray(error_gate, dtype=float)
+    synapses = Synapses(trace, delay, gate, signal, form, window, pool, derivative, events)
     return TracedBlock(affine, activation, pool, Held(feedback), Held(synapses))
 
 

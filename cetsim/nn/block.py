@@ -55,7 +55,7 @@ class TracedBlock(eqx.Module):
         """f(W x + b) and its pool, `[*in] -> [*out]`, or `[time, *in] -> [time, *out]`; `key` is not used."""
         if x.ndim == _input_ndim(self.affine) + 1:
             return jax.vmap(self)(x)
-        z = self._errors_travel(x)
+        z = below = self._errors_travel(x)
         activity, derivative = z, None
         if self.activation is not None:
             activity = self.activation(z)
@@ -63,6 +63,10 @@ class TracedBlock(eqx.Module):
             derivative = jax.lax.stop_gradient(jax.jvp(self.activation, (z,), (jnp.ones_like(z),))[1])
         if self.pool is not None:
             activity = self.pool(activity)
+        if self.activation is None or self.synapses.derivative == "ideal":
+            below = None
+        else:
+            activity = jax.lax.stop_gradient(activity)
         if isinstance(self.state, Held):
             self.state.value = (x.shape, z.shape, activity.shape)
             return activity
@@ -71,7 +75,7 @@ class TracedBlock(eqx.Module):
             raise ValueError("a model attached with boundary='carry' runs inside `streaming_value_and_grad`")
         x = jax.lax.stop_gradient(x)
         past = None if state is None else jax.vmap(self.affine)(jax.lax.stop_gradient(state.x))
-        return learn_from_traces(self.affine(x), past, activity, derivative, x, state, self.synapses)
+        return learn_from_traces(self.affine(x), past, activity, below, derivative, x, state, self.synapses)
 
     def _errors_travel(self, x):
         """The layer's output, differentiable in its input alone."""
@@ -126,7 +130,7 @@ def streaming_init(model, example, *buffers) -> dict[str, StreamState]:
             raise ValueError(f"layer {name!r} is attached with boundary='reset': nothing is carried")
         shapes = recorders[name].value
         dtype = jnp.result_type(block.affine.weight)
-        states[name] = streams.init_state(synapses.delay, synapses.window, *shapes, dtype)
+        states[name] = streams.init_state(synapses.delay, synapses.window, *shapes, dtype, synapses.events)
     return states
 
 

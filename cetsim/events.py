@@ -1,0 +1,62 @@
+"""Sparse time: a few steps of a stretch at which something salient happened, and silence between them."""
+
+import itertools
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from cetsim import checks
+
+
+class Events(eqx.Module):
+    """When the rows that a model is mapped over happened, in a stretch of `steps` steps.
+
+    A traced model that is given events is mapped over them instead of over every step: what it costs grows with their
+    number, not with the time between them nor with the delay of credit.
+
+    **Arguments:**
+
+    - `times`: steps of the events, `[events]`, whole, ascending, from 0 to `steps` - 1.
+    - `steps`: length of the stretch.
+    - `happened`: which of the places for events are filled, `[events]`; all if None. Empty places leave no trace and
+      send no signal, whatever their time says.
+
+    **Raises:** ValueError for times out of order, repeated, between steps or outside the stretch, where they are not
+    traced.
+    """
+
+    times: Float[Array, " events"]
+    happened: Bool[Array, " events"]
+    steps: int = eqx.field(static=True)
+
+    def __init__(self, times, steps: int, happened=None):
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"`steps` must be a whole number of at least 1, got {steps!r}")
+        if jnp.ndim(times) != 1 or jnp.size(times) < 1:
+            raise ValueError(f"`times` must be [events], at least one, got shape {jnp.shape(times)}")
+        if happened is not None and jnp.shape(happened) != jnp.shape(times):
+            raise ValueError(f"`happened` must have shape {jnp.shape(times)}, got {jnp.shape(happened)}")
+        if not checks.is_traced(times) and (happened is None or not checks.is_traced(happened)):
+            _check_times(np.asarray(times), steps, True if happened is None else np.asarray(happened))
+        self.times = jnp.asarray(times, dtype=float)
+        self.happened = jnp.ones(self.times.shape, bool) if happened is None else jnp.asarray(happened, dtype=bool)
+        self.steps = steps
+
+    def only(self, rows: Float[Array, "events ..."]) -> Float[Array, "events ..."]:
+        """Rows, one an event, with those of empty places set to 0."""
+        return jnp.where(self.happened.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
+
+
+def _check_times(times: np.ndarray, steps: int, happened) -> None:
+    times = times[np.broadcast_to(happened, times.shape)]
+    if not np.all(times == np.round(times)):
+        raise ValueError(f"`times` must be whole steps, got {times[times != np.round(times)][0]}")
+    if np.any(times < 0) or np.any(times >= steps):
+        outside = times[(times < 0) | (times >= steps)][0]
+        raise ValueError(f"`times` must be from 0 to steps - 1 = {steps - 1}, got {outside:g}")
+    for before, after in itertools.pairwise(times):
+        if after <= before:
+            fault = "repeat no step" if after == before else "ascend"
+            raise ValueError(f"`times` must {fault}, got {before:g} and then {after:g}")
