@@ -54,7 +54,7 @@ def carry(model, trace=TRACE, delay=LATE, **options):
     return cetsim.attach(model, trace, delay, boundary="carry", **options)
 
 
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(st.lists(st.integers(1, LENGTH - 1), max_size=5))
 def test_a_stream_is_the_same_wherever_it_is_cut(cuts):
     x, target = stretch(steps=LENGTH)
