@@ -11,6 +11,7 @@ from experiments.options import (
     kernels,
     learned_delay,
     random_delay,
+    retrograde_vision,
     streaming_vision,
     tuned_traces,
 )
@@ -19,6 +20,7 @@ USAGE = "python -m experiments NAME [options]"
 # name -> (module with `prepare`, `run` and `redraw`; options; presets)
 EXPERIMENTS = {
     "behavioral-vision": ("behavioral_vision", behavioral_vision.BehavioralVision, behavioral_vision.PRESETS),
+    "retrograde-vision": ("retrograde_vision", retrograde_vision.RetrogradeVision, retrograde_vision.PRESETS),
     "random-delay": ("random_delay", random_delay.RandomDelay, random_delay.PRESETS),
     "alignment": ("alignment", alignment.Alignment, alignment.PRESETS),
     "kernel-shape": ("kernel_shape", kernel_shape.KernelShape, kernel_shape.PRESETS),

@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 
 from experiments import figures
+from experiments.options.common import STRETCH
 from experiments.vision_report import extent, subject
 
 _SUBJECT = ("dataset", "network", "form", "mode")
@@ -36,7 +37,7 @@ class Cosines:
         self.where = f"{'All are' if together else 'Each is'} measured at the weights of "
         self.where += "the same run, of backprop." if together else "its own run."
         self.gate, self.rates = rows[-1]["error_gate"], sorted({row["learning_rate"] for row in rows})
-        self.peak_ratio = _peak_ratio(rows[-1])
+        self.peak_ratio, self.images = _peak_ratio(rows[-1]), int(rows[-1].get("update_every") or STRETCH)
         self.traces = sorted({trace for trace, _, _ in self._curves}, key=_rank)
         self.delays, self.seeds = (sorted({where[i] for where in self._curves}) for i in (1, 2))
         self.layers = sorted({row["layer"] for row in rows}, key=_depth)
@@ -70,7 +71,7 @@ class Cosines:
         """Settings of the runs, for a caption."""
         rates, several = ", ".join(f"{rate:g}" for rate in self.rates), len(self.rates) > 1
         rate = f"learning rates chosen on held-out images ({rates})" if several else f"learning rate {rates}"
-        return f"{subject(self)}, {figures.gate_name(self.gate)}, {extent(self)}, {rate}"
+        return f"{subject(self)}, {figures.gate_name(self.gate)}, {extent(self, self.images)}, {rate}"
 
 
 def _run(row: dict):

@@ -22,7 +22,7 @@ COLUMNS = (
 )
 _NUMBERS = ("order", "delay_s", "learning_rate", "seed", "step", "value", "error_gate")
 _MORE_NUMBERS = (  # of experiments on images; older tables lack them
-    *("peak_s", "rise_s", "ratio", "spread_s", "update_every", "run_length", "interpolation"),
+    *("peak_s", "rise_s", "ratio", "spread_s", "update_every", "run_length", "interpolation", "fraction", "threshold"),
 )
 _OF_A_ROW = ("layer", "step", "metric", "value")  # what differs between the rows of one run
 

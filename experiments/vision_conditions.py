@@ -42,6 +42,30 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class RetrogradeCondition(Condition):
+    """A run whose credit takes `delay_s` from each of its `layers` to the one below, and that learns from few images.
+
+    `gate` picks a `fraction` of the images, or those whose loss is above `threshold`; `placement` says when they count
+    as seen, `derivative` how what errors pass is remembered.
+    """
+
+    layers: int = 3
+    gate: str = "quantile"
+    fraction: float = 0.0125
+    threshold: float = 0.0
+    placement: str = "shown"
+    derivative: str = "ideal"
+
+    @property
+    def events(self) -> str:
+        """What is learned from, in words."""
+        which = {"threshold": f"loss above {self.threshold:g}", "none": "all images"}.get(self.gate)
+        which = f"{self.gate} {self.fraction:g}" if which is None else which
+        more = [text for text, usual in ((self.placement, "shown"), (self.derivative, "ideal")) if text != usual]
+        return ", ".join([which, *more])
+
+
+@dataclass(frozen=True)
 class Stage:
     """Runs of one length on one dataset: those that choose the learning rate, or those reported.
 
@@ -74,11 +98,13 @@ class Stage:
         """What is compiled into the condition's program."""
         shown = Presentation(condition.run_length, condition.interpolation, flip=self.options.network != "mlp")
         return Settings(
-            steps=self.steps * STRETCH // condition.update_every,
+            steps=self.steps * self.options.stretch // condition.update_every,
             batch=condition.update_every,
             form=self.options.form,
             boundary=condition.mode,
+            warmup=self.options.warmup,
             presentation=shown,
+            derivative=condition.derivative if isinstance(condition, RetrogradeCondition) else "ideal",
         )
 
     @cached_property
@@ -95,15 +121,20 @@ class Stage:
         """What all rows of a run have in common."""
         return {
             "experiment": self.options.name,
-            "scenario": "none" if condition.trace == "backprop" else "behavioral",
+            "scenario": "none" if condition.trace == "backprop" else self._scenario(condition),
             "dataset": self.options.dataset,
             "network": self.network,
             "form": self.options.form,
         } | asdict(condition)
 
+    @staticmethod
+    def _scenario(condition: Condition) -> str:
+        return "retrograde" if isinstance(condition, RetrogradeCondition) else "behavioral"
+
     def config(self, condition: Condition) -> dict:
         """Everything a run depends on; its hash names the run."""
         settings = asdict(self.settings(condition)) | {"optimizer": "adamw", "weight_decay": WEIGHT_DECAY, "dt": DT}
+        settings.pop("derivative")  # a column of the conditions that have one; it came after runs had got their names
         config = self.columns(condition) | {"measured_on": self.measured_on} | self._data | {"settings": settings}
         return config | ({"onlookers": [asdict(other) for other in self.onlookers]} if self.onlookers else {})
 

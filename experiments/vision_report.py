@@ -140,11 +140,11 @@ def subject(results: Results) -> str:
     return f"{NAMES[results.dataset]}, {results.network}, form {results.form}"
 
 
-def extent(results: Results) -> str:
-    """Seeds and steps."""
+def extent(results: Results, images: int = STRETCH) -> str:
+    """Seeds and steps, each of so many images."""
     steps = " or ".join(f"{step:,}" for step in results.steps)
     seeds = f"{len(results.seeds)} seed{'s' if len(results.seeds) > 1 else ''}"
-    return f"{seeds}, {steps} steps of {STRETCH} images"
+    return f"{seeds}, {steps} steps of {images:,} images"
 
 
 def draw(results: Results, folder: Path) -> list[Path]:

@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 from cetsim import data
 from experiments import figures, provenance
-from experiments.options.common import STRETCH
 from experiments.options.vision import Vision
 from experiments.progress import Reporter, format_seconds
 from experiments.records import SCHEMA, Journal, config_hash, read_results, require_writable
-from experiments.vision_conditions import Condition, Stage, trials_of
+from experiments.vision_conditions import Condition, RetrogradeCondition, Stage, trials_of
 from experiments.vision_training import Trainer, hyperparameters, program_of
 
 
@@ -48,9 +47,9 @@ def prepare(study: Study, options: Vision) -> tuple[Vision, data.Dataset]:
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     held_out = data.split_validation(dataset, options.validation, options.selection_seed)
-    if len(held_out.train_y) < STRETCH:
-        kept = len(held_out.train_y)
-        raise ValueError(f"at least {STRETCH} training images must be left after holding some out, got {kept}")
+    if len(held_out.train_y) < options.stretch:
+        kept, needed = len(held_out.train_y), options.stretch
+        raise ValueError(f"at least {needed} training images must be left after holding some out, got {kept}")
     stage = Stage("test", options, dataset, options.steps)
     for candidates in study.groups(options):
         labels = (held_out if _trials(candidates, options) else dataset).train_y
@@ -202,6 +201,7 @@ def _describe(stage: Stage, condition: Condition) -> str:
         value = getattr(condition, name)
         where += f", {name.removesuffix('_s').replace('_', ' ')} {value:g}" if value != plain else ""
     where += f" ({condition.distribution})" if condition.distribution else ""
+    where += f", {condition.events}" if isinstance(condition, RetrogradeCondition) else ""
     where += f", carried, update every {condition.update_every}" if condition.mode == "carry" else ""
     if stage.measured_on == "validation":
         return f"{where}, learning rate {condition.learning_rate:g}"

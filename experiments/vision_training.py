@@ -14,18 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cetsim import nn
-from cetsim.delays import FixedDelay, RandomDelay
+from cetsim import nn, salience
+from cetsim.delays import FixedDelay, LayerwiseDelay, RandomDelay
 from cetsim.traces import CascadingTrace, DelayLine, DoubleExponentialTrace, ExponentialTrace
 from cetsim.train import Hyperparameters, SupervisedRun
 from experiments.options.common import DT, STRETCH
 from experiments.records import number
-from experiments.vision_conditions import WEIGHT_DECAY, Condition, Stage
+from experiments.vision_conditions import WEIGHT_DECAY, Condition, RetrogradeCondition, Stage
 
 CURVE_POINTS = 10  # of the training loss
 TEST_POINTS = 5  # of accuracy and alignment along the way
 ALIGNMENT_STRETCHES = {"mlp": 8, "cnn": 2}
 TAIL = 1e-3  # area of the kernel that a stream may forget
+COMMON_DELAY = 1200  # steps per layer up to which retrograde runs share one program
+THRESHOLD_ROOM = 0.1  # of a stretch, for images above a fixed threshold
 EVALUATED_AT_ONCE = 1000  # images, by networks that convolve: more only take memory
 UNROLLED = 5  # steps of such networks in a program, on CPU
 
@@ -56,6 +58,8 @@ def make_delay(condition: Condition):
 
 def hyperparameters(condition: Condition) -> Hyperparameters:
     """What distinguishes the condition's training run, as arrays."""
+    if isinstance(condition, RetrogradeCondition):
+        return _retrograde(condition)
     trace = make_trace(condition)
     return Hyperparameters(
         learning_rate=jnp.asarray(condition.learning_rate),
@@ -64,6 +68,41 @@ def hyperparameters(condition: Condition) -> Hyperparameters:
         error_gate=jnp.asarray(condition.error_gate),
         weight_decay=jnp.asarray(WEIGHT_DECAY),
     )
+
+
+def _retrograde(condition: RetrogradeCondition) -> Hyperparameters:
+    """Traces and delays of each layer, and the gate that picks the images learned from."""
+    layers, each = range(condition.layers), condition.delay_s
+    peaks = [layer * condition.peak_s for layer in layers]
+    traces = [make_trace(replace(condition, peak_s=peak)) if peak else DelayLine(0.0, DT) for peak in peaks]
+    if condition.mode == "reset":  # every lag that a stretch can ask for, of the longest delays usually compared
+        lags = condition.update_every + max(layers) * max(round(each / DT), COMMON_DELAY)
+        traces = [trace.tabulate(lags) for trace in traces]
+    else:
+        traces = [trace.tabulate(trace.window(TAIL)) for trace in traces]
+    return Hyperparameters(
+        learning_rate=jnp.asarray(condition.learning_rate),
+        trace=tuple(traces),
+        delay=LayerwiseDelay.stacked(each, condition.layers, DT, each, keep_late=condition.mode == "reset"),
+        error_gate=jnp.asarray(condition.error_gate),
+        weight_decay=jnp.asarray(WEIGHT_DECAY),
+        salience=_gate(condition),
+    )
+
+
+def _gate(condition: RetrogradeCondition) -> salience.AbstractGate:
+    fraction, placement = condition.fraction, condition.placement
+    match condition.gate:
+        case "quantile":
+            return salience.QuantileGate(fraction, placement)
+        case "random":
+            return salience.RandomGate(fraction, placement)
+        case "running":
+            return salience.RunningGate(fraction, placement=placement)
+        case "threshold":
+            return salience.ThresholdGate(condition.threshold, THRESHOLD_ROOM, placement)
+        case _:
+            return salience.NoGate(placement)
 
 
 def program_of(stage: Stage, condition: Condition) -> tuple:
@@ -75,7 +114,8 @@ def program_of(stage: Stage, condition: Condition) -> tuple:
 def make_model(stage: Stage, condition: Condition):
     """The stage's network as a function of a key."""
     options, image = stage.options, stage.dataset.train_x.shape[1:]
-    statistics = "stretch" if condition.mode == "reset" else "running"
+    streams = condition.mode == "carry" or isinstance(condition, RetrogradeCondition)
+    statistics = "running" if streams else "stretch"
     match options.network:
         case "mlp":
             return lambda key: nn.mlp(stage.sizes, key=key)
@@ -103,12 +143,13 @@ class Trainer:
         train_x = shape(dataset.train_x)
         self.run = SupervisedRun(make_model(stage, like), train_x, dataset.train_y, self.settings)
         self.test = jnp.asarray(shape(dataset.test_x)), jnp.asarray(dataset.test_y)
-        stretches = min(ALIGNMENT_STRETCHES["cnn" if self.convolves else "mlp"], len(train_x) // STRETCH)
+        stretch = self.stretch = stage.options.stretch
+        stretches = min(ALIGNMENT_STRETCHES["cnn" if self.convolves else "mlp"], len(train_x) // stretch)
         rate = like.learning_rate  # that of a trace which trains nothing is of no account
         self.onlookers = [(c, hyperparameters(replace(c, learning_rate=rate))) for c in stage.onlookers]
         self.probe = [
             (jnp.asarray(train_x[rows]), jnp.asarray(dataset.train_y[rows]))
-            for rows in (slice(i * STRETCH, (i + 1) * STRETCH) for i in range(stretches))
+            for rows in (slice(i * stretch, (i + 1) * stretch) for i in range(stretches))
         ]
 
     def train(self, conditions: list[Condition], on_progress) -> list[tuple[list[dict], bool, float]]:
@@ -134,8 +175,9 @@ class Trainer:
             if self._is_measured(step, chunk):
                 self._measure(rows, state, step)
                 self._align(rows, state, step)
-            on_progress(length * self.settings.batch / STRETCH * len(conditions))
-        self._add(rows, "diverged", steps, state.diverged)
+            on_progress(length * self.settings.batch / self.stretch * len(conditions))
+        for name in ("diverged", *(("skipped", "missed") if state.attention is not None else ())):
+            self._add(rows, name, steps, getattr(state, name))
         diverged = np.atleast_1d(state.diverged)
         seconds = (time.perf_counter() - began) / len(conditions)
         return [(own, bool(diverged[i]), seconds) for i, own in enumerate(rows)]

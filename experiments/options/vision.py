@@ -12,6 +12,8 @@ class Vision:
     """Training on images seen one after the other, 0.2 s each, from credit that comes late."""
 
     name: ClassVar[str] = "vision"
+    warmup: ClassVar[float] = 0.1  # share of a run in which the learning rate rises
+    stretch: ClassVar[int] = STRETCH
 
     preset: str = "demo"
     """Values of the options that are not given."""
@@ -87,10 +89,10 @@ class Vision:
 
     def _check_stream(self) -> None:
         if self.mode == "reset":
-            whole = f"{STRETCH} with --mode reset, where a stretch is an update"
-            require("update_every", self.update_every == STRETCH, whole, self.update_every)
+            whole = f"{self.stretch} with --mode reset, where a stretch is an update"
+            require("update_every", self.update_every == self.stretch, whole, self.update_every)
         for steps in (self.steps, self.selection_steps):
-            images = steps * STRETCH
+            images = steps * self.stretch
             divides = images % self.update_every == 0
             require("update_every", divides, f"a divisor of the {images} images of a run", self.update_every)
 
