@@ -75,6 +75,27 @@ def cost_of_a_cnn_step(rounds: int) -> list[dict]:
     ]
 
 
+def cost_of_a_salient_step(rounds: int, repeats: int) -> list[dict]:
+    """FLOPs, memory and time of a retrograde step against backprop on the same events and the pass that finds them."""
+    args = programs.salient_inputs()
+    kinds = {"backprop": programs.backprop_on_events}
+    kinds |= {f"CET(10), {delay:g} s": programs.retrograde(10, delay) for delay in (12.0, 120.0, 12000.0)}
+    steps = {name: compiled(programs.salient(kind), *args) for name, kind in kinds.items()}
+    flops = {name: step.flops for name, step in steps.items()}
+    peak = {name: step.peak_bytes for name, step in steps.items()}
+    times = interleaved({name: step.call for name, step in steps.items()}, rounds, repeats)
+    milliseconds = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    usual, near, far = "CET(10), 120 s", "CET(10), 12 s", "CET(10), 12000 s"
+    wall, longer = ratio(times, usual, "backprop"), flops[far] / flops[near]
+    return [
+        figure("16 events of 1,280: wall time", wall, "of backprop on them", "≤ 1.5", ms=milliseconds),
+        figure("FLOPs", flops[usual] / flops["backprop"], "of backprop on them", "", FLOPs=flops),
+        figure("peak memory", peak[usual] / peak["backprop"], "of backprop on them", "", bytes=peak),
+        figure("FLOPs at a delay of 60,000 steps to 60", longer, "ratio", "1", FLOPs=flops),
+        figure("peak memory at 60,000 steps to 60", peak[far] / peak[near], "ratio", "1", bytes=peak),
+    ]
+
+
 def cost_against_order(rounds: int, repeats: int) -> list[dict]:
     """FLOPs, peak memory and wall time of a step at every order, and the state that the literal rule would keep."""
     rows = []

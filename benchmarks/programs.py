@@ -16,6 +16,7 @@ SIZES = (784, 512, 512, 10)
 STEPS = 128  # of time, in one stretch
 DELAY = 4.0
 DT = 0.2
+LONG_STRETCH, SALIENT = 1280, 0.0125  # of the retrograde experiments: images, and the share of them learned from
 
 
 class Network(NamedTuple):
@@ -86,6 +87,52 @@ def traced(order: int, delay: float = DELAY, error_gate: float = 0.0, form: str 
             model = cetsim.attach(model, cascade(order, delay), late, form=form, error_gate=error_gate)
             return loss(model, x, labels, buffers)
 
+        return eqx.filter_grad(attached)(model)
+
+    return gradient
+
+
+def salient(gradient):
+    """A step of the MLP that learns from the salient images of a long stretch, by `gradient(model, x, labels, events)`.
+
+    What it takes besides is the forward pass that finds them.
+    """
+    model = MLP.make(jax.random.key(0))
+    template = eqx.filter(model, eqx.is_inexact_array, inverse=True)
+    gate = cetsim.salience.QuantileGate(SALIENT)
+
+    def step(params, state, x, labels):
+        model = eqx.combine(params, template)
+        losses = optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), labels)
+        (rows, events, _), _ = gate.select(losses, gate.init(), jax.random.key(0))
+        grads = gradient(model, x[rows], labels[rows], events)
+        updates, state = optimizer().update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def salient_inputs():
+    """Parameters, optimiser state and one long stretch of images."""
+    params = eqx.filter(MLP.make(jax.random.key(0)), eqx.is_inexact_array)
+    x = jax.random.normal(jax.random.key(1), (LONG_STRETCH, *MLP.image))
+    labels = jax.random.randint(jax.random.key(2), (LONG_STRETCH,), 0, SIZES[-1])
+    return params, optimizer().init(params), x, labels
+
+
+def backprop_on_events(model, x, labels, events):
+    """Plain gradient."""
+    return eqx.filter_grad(loss)(model, x, labels, ())
+
+
+def retrograde(order: int, per_layer: float):
+    """The update of CET(order) where signals take `per_layer` seconds from layer to layer."""
+    layers = len(SIZES) - 1
+    traces = (cetsim.DelayLine(0.0, DT), *(cascade(order, layer * per_layer) for layer in range(1, layers)))
+    late = cetsim.LayerwiseDelay.stacked(per_layer, layers, DT, keep_late=True)
+
+    def gradient(model, x, labels, events):
+        attached = lambda model: loss(cetsim.attach(model, traces, late, events=events), x, labels, ())  # noqa: E731
         return eqx.filter_grad(attached)(model)
 
     return gradient

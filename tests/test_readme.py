@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_example_runs_and_differs_from_backprop_only_in_the_gradient():
-    (source,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names = {}
+    source, names = EXAMPLES[0], {}
     exec(compile(source, "README.md", "exec"), names)
     plain = lambda model: names["optax"].softmax_cross_entropy_with_integer_labels(  # noqa: E731
         jax.vmap(model)(names["x"]), names["labels"]
@@ -21,6 +21,19 @@ def test_example_runs_and_differs_from_backprop_only_in_the_gradient():
     backprop = eqx.filter_grad(lambda model: plain(model).mean())(names["model"])
     assert jax.tree.structure(names["update"]) == jax.tree.structure(backprop)
     assert not np.allclose(names["update"].layers[0].weight, backprop.layers[0].weight)
+
+
+def test_example_of_events_runs():
+    """In a program such as the first one, with four events."""
+    names = {"times": np.array([3, 40, 600, 1279])}
+    for source in EXAMPLES:
+        exec(compile(source, "README.md", "exec"), names)
+    plain = names["eqx"].nn.MLP(8, 3, width_size=32, depth=2, key=jax.random.key(0))
+    few = names["x"][:4]
+    np.testing.assert_allclose(jax.vmap(names["model"])(few), jax.vmap(plain)(few), rtol=1e-12)
+    grads = eqx.filter_grad(lambda model: jax.vmap(model)(few).sum())(names["model"])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    assert len(EXAMPLES) == 2
 
 
 def test_no_placeholder_is_left():
