@@ -1,0 +1,5 @@
+"""Reinforcement learning with late credit."""
+
+from cetsim.rl import actor_trace
+
+__all__ = ["actor_trace"]

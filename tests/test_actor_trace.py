@@ -1,0 +1,114 @@
+"""The actor's λ-trace: its definition, the chunked form, the authors' arrays."""
+
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FIRTrace
+from cetsim.rl import actor_trace
+from cetsim.rl.actor_trace import Arriving
+
+GOLDEN = Path(__file__).parent / "golden"
+STEPS, IN, OUT, DT, DECAY = 23, 4, 3, 0.2, 0.9
+TRACES = {
+    "CET": CascadingTrace(3, 0.8, DT),
+    "CET, after": CascadingTrace(3, 0.8, DT, read="after"),
+    "ET": ExponentialTrace(0.8, DT),
+    "delay line": DelayLine(0.8, DT, max_delay=0.8),
+}
+EVERY_TRACE = pytest.mark.parametrize("name", TRACES)
+
+
+def random_stretch(seed=0, ends=0.2):
+    rng = np.random.default_rng(seed)
+    x, gain, signal = (jnp.asarray(rng.normal(size=(STEPS, size))) for size in (IN, OUT, OUT))
+    alive = jnp.asarray((rng.uniform(size=STEPS) > ends) * 1.0)
+    return x, gain, Arriving(signal, jnp.asarray(rng.normal(size=STEPS)), alive)
+
+
+def loops(kernel, x, gain, arriving, decay=DECAY):
+    """The definition in numpy: -Σ td e and the last e, from a table of weights by lag."""
+    x, gain, signal, td, alive = (np.asarray(a) for a in (x, gain, *jax.tree.leaves(arriving)))
+    eligibility, gradient, before = np.zeros((gain.shape[1], x.shape[1])), 0.0, 1.0
+    for t in range(len(x)):
+        remembered = sum(kernel[t - s] * np.outer(gain[s], x[s]) for s in range(t + 1))
+        eligibility = decay * before * eligibility + signal[t][:, None] * remembered
+        gradient, before = gradient - td[t] * eligibility, alive[t]
+    return gradient, eligibility
+
+
+def whole(form, trace, x, gain, arriving, cuts=(), decay=DECAY):
+    """A stretch cut into chunks, and the sum of their gradients."""
+    state, total = actor_trace.init(trace, OUT, IN), 0.0
+    edges = [0, *cuts, STEPS]
+    for start, end in itertools.pairwise(edges):
+        cut = lambda leaf: leaf[start:end]  # noqa: B023, E731
+        state, gradient = jax.jit(form)(trace, decay, state, cut(x), cut(gain), jax.tree.map(cut, arriving))
+        total = total + gradient
+    return state, total
+
+
+@pytest.mark.parametrize("form", [actor_trace.literal, actor_trace.chunked])
+@EVERY_TRACE
+def test_it_is_the_loops(name, form):
+    trace, stretch = TRACES[name], random_stretch()
+    gradient, eligibility = loops(np.asarray(trace.weights(jnp.arange(STEPS))), *stretch)
+    state, found = whole(form, trace, *stretch)
+    np.testing.assert_allclose(found, gradient, rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(state.eligibility, eligibility, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("cuts", [(1,), (7, 8), (4, 12, 22)])
+@EVERY_TRACE
+def test_cutting_time_differently_changes_nothing(name, cuts):
+    stretch = random_stretch(1)
+    state, gradient = whole(actor_trace.literal, TRACES[name], *stretch)
+    same_state, same = whole(actor_trace.chunked, TRACES[name], *stretch, cuts)
+    np.testing.assert_allclose(same, gradient, rtol=1e-10, atol=1e-11)
+    for left, right in zip(jax.tree.leaves(same_state), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-10, atol=1e-11)
+
+
+def test_float32_twin():
+    stretch = random_stretch(2)
+    _, expected = whole(actor_trace.literal, TRACES["CET"], *stretch)
+    with jax.enable_x64(False):
+        trace, single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (TRACES["CET"], stretch))
+        _, found = whole(actor_trace.chunked, trace, *single, (5,))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_decay_per_synapse_in_the_literal_form():
+    x, gain, arriving = random_stretch(3)
+    decay = jnp.asarray(np.random.default_rng(4).uniform(0.5, 1.0, (OUT, IN)))
+    gradient, _ = loops(np.asarray(TRACES["CET"].weights(jnp.arange(STEPS))), x, gain, arriving, np.asarray(decay))
+    _, found = whole(actor_trace.literal, TRACES["CET"], x, gain, arriving, (9,), decay)
+    np.testing.assert_allclose(found, gradient, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", [actor_trace.literal, actor_trace.chunked])
+@pytest.mark.parametrize("index", ["0", "1", "2", "exponential"])
+def test_golden_arrays(index, form):
+    """The authors' actor: signal, TD error and flag late by the effective delay; float32 arrays."""
+    with np.load(GOLDEN / f"actor_{index}.npz") as arrays:
+        golden = {name: np.asarray(array, float) for name, array in arrays.items()}
+    steps, late = len(golden["x"]), int(golden["effective_delay"])
+    arrive = lambda rows: np.concatenate([np.zeros_like(rows[:late]), rows[: steps - late]])  # noqa: E731
+    z = golden["x"] @ golden["weight"].T
+    gain = (z > 0) * 1.0 if golden["relu"] else np.ones_like(z)
+    trace = FIRTrace(golden["kernel"], dt=1.0)
+    arriving = arrive(golden["output_grad"]), arrive(golden["td_error"]), 1 - arrive(golden["done"])
+    decay = golden["gamma"] * golden["lam"]
+
+    def of_one(x, gain, *arriving):
+        return form(trace, decay, actor_trace.init(trace, 5, 6), x, gain, Arriving(*arriving))[1]
+
+    arrays = map(jnp.asarray, (golden["x"], gain, *arriving))
+    gradients = jax.jit(jax.vmap(of_one, in_axes=1))(*arrays)
+    expected = golden["weight_grad"]
+    np.testing.assert_allclose(gradients.sum(0), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
