@@ -12,6 +12,8 @@ Two slopes are known here:
 The first differentiates through the kernel; the second sees two scalars, from the same network and the same images,
 and no more. Neither its scale nor the delay need be known. Slopes tell most while the peak is wrong and the network
 learns fast, and are mostly noise once it is slow: what came early should weigh more, which the sum of squares does.
+On MNIST a first step η of 15 % brought all six runs by perturbation within 9 % of the delay; of 10 %, all but one,
+which was 10.3 % short when its steps had become small.
 
 Rejected: steps of one size by the sign of g, which late noise moves as much as early knowledge did, up to 12 % off on
 MNIST. Adam, which overshot by its momentum and was then held there by its memory of large slopes, a third off. The

@@ -37,7 +37,7 @@ class LearnedDelay(Vision):
     """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
     learn_every: int = 10
     """Updates of the network between two steps of the peak."""
-    step_size: float = 0.1
+    step_size: float = 0.15
     """Relative change of the peak in the first step; later ones are scaled by all slopes so far (AdaGrad)."""
     stretches: int = 4
     """Stretches of 128 images, those that come next, over which the cosine or the loss is averaged."""
