@@ -20,6 +20,7 @@ TRACES = {
     "ET": ExponentialTrace(0.8, DT),
     "delay line": DelayLine(0.8, DT, max_delay=0.8),
 }
+EVERY_FORM = pytest.mark.parametrize("form", [actor_trace.literal, actor_trace.chunked, actor_trace.windowed])
 EVERY_TRACE = pytest.mark.parametrize("name", TRACES)
 
 
@@ -43,7 +44,9 @@ def loops(kernel, x, gain, arriving, decay=DECAY):
 
 def whole(form, trace, x, gain, arriving, cuts=(), decay=DECAY):
     """A stretch cut into chunks, and the sum of their gradients."""
+    windowed = form is actor_trace.windowed
     state, total = actor_trace.init(trace, OUT, IN), 0.0
+    state = actor_trace.init_window(trace, STEPS, OUT, IN) if windowed else state
     edges = [0, *cuts, STEPS]
     for start, end in itertools.pairwise(edges):
         cut = lambda leaf: leaf[start:end]  # noqa: B023, E731
@@ -52,7 +55,7 @@ def whole(form, trace, x, gain, arriving, cuts=(), decay=DECAY):
     return state, total
 
 
-@pytest.mark.parametrize("form", [actor_trace.literal, actor_trace.chunked])
+@EVERY_FORM
 @EVERY_TRACE
 def test_it_is_the_loops(name, form):
     trace, stretch = TRACES[name], random_stretch()
@@ -67,6 +70,9 @@ def test_it_is_the_loops(name, form):
 def test_cutting_time_differently_changes_nothing(name, cuts):
     stretch = random_stretch(1)
     state, gradient = whole(actor_trace.literal, TRACES[name], *stretch)
+    windowed_state, windowed = whole(actor_trace.windowed, TRACES[name], *stretch, cuts)
+    np.testing.assert_allclose(windowed, gradient, rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(windowed_state.eligibility, state.eligibility, rtol=1e-10, atol=1e-11)
     same_state, same = whole(actor_trace.chunked, TRACES[name], *stretch, cuts)
     np.testing.assert_allclose(same, gradient, rtol=1e-10, atol=1e-11)
     for left, right in zip(jax.tree.leaves(same_state), jax.tree.leaves(state), strict=True):

@@ -5,11 +5,14 @@ they *arrive* at step t (late by one delay; m_t = 0 if the transition that td_t 
 
     e_t = γλ m_{t-1} e_{t-1} + L_t ∘ trace_t          gradient = -Σ_t td_t e_t
 
-`literal` steps every synapse through time. `chunked` touches each synapse's state once a chunk: in the sum over a chunk
-L_u ∘ trace_u is weighed by R_u, in the trace after it by Q_u,
+`literal` steps every synapse through time. The other two take a chunk of time at once: in the gradient L_u ∘ trace_u is
+weighed by R_u, in the λ-trace after it by Q_u,
 
     R_t = td_t + γλ m_t R_{t+1}        Q_t = Π_{v>t} γλ m_{v-1}
     Σ td e = γλ m_{-1} R_0 e + Σ_u R_u L_u ∘ trace_u        e ← γλ m_{-1} Q_0 e + Σ_u Q_u L_u ∘ trace_u
+
+and are told apart by what they keep of the past: `chunked` the stages of every synapse, `windowed` the factors of the
+steps that the kernel reaches back to. `cheaper` knows which costs less.
 
 Environments are mapped outside, with `jax.vmap`. Biases are synapses with input 1.
 """
@@ -34,6 +37,18 @@ class ActorState(eqx.Module):
     alive: Float[Array, ""]
 
 
+class WindowState(eqx.Module):
+    """The same where the past is kept as factors.
+
+    **Fields:** `x`: `[window, in]`, and `gain`: `[window, out]`, of the last steps. `eligibility`, `alive`: as above.
+    """
+
+    x: Float[Array, "window inputs"]
+    gain: Float[Array, "window out"]
+    eligibility: Float[Array, "out inputs"]
+    alive: Float[Array, ""]
+
+
 class Arriving(eqx.Module):
     """What reaches a layer at each step of a chunk, late.
 
@@ -50,6 +65,21 @@ def init(trace: AbstractTrace, out: int, inputs: int) -> ActorState:
     """A layer with no past."""
     stages = trace.init((out, inputs), compensated=False)
     return ActorState(stages, jnp.zeros((out, inputs), stages.dtype), jnp.ones((), stages.dtype))
+
+
+def init_window(trace: AbstractTrace, window: int, out: int, inputs: int) -> WindowState:
+    """A layer with no past, whose kernel reaches back `window` steps."""
+    dtype = jax.tree.leaves(trace)[0].dtype
+    shapes = (window, inputs), (window, out), (out, inputs)
+    return WindowState(*(jnp.zeros(shape, dtype) for shape in shapes), jnp.ones((), dtype))
+
+
+def cheaper(stages: int, window: int, steps: int, out: int, inputs: int) -> str:
+    """`"chunked"` or `"windowed"`, whichever takes fewer multiplications in a chunk of `steps`."""
+    synapses, rows = out * inputs, window + steps
+    chunked = stages * synapses * (steps + 2 + stages) + 2 * steps * (steps * out + synapses)
+    windowed = 2 * rows * (steps * out + synapses)
+    return "chunked" if chunked < windowed else "windowed"
 
 
 def literal(
@@ -86,25 +116,55 @@ def chunked(
     gain: Float[Array, "time out"],
     arriving: Arriving,
 ) -> tuple[ActorState, Float[Array, "out inputs"]]:
-    """The same over one chunk at once, each synapse's state touched once. Arguments as in `literal`, one `decay`."""
-    weights = jnp.stack(weights_of_steps(decay, arriving))  # R and Q
-    weighed = weights[:, :, None] * arriving.signal
+    """The same over one chunk at once, each synapse's stages touched once. Arguments as in `literal`, one `decay`."""
     update = lambda arriving: credit.chunk_update(trace, state.stages, x, gain, arriving)  # noqa: E731
-    stages, sums = jax.vmap(update, out_axes=(None, 0))(weighed)
-    returns, eligibility = decay * state.alive * weights[:, 0, None, None] * state.eligibility + sums
+    stages, _ = update(arriving.signal)
+    returns, eligibility = _both(lambda arriving: update(arriving)[1], decay, state, arriving)
     return ActorState(stages, eligibility, arriving.alive[-1]), -returns
+
+
+def windowed(
+    trace: AbstractTrace,
+    decay,
+    state: WindowState,
+    x: Float[Array, "time inputs"],
+    gain: Float[Array, "time out"],
+    arriving: Arriving,
+) -> tuple[WindowState, Float[Array, "out inputs"]]:
+    """The same from the factors of the past: λ = Kᵀ(R L), then backprop's own matmul. Arguments as in `chunked`."""
+    past, steps = state.x.shape[0], x.shape[0]
+    now, written = jnp.arange(steps, dtype=x.dtype), jnp.arange(-past, steps, dtype=x.dtype)
+    matrix = credit.credit_matrix(trace, now, written, regular=True)
+    xs, gains = jnp.concatenate([state.x, x]), jnp.concatenate([state.gain, gain])
+
+    def update(arriving):
+        return jnp.matmul((gains * credit.remember(matrix, arriving)).T, xs, precision="highest")
+
+    returns, eligibility = _both(update, decay, state, arriving)
+    return WindowState(xs[steps:], gains[steps:], eligibility, arriving.alive[-1]), -returns
+
+
+def _both(update, decay, state, arriving: Arriving):
+    """Σ td e of a chunk and e after it, from `update(weighed signals)`, which gives Σ w L ∘ trace."""
+    weights = jnp.stack(weights_of_steps(decay, arriving))  # R and Q
+    sums = jax.vmap(update)(weights[:, :, None] * arriving.signal)
+    return decay * state.alive * weights[:, 0, None, None] * state.eligibility + sums
 
 
 def weights_of_steps(decay, arriving: Arriving) -> tuple[Float[Array, " time"], Float[Array, " time"]]:
     """How much L ∘ trace of each step of a chunk counts in the gradient, R, and in the trace after it, Q."""
+    returns = returns_of(decay, arriving.td_error, arriving.alive)
+    # What the last flag cuts lies in the next chunk.
+    factors = jnp.concatenate([decay * arriving.alive[:-1], jnp.ones(1, arriving.alive.dtype)])
+    return returns, jnp.cumprod(factors[::-1])[::-1]
+
+
+def returns_of(decay, td_error: Float[Array, " time"], alive: Float[Array, " time"]) -> Float[Array, " time"]:
+    """Sums of what comes, R_t = td_t + γλ m_t R_{t+1}, from nothing after the last step."""
 
     def back(later, now):
         td_error, alive = now
         returns = td_error + decay * alive * later
         return returns, returns
 
-    td_error, alive = arriving.td_error, arriving.alive
-    _, returns = jax.lax.scan(back, jnp.zeros((), td_error.dtype), (td_error, alive), reverse=True)
-    # What the last flag cuts lies in the next chunk.
-    factors = jnp.concatenate([decay * alive[:-1], jnp.ones(1, alive.dtype)])
-    return returns, jnp.cumprod(factors[::-1])[::-1]
+    return jax.lax.scan(back, jnp.zeros((), td_error.dtype), (td_error, alive), reverse=True)[1]

@@ -1,0 +1,64 @@
+"""A layer that learns from signals that are under way: what arrives in a rollout, and what is carried to the next."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cetsim import credit
+from cetsim.delays import FixedDelay
+from cetsim.rl import actor_trace
+from cetsim.rl.actor_trace import ActorState, Arriving, WindowState
+from cetsim.rl.networks import Factors
+from cetsim.traces import AbstractTrace
+
+
+class LayerState(eqx.Module):
+    """One layer in one environment.
+
+    **Fields:** `synapses`: λ-traces, and stages or factors of the past. `under_way`: what was sent in the last steps,
+    `[max delay, ...]`.
+    """
+
+    synapses: ActorState | WindowState
+    under_way: Arriving
+
+
+def init(trace: AbstractTrace, delay: FixedDelay, out: int, inputs: int, window: int | None) -> LayerState:
+    """A layer with no past, and nothing under way.
+
+    **Arguments:** `window`: steps of the past whose factors are kept; None to keep the stages of every synapse instead.
+    """
+    if window is None:
+        synapses = actor_trace.init(trace, out, inputs)
+    else:
+        synapses = actor_trace.init_window(trace, window, out, inputs)
+    room, dtype = delay.max_steps, synapses.eligibility.dtype
+    silence = Arriving(jnp.zeros((room, out), dtype), jnp.zeros(room, dtype), jnp.ones(room, dtype))
+    return LayerState(synapses, silence)
+
+
+def learn(
+    trace: AbstractTrace,
+    delay: FixedDelay,
+    decay,
+    form: str,
+    state: LayerState,
+    factors: Factors,
+    td_error: Float[Array, " time"],
+    alive: Float[Array, " time"],
+) -> tuple[LayerState, Float[Array, "out inputs"]]:
+    """What a rollout adds to a layer's gradient, -Σ td e over what arrives in it, and the state after it.
+
+    **Arguments:** `decay`: γλ. `form`: of the rule. `factors`: what the synapses saw. `td_error`, `alive`: of each
+    step, as they are sent; `alive` is 0 where the step ended an episode.
+    """
+    gain, signal = credit.synaptic_factors(form, factors.derivative, factors.error)
+    sent = Arriving(signal, td_error, alive)
+    both = jax.tree.map(lambda old, new: jnp.concatenate([old, new.astype(old.dtype)]), state.under_way, sent)
+    steps, room = td_error.shape[0], state.under_way.td_error.shape[0]
+    first = room - delay.steps.astype(int)
+    arriving = jax.tree.map(lambda rows: jax.lax.dynamic_slice_in_dim(rows, first, steps), both)
+    update = actor_trace.chunked if isinstance(state.synapses, ActorState) else actor_trace.windowed
+    synapses, gradient = update(trace, decay, state.synapses, factors.x, gain, arriving)
+    return LayerState(synapses, jax.tree.map(lambda rows: rows[steps:], both)), gradient

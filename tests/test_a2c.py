@@ -1,0 +1,247 @@
+"""The actor-critic: its gradient against autodiff and the literal rule, and a run against itself in other pieces."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import jit
+
+from cetsim import CascadingTrace, DelayLine, FixedDelay, LayerwiseDelay, RandomDelay
+from cetsim.rl import ActorCriticRun, Hyperparameters, Settings, actor_trace, late_layer, networks
+from cetsim.rl.actor_trace import Arriving
+from cetsim.rl.environments import Environment, Step, split_signs
+
+DT, LENGTH = 0.2, 7
+SETTINGS = Settings(updates=4, environments=3, rollout=11, hidden=(6, 5))
+
+
+def corridor() -> Environment:
+    """Episodes of at most 7 steps; action 1 earns the place one is at, action 0 a noise, and place 3 is an end."""
+
+    def observe(state):
+        place, time = state
+        return jnp.stack([jnp.sin(1.0 * place), jnp.cos(1.0 * place), time / LENGTH])
+
+    def reset(key):
+        state = (jnp.zeros((), int), jnp.zeros((), int))
+        return state, observe(state)
+
+    def step(key, state, action):
+        place, time = state
+        moved = jnp.where(jax.random.bernoulli(key, 0.3), place - 1, place + 1), time + 1
+        terminated, truncated = moved[0] == 3, moved[1] >= LENGTH
+        reward = jnp.where(action == 1, 1.0 * moved[0], 0.3)
+        ended = terminated | truncated
+        after = jax.tree.map(lambda first, on: jnp.where(ended, first, on), reset(key)[0], moved)
+        return after, Step(observe(after), reward, terminated, truncated & ~terminated, observe(moved))
+
+    return Environment("corridor", 3, 2, reset, step)
+
+
+RUN = ActorCriticRun(corridor(), SETTINGS)
+
+
+def hyper(delay=0.0, rate=1e-2, **options):
+    if delay == 0:
+        return Hyperparameters(rate, DelayLine(0.0, DT, 0.0), FixedDelay(0.0, DT), **options)
+    return Hyperparameters(rate, CascadingTrace(3, delay, DT), FixedDelay(delay, DT), **options)
+
+
+@jit
+def first_rollout(run, state):
+    model = run._model(state.params)
+    _, rollout = run._roll_out(model, state.world, jax.random.key(5))
+    td_error, targets = run._judge(state.hyper, model.critic, rollout)
+    layers, grads, _ = run._gradient(state, model, rollout, td_error, targets)
+    return rollout, td_error, targets, layers, grads
+
+
+@jit
+def advance(run, state, updates):
+    return run.advance(state, updates)
+
+
+def close(left, right, tolerance=1e-10):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_without_delay_it_is_the_policy_gradient():
+    state = RUN.init(hyper(entropy=0.02), jax.random.key(0))
+    rollout, td_error, targets, _, grads = first_rollout(RUN, state)
+    decay = 0.99 * 0.95
+    weights = np.zeros(td_error.shape)
+    for t in reversed(range(len(weights))):
+        later = weights[t + 1] if t + 1 < len(weights) else 0.0
+        weights[t] = td_error[t] + decay * np.asarray(rollout.alive)[t] * later
+
+    @jit
+    @eqx.filter_grad
+    def of(model):
+        logits = jax.vmap(jax.vmap(model.actor))(rollout.observation)
+        log_policy = jnp.take_along_axis(jax.nn.log_softmax(logits), rollout.action[..., None], axis=-1)[..., 0]
+        entropy = -jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), axis=-1).mean()
+        values = jax.vmap(jax.vmap(model.critic))(rollout.observation)[..., 0]
+        actors = -jnp.sum(weights * log_policy) / SETTINGS.environments - 0.02 * entropy
+        return actors + 0.5 * 0.5 * jnp.mean((values - targets) ** 2)
+
+    close(grads, eqx.filter(of(RUN._model(state.params)), eqx.is_inexact_array))
+
+
+def test_td_errors_and_returns_by_hand():
+    for truncation in ("bootstrap", "terminate"):
+        run = ActorCriticRun(corridor(), Settings(1, 3, 30, (6, 5), truncation=truncation))
+        state = run.init(hyper(), jax.random.key(1))
+        rollout, td_error, targets, *_ = first_rollout(run, state)
+        critic = jax.vmap(jax.vmap(run._model(state.params).critic))
+        values, afters = (critic(x)[..., 0] for x in (rollout.observation, rollout.final))
+        assert bool(rollout.truncated.any())
+        assert bool(rollout.terminated.any())
+        for env in range(3):
+            later = 0.0
+            for t in reversed(range(30)):
+                value, after = values[t, env], afters[t, env]
+                ended = rollout.terminated[t, env] or (truncation == "terminate" and rollout.truncated[t, env])
+                expected = rollout.reward[t, env] + 0.99 * (0.0 if ended else after) - value
+                np.testing.assert_allclose(td_error[t, env], expected, rtol=1e-10, atol=1e-12)
+                over = rollout.terminated[t, env] or rollout.truncated[t, env]
+                later = expected + 0.99 * 0.95 * (0.0 if over else later)
+                np.testing.assert_allclose(targets[t, env], value + later, rtol=1e-10, atol=1e-12)
+
+
+def shifted(rows, fill, late):
+    """Rows that come `late` steps later, with what there was before them."""
+    return jnp.concatenate([jnp.full_like(rows[:late], fill), rows[: len(rows) - late]])
+
+
+@pytest.mark.parametrize("late_critic", [False, True])
+def test_late_credit_is_the_literal_rule(late_critic):
+    """Every synapse stepped through time, its signals, TD errors and ends of episodes 3 and 6 steps late."""
+    run = ActorCriticRun(corridor(), Settings(1, 3, 11, (6, 5), late_critic=late_critic))
+    traces = (DelayLine(0.0, DT, 0.0), CascadingTrace(3, 0.6, DT), CascadingTrace(3, 1.2, DT))
+    own = Hyperparameters(1e-2, traces, LayerwiseDelay.stacked(0.6, 3, DT), entropy=0.0)
+    state = run.init(own, jax.random.key(2))
+    rollout, td_error, _, _, grads = first_rollout(run, state)
+    model = run._model(state.params)
+    pairs = [(model.actor, grads.actor, lambda env: networks.factors_of_policy(model.actor, *seen(env)), 1.0)]
+    seen = lambda env: (rollout.observation[:, env], rollout.action[:, env])  # noqa: E731
+    if late_critic:
+        pairs.append((model.critic, grads.critic, lambda env: networks.factors_of_value(model.critic, seen(env)[0]),
+                      0.5 / 11))  # fmt: skip
+    for network, found, factors_of, scale in pairs:
+        totals = [0.0] * 3
+        for env in range(3):
+            for depth, factors in enumerate(factors_of(env)):
+                late, trace = 3 * (2 - depth), traces[2 - depth]
+                gain = jnp.ones_like(factors.error) if factors.derivative is None else factors.derivative
+                sent = factors.error, td_error[:, env], rollout.alive[:, env]
+                arriving = Arriving(*(shifted(*rows, late) for rows in zip(sent, (0.0, 0.0, 1.0), strict=True)))
+                first = actor_trace.init(trace, gain.shape[1], factors.x.shape[1])
+                _, gradient = jit(actor_trace.literal)(trace, 0.99 * 0.95, first, factors.x, gain, arriving)
+                totals[depth] = totals[depth] + scale * gradient / 3
+        close(found, networks.gradient_like(network, totals))
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(window):
+    rng, trace, delay = np.random.default_rng(0), CascadingTrace(3, 1.0, DT), FixedDelay(1.0, DT)
+    x, derivative, error = (jnp.asarray(rng.normal(size=(24, size))) for size in (4, 3, 3))
+    td_error, alive = jnp.asarray(rng.normal(size=24)), jnp.asarray((rng.uniform(size=24) > 0.2) * 1.0)
+
+    @jit
+    def learn(state, *rows):
+        *factors, td_error, alive = rows
+        return late_layer.learn(trace, delay, 0.9, "activation", state, networks.Factors(*factors), td_error, alive)
+
+    def summed(edges):
+        state, total = late_layer.init(trace, delay, 3, 4, window), 0.0
+        for start, end in zip(edges[:-1], edges[1:], strict=True):  # noqa: RUF007
+            rows = (array[start:end] for array in (x, derivative, error, td_error, alive))
+            state, gradient = learn(state, *rows)
+            total = total + gradient
+        return state, total
+
+    whole = summed([0, 24])
+    close(summed([0, 8, 16, 24]), whole)
+    close(summed([0, 3, 24]), whole)
+
+
+def test_a_run_that_is_cut_is_the_same_run_bit_for_bit():
+    state = RUN.init(hyper(1.0), jax.random.key(3))
+    whole, told = advance(RUN, state, 3)
+    first, early = advance(RUN, state, 1)
+    second, late = advance(RUN, first, 2)
+    for left, right in zip(jax.tree.leaves((whole.params, told)), jax.tree.leaves((second.params,
+                           jax.tree.map(lambda *rows: jnp.concatenate(rows), early, late))), strict=True):  # fmt: skip
+        np.testing.assert_array_equal(left, right)
+    assert not whole.diverged
+    assert int(told.finished.sum()) > 0
+
+
+def test_seeds_and_delays_are_mapped():
+    run = ActorCriticRun(corridor(), Settings(4, 3, 11, (6, 5), window=20))
+
+    def returns(delay, seed):
+        late = FixedDelay(delay, DT, max_delay=2.0)
+        own = Hyperparameters(1e-2, CascadingTrace(3, delay, DT), late)
+        return run.advance(run.init(own, jax.random.key(seed)), 2)[0].params
+
+    delays, seeds = jnp.asarray([0.6, 1.4]), jnp.asarray([0, 1])
+    together = jit(jax.vmap(returns))(delays, seeds)
+    alone = jit(returns)(delays[1], seeds[1])
+    close(jax.tree.map(lambda leaf: leaf[1], together), alone, 1e-7)
+
+
+def test_it_learns():
+    """Action 0 is better at places up to 0, action 1 beyond."""
+    run = ActorCriticRun(corridor(), Settings(150, 8, 32, (16,)))
+    state = run.init(hyper(rate=5e-3), jax.random.key(4))
+    before = jit(run.evaluate)(state, jax.random.key(6), 200).mean()
+    after = jit(run.evaluate)(advance(run, state, 150)[0], jax.random.key(6), 200).mean()
+    assert after > before + 0.3
+
+
+def test_evaluation_plays_one_episode_each():
+    state = RUN.init(hyper(), jax.random.key(0))
+    returns = jit(RUN.evaluate)(state, jax.random.key(1), 50)
+    assert returns.shape == (50,)
+    assert float(returns.max()) <= 3 * LENGTH
+    short = jit(RUN.evaluate)(state, jax.random.key(1), 50, 1)
+    assert set(np.round(np.unique(short), 6)) <= {-1.0, 0.3, 1.0}
+
+
+def test_observations_split_by_sign():
+    split = split_signs(corridor())
+    _, observation = split.reset(jax.random.key(0))
+    _, plain = corridor().reset(jax.random.key(0))
+    np.testing.assert_allclose(observation[:3] - observation[3:], plain)
+    assert observation.min() >= 0
+    assert split.size == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hyper(discount=1.1), r"`discount` must be in \[0, 1\], got 1.1"),
+        (lambda: hyper(lam=-0.1), r"`lam` must be in \[0, 1\], got -0.1"),
+        (lambda: hyper(rate=0.0), "`learning_rate` must be above 0, got 0.0"),
+        (lambda: Settings(1, environments=0), "`environments` must be at least 1, got 0"),
+        (
+            lambda: Settings(1, truncation="ignore"),
+            "`truncation` must be one of 'bootstrap', 'terminate', got 'ignore'",
+        ),
+        (
+            lambda: Hyperparameters(1e-2, DelayLine(1.0, DT), RandomDelay(1.0, 1.0, DT)),
+            "`delay` must be a FixedDelay or a LayerwiseDelay of them",
+        ),
+        (
+            lambda: RUN.init(Hyperparameters(1e-2, DelayLine(0.0), LayerwiseDelay.stacked(0.2, 2)), jax.random.key(0)),
+            "`delay` must be one for all or one for each of 3 layers, got 2",
+        ),
+        (lambda: networks.actor((4,), key=jax.random.key(0)), r"`sizes` must be at least an input and an output"),
+    ],
+)
+def test_mistakes(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
