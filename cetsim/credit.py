@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from cetsim import checks, state_space
 from cetsim.traces import AbstractTrace
@@ -203,6 +203,7 @@ def chunk_update(
     x: Float[Array, "time inputs"],
     gain: Float[Array, "time out"],
     arriving: Float[Array, "time out"],
+    resets: Int[Array, " edges"] | None = None,
 ):
     """One chunk of m steps with a state per synapse touched once: what it adds to the update, and the state after.
 
@@ -212,24 +213,29 @@ def chunk_update(
     (exponent u for a trace read before its input, u + 1 after).
 
     **Arguments:** `state`: S, from `trace.init((out, in), compensated=False)`. `x`, `gain`: what is written at each
-    step. `arriving`: the signals that arrive at each step.
+    step. `arriving`: the signals that arrive at each step. `resets`: where traces are emptied now and then, how often
+    they were before each step of the chunk and before the one after it, `[time + 1]`, not counting from before it.
 
     **Returns:** `(state, gradient [out, in])`.
     """
+    steps = x.shape[0]
+    resets = jnp.zeros(steps + 1, int) if resets is None else resets
+    met, kept = resets[:-1, None] == resets[None, :-1], resets[:-1] == resets[-1]
+    from_before, to_after = ((resets[at] == 0).astype(x.dtype) for at in (slice(0, steps), steps))
 
     def one_kernel(trace, state, x, gain, arriving):
         # `out` is absent here when kernels differ per post-neuron, present when they are shared.
-        steps = x.shape[0]
         system = trace.system()
         reads, kicks, transition = state_space.powers(system, steps)
         reads = reads[:-1] if trace.read == "before" else reads[1:]
         now = jnp.arange(steps, dtype=x.dtype)
-        within = remember(credit_matrix(trace, now, now, regular=True), arriving)
-        old = jnp.einsum("uk,u...->k...", reads, arriving, precision="highest")
+        within = remember(credit_matrix(trace, now, now, regular=True) * met, arriving)
+        old = jnp.einsum("uk,u,u...->k...", reads, from_before, arriving, precision="highest")
         total = jnp.einsum("k...,k...i->...i", old, state, precision="highest")
         total += jnp.einsum("s...,si->...i", gain * within, x, precision="highest")
-        state = state + jnp.tensordot(transition, state, axes=1, precision="highest")
-        return state + jnp.einsum("sk,s...,si->k...i", kicks[::-1], gain, x, precision="highest"), total
+        state = to_after * (state + jnp.tensordot(transition, state, axes=1, precision="highest"))
+        written = kicks[::-1] * kept[:, None]
+        return state + jnp.einsum("sk,s...,si->k...i", written, gain, x, precision="highest"), total
 
     if trace.shape:
         one_kernel = jax.vmap(one_kernel, in_axes=(0, 1, None, 1, 1), out_axes=(1, 0))

@@ -31,18 +31,19 @@ def random_stretch(seed=0, ends=0.2):
     return x, gain, Arriving(signal, jnp.asarray(rng.normal(size=STEPS)), alive)
 
 
-def loops(kernel, x, gain, arriving, decay=DECAY):
+def loops(kernel, x, gain, arriving, decay=DECAY, emptied=()):
     """The definition in numpy: -Σ td e and the last e, from a table of weights by lag."""
     x, gain, signal, td, alive = (np.asarray(a) for a in (x, gain, *jax.tree.leaves(arriving)))
     eligibility, gradient, before = np.zeros((gain.shape[1], x.shape[1])), 0.0, 1.0
     for t in range(len(x)):
-        remembered = sum(kernel[t - s] * np.outer(gain[s], x[s]) for s in range(t + 1))
+        first = max((step + 1 for step in emptied if step < t), default=0)
+        remembered = sum(kernel[t - s] * np.outer(gain[s], x[s]) for s in range(first, t + 1))
         eligibility = decay * before * eligibility + signal[t][:, None] * remembered
         gradient, before = gradient - td[t] * eligibility, alive[t]
     return gradient, eligibility
 
 
-def whole(form, trace, x, gain, arriving, cuts=(), decay=DECAY):
+def whole(form, trace, x, gain, arriving, cuts=(), decay=DECAY, emptied=()):
     """A stretch cut into chunks, and the sum of their gradients."""
     windowed = form is actor_trace.windowed
     state, total = actor_trace.init(trace, OUT, IN), 0.0
@@ -50,7 +51,9 @@ def whole(form, trace, x, gain, arriving, cuts=(), decay=DECAY):
     edges = [0, *cuts, STEPS]
     for start, end in itertools.pairwise(edges):
         cut = lambda leaf: leaf[start:end]  # noqa: B023, E731
-        state, gradient = jax.jit(form)(trace, decay, state, cut(x), cut(gain), jax.tree.map(cut, arriving))
+        flags = cut(jnp.isin(jnp.arange(STEPS), jnp.asarray(emptied))) if emptied else None
+        rows = cut(x), cut(gain), jax.tree.map(cut, arriving), flags
+        state, gradient = jax.jit(form)(trace, decay, state, *rows)
         total = total + gradient
     return state, total
 
@@ -77,6 +80,17 @@ def test_cutting_time_differently_changes_nothing(name, cuts):
     np.testing.assert_allclose(same, gradient, rtol=1e-10, atol=1e-11)
     for left, right in zip(jax.tree.leaves(same_state), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("cuts", [(), (6, 7, 15)])
+@EVERY_FORM
+@EVERY_TRACE
+def test_a_cascade_that_is_emptied(name, form, cuts):
+    trace, stretch, emptied = TRACES[name], random_stretch(5), (5, 6, 13)
+    gradient, eligibility = loops(np.asarray(trace.weights(jnp.arange(STEPS))), *stretch, emptied=emptied)
+    state, found = whole(form, trace, *stretch, cuts, emptied=emptied)
+    np.testing.assert_allclose(found, gradient, rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(state.eligibility, eligibility, rtol=1e-10, atol=1e-11)
 
 
 def test_float32_twin():

@@ -65,7 +65,8 @@ class Settings:
     `hidden`: units of the hidden layers of actor and critic. `form`: of the rule. `clip`: largest global norm of
     actor's and critic's gradient together. `anneal`: whether the learning rate falls to 0 over the run. `truncation`:
     whether an episode that was broken off is worth what would have come (`"bootstrap"`), or nothing, as in the paper
-    (`"terminate"`). `late_critic`: whether the critic too learns through traces from late TD errors. `window`: steps of
+    (`"terminate"`). `reset_cascade`: whether synapses forget an episode's activity when it ends, which the paper's do
+    not. `late_critic`: whether the critic too learns through traces from late TD errors. `window`: steps of
     the past that layers keep the factors of; None takes what costs less, the kernel's own window or the stages of every
     synapse, for which traces must be concrete at `init`.
 
@@ -80,6 +81,7 @@ class Settings:
     clip: float = 0.5
     anneal: bool = False
     truncation: str = "bootstrap"
+    reset_cascade: bool = False
     late_critic: bool = False
     window: int | None = None
 
@@ -285,8 +287,8 @@ class ActorCriticRun(eqx.Module):
         for (trace, delay, _), layer, seen in zip(rules, state.layers, factors, strict=True):
 
             def learn(layer, seen, td_error, alive, trace=trace, delay=delay):
-                decay = hyper.discount * hyper.lam
-                return late_layer.learn(trace, delay, decay, self.settings.form, layer, seen, td_error, alive)
+                rule = trace, delay, hyper.discount * hyper.lam, self.settings.form
+                return late_layer.learn(*rule, layer, seen, td_error, alive, self.settings.reset_cascade)
 
             layer, gradient = jax.vmap(learn, in_axes=(0, 0, 1, 1))(layer, seen, td_error, rollout.alive)
             layers.append(layer)

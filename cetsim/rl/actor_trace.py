@@ -20,7 +20,7 @@ Environments are mapped outside, with `jax.vmap`. Biases are synapses with input
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from cetsim import credit
 from cetsim.traces import AbstractTrace
@@ -40,11 +40,13 @@ class ActorState(eqx.Module):
 class WindowState(eqx.Module):
     """The same where the past is kept as factors.
 
-    **Fields:** `x`: `[window, in]`, and `gain`: `[window, out]`, of the last steps. `eligibility`, `alive`: as above.
+    **Fields:** `x`: `[window, in]`, and `gain`: `[window, out]`, of the last steps. `resets`: how often the cascade has
+    been emptied since each, `[window]`. `eligibility`, `alive`: as above.
     """
 
     x: Float[Array, "window inputs"]
     gain: Float[Array, "window out"]
+    resets: Int[Array, " window"]
     eligibility: Float[Array, "out inputs"]
     alive: Float[Array, ""]
 
@@ -70,8 +72,8 @@ def init(trace: AbstractTrace, out: int, inputs: int) -> ActorState:
 def init_window(trace: AbstractTrace, window: int, out: int, inputs: int) -> WindowState:
     """A layer with no past, whose kernel reaches back `window` steps."""
     dtype = jax.tree.leaves(trace)[0].dtype
-    shapes = (window, inputs), (window, out), (out, inputs)
-    return WindowState(*(jnp.zeros(shape, dtype) for shape in shapes), jnp.ones((), dtype))
+    x, gain, eligibility = (jnp.zeros(shape, dtype) for shape in ((window, inputs), (window, out), (out, inputs)))
+    return WindowState(x, gain, jnp.zeros(window, int), eligibility, jnp.ones((), dtype))
 
 
 def cheaper(stages: int, window: int, steps: int, out: int, inputs: int) -> str:
@@ -89,22 +91,26 @@ def literal(
     x: Float[Array, "time inputs"],
     gain: Float[Array, "time out"],
     arriving: Arriving,
+    emptied: Bool[Array, " time"] | None = None,
 ) -> tuple[ActorState, Float[Array, "out inputs"]]:
     """The rule from its definition, stepped through a chunk; it alone takes a `decay` or a kernel per synapse.
 
     **Arguments:** `decay`: γλ, one number or `[out, in]`. `x`, `gain`: presynaptic activity and the post-synaptic
-    factor at each step, undelayed. `arriving`: what comes at each step.
+    factor at each step, undelayed. `arriving`: what comes at each step. `emptied`: steps after which the cascade is
+    emptied, undelayed; none if None.
 
     **Returns:** `(state after the chunk, gradient)`.
     """
+    emptied = jnp.zeros(x.shape[0], bool) if emptied is None else emptied
 
     def step(state, now):
-        x, gain, arriving = now
+        x, gain, arriving, emptied = now
         stages, remembered = trace.step(state.stages, gain[:, None] * x[None, :])
+        stages = jnp.where(emptied, 0, stages)
         eligibility = decay * state.alive * state.eligibility + arriving.signal[:, None] * remembered
         return ActorState(stages, eligibility, arriving.alive), -arriving.td_error * eligibility
 
-    state, gradients = jax.lax.scan(step, state, (x, gain, arriving))
+    state, gradients = jax.lax.scan(step, state, (x, gain, arriving, emptied))
     return state, jnp.sum(gradients, axis=0)
 
 
@@ -115,9 +121,11 @@ def chunked(
     x: Float[Array, "time inputs"],
     gain: Float[Array, "time out"],
     arriving: Arriving,
+    emptied: Bool[Array, " time"] | None = None,
 ) -> tuple[ActorState, Float[Array, "out inputs"]]:
     """The same over one chunk at once, each synapse's stages touched once. Arguments as in `literal`, one `decay`."""
-    update = lambda arriving: credit.chunk_update(trace, state.stages, x, gain, arriving)  # noqa: E731
+    resets = None if emptied is None else _counted(emptied)
+    update = lambda arriving: credit.chunk_update(trace, state.stages, x, gain, arriving, resets)  # noqa: E731
     stages, _ = update(arriving.signal)
     returns, eligibility = _both(lambda arriving: update(arriving)[1], decay, state, arriving)
     return ActorState(stages, eligibility, arriving.alive[-1]), -returns
@@ -130,18 +138,28 @@ def windowed(
     x: Float[Array, "time inputs"],
     gain: Float[Array, "time out"],
     arriving: Arriving,
+    emptied: Bool[Array, " time"] | None = None,
 ) -> tuple[WindowState, Float[Array, "out inputs"]]:
     """The same from the factors of the past: λ = Kᵀ(R L), then backprop's own matmul. Arguments as in `chunked`."""
     past, steps = state.x.shape[0], x.shape[0]
     now, written = jnp.arange(steps, dtype=x.dtype), jnp.arange(-past, steps, dtype=x.dtype)
-    matrix = credit.credit_matrix(trace, now, written, regular=True)
+    since = _counted(jnp.zeros(steps, bool) if emptied is None else emptied)
+    resets = jnp.concatenate([-state.resets, since])  # counted from the start of the chunk
+    met = since[:-1, None] == resets[None, :-1]
+    matrix = credit.credit_matrix(trace, now, written, regular=True) * met.astype(x.dtype)
     xs, gains = jnp.concatenate([state.x, x]), jnp.concatenate([state.gain, gain])
 
     def update(arriving):
         return jnp.matmul((gains * credit.remember(matrix, arriving)).T, xs, precision="highest")
 
     returns, eligibility = _both(update, decay, state, arriving)
-    return WindowState(xs[steps:], gains[steps:], eligibility, arriving.alive[-1]), -returns
+    older = (resets[-1] - resets[:-1])[steps:]
+    return WindowState(xs[steps:], gains[steps:], older, eligibility, arriving.alive[-1]), -returns
+
+
+def _counted(emptied: Bool[Array, " time"]) -> Int[Array, " edges"]:
+    """How often the cascade was emptied since the start of a chunk, before each step and after the last."""
+    return jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(emptied)])
 
 
 def _both(update, decay, state, arriving: Arriving):

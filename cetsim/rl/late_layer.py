@@ -47,11 +47,12 @@ def learn(
     factors: Factors,
     td_error: Float[Array, " time"],
     alive: Float[Array, " time"],
+    reset: bool = False,
 ) -> tuple[LayerState, Float[Array, "out inputs"]]:
     """What a rollout adds to a layer's gradient, -Σ td e over what arrives in it, and the state after it.
 
     **Arguments:** `decay`: γλ. `form`: of the rule. `factors`: what the synapses saw. `td_error`, `alive`: of each
-    step, as they are sent; `alive` is 0 where the step ended an episode.
+    step, as they are sent; `alive` is 0 where the step ended an episode. `reset`: whether the cascade is emptied there.
     """
     gain, signal = credit.synaptic_factors(form, factors.derivative, factors.error)
     sent = Arriving(signal, td_error, alive)
@@ -60,5 +61,6 @@ def learn(
     first = room - delay.steps.astype(int)
     arriving = jax.tree.map(lambda rows: jax.lax.dynamic_slice_in_dim(rows, first, steps), both)
     update = actor_trace.chunked if isinstance(state.synapses, ActorState) else actor_trace.windowed
-    synapses, gradient = update(trace, decay, state.synapses, factors.x, gain, arriving)
+    emptied = alive == 0 if reset else None
+    synapses, gradient = update(trace, decay, state.synapses, factors.x, gain, arriving, emptied)
     return LayerState(synapses, jax.tree.map(lambda rows: rows[steps:], both)), gradient
