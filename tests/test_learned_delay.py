@@ -139,8 +139,8 @@ def test_every_way_is_started_from_every_peak():
     ]
     assert {(c.trace, c.order, c.delay_s, c.error_gate) for c in conditions} == {("CET", 6, 2.0, 1e-8)}
     assert conditions[0].rule is None
-    assert conditions[2].rule == Rule("alignment", 6, 0.1, 4)
-    assert conditions[3].rule == Rule("perturbation", 6, 0.1, 4, 10, 0.2)
+    assert conditions[2].rule == Rule("alignment", 6, 0.15, 4)
+    assert conditions[3].rule == Rule("perturbation", 6, 0.15, 4, 10, 0.2)
     assert (conditions[2].rule.cost, conditions[3].rule.cost) == (4, 28)
 
 
@@ -168,7 +168,7 @@ def test_a_peak_set_wrong_ends_near_the_delay(tiny, method, start):
     }
     assert sorted(path) == list(range(0, 201, 10))
     assert path[0] == pytest.approx(start)
-    assert abs(np.log(path[10] / start)) == pytest.approx(0.1)
+    assert abs(np.log(path[10] / start)) == pytest.approx(LearnedDelay().step_size)
     assert abs(np.log(path[100])) < 0.5 * abs(np.log(start))  # after ten steps, the delay being 1 s
     assert 0.85 < path[200] < 1.1
 
