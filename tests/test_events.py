@@ -181,6 +181,18 @@ def test_derivatives_remembered_behind_a_pool(form):
     assert_same(jax.tree.leaves(with_derivative("cascade")), jax.tree.leaves(with_derivative("ideal")), 1e-13)
 
 
+def test_a_signal_handed_in_stays_in_its_layer():
+    """What a layer learns from is not what it sends down, whatever remembers its derivative."""
+    model, (x, target) = mlp(), stretch(steps=PLACES)
+    options = {"signal": jnp.ones(PLACES), "events": Events(TIMES, LENGTH)}
+    line, delay = DelayLine(PER_LAYER, DT), FixedDelay(PER_LAYER, DT, keep_late=True)
+
+    def with_derivative(name):
+        return gradients(model, x, target, lambda m: cetsim.attach(m, line, delay, derivative=name, **options))
+
+    assert_same(jax.tree.leaves(with_derivative("cascade")), jax.tree.leaves(with_derivative("ideal")), 1e-13)
+
+
 def test_an_ideal_memory_is_backprop_on_the_events():
     model, (x, target) = mlp(), stretch(steps=PLACES)
     line = gradients(model, x, target, lambda m: attach(m, "delay line"))

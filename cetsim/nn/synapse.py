@@ -51,6 +51,7 @@ def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | No
     rows, events, delay = error.shape[0], synapses.events, synapses.delay
     if events is not None and events.times.shape[0] != rows:
         raise ValueError(f"the model is mapped over {rows} steps, but there are {events.times.shape[0]} events")
+    from_above = error if events is None else events.only(error)
     if synapses.signal is not None:
         handed = jnp.asarray(synapses.signal, error.dtype)
         if handed.shape not in (error.shape, (rows,)):
@@ -75,7 +76,7 @@ def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | No
     if state is not None:
         past, present, state = streams.carry(synapses.trace, delay, state, x, gain, signal, unpool, events)
         return present, None, past, state
-    down = passed * unpool(error) if cascades else None
+    down = passed * unpool(from_above) if cascades else None
     return gain * unpool(credit.remember(matrix, signal)), down, None, None
 
 
