@@ -50,10 +50,10 @@ def hyper(delay=0.0, rate=1e-2, **options):
 
 @jit
 def first_rollout(run, state):
-    model = run._model(state.params)
-    _, rollout = run._roll_out(model, state.world, jax.random.key(5))
-    td_error, targets = run._judge(state.hyper, model.critic, rollout)
-    layers, grads, _ = run._gradient(state, model, rollout, td_error, targets)
+    agent, learner = state.agent, run.learner
+    _, rollout = run.roll_out(agent.params, state.world, jax.random.key(5))
+    td_error, targets = learner.judge(agent.hyper, learner.networks(agent.params).critic, rollout)
+    layers, grads, _ = learner.gradient(agent, rollout)
     return rollout, td_error, targets, layers, grads
 
 
@@ -86,7 +86,7 @@ def test_without_delay_it_is_the_policy_gradient():
         actors = -jnp.sum(weights * log_policy) / SETTINGS.environments - 0.02 * entropy
         return actors + 0.5 * 0.5 * jnp.mean((values - targets) ** 2)
 
-    close(grads, eqx.filter(of(RUN._model(state.params)), eqx.is_inexact_array))
+    close(grads, eqx.filter(of(RUN.learner.networks(state.agent.params)), eqx.is_inexact_array))
 
 
 def test_td_errors_and_returns_by_hand():
@@ -94,7 +94,7 @@ def test_td_errors_and_returns_by_hand():
         run = ActorCriticRun(corridor(), Settings(1, 3, 30, (6, 5), truncation=truncation))
         state = run.init(hyper(), jax.random.key(1))
         rollout, td_error, targets, *_ = first_rollout(run, state)
-        critic = jax.vmap(jax.vmap(run._model(state.params).critic))
+        critic = jax.vmap(jax.vmap(run.learner.networks(state.agent.params).critic))
         values, afters = (critic(x)[..., 0] for x in (rollout.observation, rollout.final))
         assert bool(rollout.truncated.any())
         assert bool(rollout.terminated.any())
@@ -123,7 +123,7 @@ def test_late_credit_is_the_literal_rule(late_critic):
     own = Hyperparameters(1e-2, traces, LayerwiseDelay.stacked(0.6, 3, DT), entropy=0.0)
     state = run.init(own, jax.random.key(2))
     rollout, td_error, _, _, grads = first_rollout(run, state)
-    model = run._model(state.params)
+    model = run.learner.networks(state.agent.params)
     pairs = [(model.actor, grads.actor, lambda env: networks.factors_of_policy(model.actor, *seen(env)), 1.0)]
     seen = lambda env: (rollout.observation[:, env], rollout.action[:, env])  # noqa: E731
     if late_critic:
@@ -152,7 +152,7 @@ def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(win
     @jit
     def learn(state, *rows):
         *factors, td_error, alive = rows
-        return late_layer.learn(trace, delay, 0.9, "activation", state, networks.Factors(*factors), td_error, alive)
+        return late_layer.learn(trace, delay, 0.9, state, networks.Factors(*factors), td_error, alive)
 
     def summed(edges):
         state, total = late_layer.init(trace, delay, 3, 4, window), 0.0
@@ -172,10 +172,10 @@ def test_a_run_that_is_cut_is_the_same_run_bit_for_bit():
     whole, told = advance(RUN, state, 3)
     first, early = advance(RUN, state, 1)
     second, late = advance(RUN, first, 2)
-    for left, right in zip(jax.tree.leaves((whole.params, told)), jax.tree.leaves((second.params,
+    for left, right in zip(jax.tree.leaves((whole.agent.params, told)), jax.tree.leaves((second.agent.params,
                            jax.tree.map(lambda *rows: jnp.concatenate(rows), early, late))), strict=True):  # fmt: skip
         np.testing.assert_array_equal(left, right)
-    assert not whole.diverged
+    assert not whole.agent.diverged
     assert int(told.finished.sum()) > 0
 
 
@@ -185,7 +185,7 @@ def test_seeds_and_delays_are_mapped():
     def returns(delay, seed):
         late = FixedDelay(delay, DT, max_delay=2.0)
         own = Hyperparameters(1e-2, CascadingTrace(3, delay, DT), late)
-        return run.advance(run.init(own, jax.random.key(seed)), 2)[0].params
+        return run.advance(run.init(own, jax.random.key(seed)), 2)[0].agent.params
 
     delays, seeds = jnp.asarray([0.6, 1.4]), jnp.asarray([0, 1])
     together = jit(jax.vmap(returns))(delays, seeds)

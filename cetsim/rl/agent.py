@@ -1,0 +1,321 @@
+"""The actor-critic: what it is made of, and what it learns from a rollout of any environment.
+
+The actor's synapses learn through cascades from signals that come late, the critic by ordinary backprop on λ-returns
+(or, on request, as the actor does).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from cetsim import checks, credit
+from cetsim.delays import FixedDelay, LayerwiseDelay
+from cetsim.rl import actor_trace, late_layer, networks
+from cetsim.rl.late_layer import LayerState
+from cetsim.traces import AbstractTrace, DelayLine
+
+EPS = 1e-5  # of Adam
+TAIL = 1e-4  # area of a kernel that may be forgotten
+
+
+class Hyperparameters(eqx.Module):
+    """What may differ between runs of one program.
+
+    **Fields:** `learning_rate`: of Adam, above 0. `trace`: of every synapse of the actor, or a tuple of one a layer
+    from the top down. `delay`: of log-policy gradients, TD errors and ends of episodes, alike in all layers or layer by
+    layer. `discount`: γ, and `lam`: λ, in [0, 1]. `entropy`, `value`: weights of the entropy bonus and of the critic's
+    loss. `critic_rate`: the critic's learning rate in units of the actor's; a broad trace needs a critic that learns
+    faster than the actor (docs/comparison.md). `synaptic_lam`: λ of each synapse of the actor, arrays `[out, in]` from
+    the bottom up, in place of `lam` there, at the literal rule's cost; None for `lam` in all.
+    """
+
+    learning_rate: Float[Array, ""]
+    trace: AbstractTrace | tuple[AbstractTrace, ...]
+    delay: FixedDelay | LayerwiseDelay
+    discount: Float[Array, ""]
+    lam: Float[Array, ""]
+    entropy: Float[Array, ""]
+    value: Float[Array, ""]
+    critic_rate: Float[Array, ""]
+    synaptic_lam: tuple[Float[Array, "_ _"], ...] | None
+
+    def __init__(
+        self,
+        learning_rate,
+        trace,
+        delay,
+        discount=0.99,
+        lam=0.95,
+        entropy=0.01,
+        value=0.5,
+        critic_rate=1.0,
+        synaptic_lam=None,
+    ):
+        checks.require_above("learning_rate", learning_rate, 0.0)
+        checks.require_above("critic_rate", critic_rate, 0.0)
+        for name, share in (
+            ("discount", discount),
+            ("lam", lam),
+            *(("synaptic_lam", each) for each in synaptic_lam or ()),
+        ):
+            if not checks.is_traced(share) and not np.all((np.asarray(share) >= 0) & (np.asarray(share) <= 1)):
+                raise ValueError(f"`{name}` must be in [0, 1], got {share!r}")
+        for name, weight in (("entropy", entropy), ("value", value)):
+            checks.require_at_least(name, weight, 0.0)
+        delays = delay.delays if isinstance(delay, LayerwiseDelay) else (delay,)
+        if not all(isinstance(each, FixedDelay) for each in delays):
+            raise ValueError(f"`delay` must be a FixedDelay or a LayerwiseDelay of them, got {delay!r}")
+        numbers = (learning_rate, discount, lam, entropy, value, critic_rate)
+        self.learning_rate, self.discount, self.lam, self.entropy, self.value, self.critic_rate = (
+            jnp.asarray(number, dtype=float) for number in numbers
+        )
+        self.trace, self.delay = trace, delay
+        self.synaptic_lam = None if synaptic_lam is None else tuple(jnp.asarray(lam, float) for lam in synaptic_lam)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is compiled into a program.
+
+    **Fields:** `updates`: of a whole run. `environments`: side by side. `rollout`: steps of each between two updates.
+    `hidden`: units of the hidden layers of actor and critic. `form`: of the rule. `clip`: largest global norm of
+    actor's and critic's gradient together. `anneal`: whether the learning rate falls to 0 over the run. `truncation`:
+    whether an episode that was broken off is worth what would have come (`"bootstrap"`), or nothing, as in the paper
+    (`"terminate"`). `reset_cascade`: whether synapses forget an episode's activity when it ends, which the paper's do
+    not. `late_critic`: whether the critic too learns through traces from late TD errors. `late_flag`: whether
+    the ends of episodes come one step later still and cut λ-traces there, as in the authors' code. `window`: steps of
+    the past that layers keep the factors of; None takes what costs less, the kernel's own window or the stages of every
+    synapse, for which traces must be concrete at `init`.
+
+    **Reference:** arXiv:2506.14598, reinforcement learning.
+    """
+
+    updates: int
+    environments: int = 4
+    rollout: int = 128
+    hidden: tuple[int, ...] = (256, 256)
+    form: str = "activation"
+    clip: float = 0.5
+    anneal: bool = False
+    truncation: str = "bootstrap"
+    reset_cascade: bool = False
+    late_critic: bool = False
+    late_flag: bool = False
+    window: int | None = None
+
+    def __post_init__(self):
+        for name in ("updates", "environments", "rollout"):
+            checks.require_at_least(name, getattr(self, name), 1.0)
+        checks.require_in("form", self.form, credit.FORMS)
+        checks.require_above("clip", self.clip, 0.0)
+        checks.require_in("truncation", self.truncation, ("bootstrap", "terminate"))
+
+    @property
+    def frames(self) -> int:
+        """Steps of all environments between two updates."""
+        return self.environments * self.rollout
+
+
+class Networks(eqx.Module):
+    """The actor and the critic, or arrays in their shape (None for a part that has none)."""
+
+    actor: eqx.nn.Sequential
+    critic: eqx.nn.Sequential | None
+
+
+class AgentState(eqx.Module):
+    """What the agent is at one moment.
+
+    **Fields:** `layers`: of the actor and, if it is late too, the critic, from the bottom up, led by environments.
+    `step`: updates made. `diverged`: whether a loss was ever not finite.
+    """
+
+    hyper: Hyperparameters
+    params: Networks
+    optimizer: optax.OptState
+    layers: list[LayerState]
+    step: Int[Array, ""]
+    diverged: Bool[Array, ""]
+
+
+class Rollout(eqx.Module):
+    """What happened between two updates, all fields `[time, environments, ...]`."""
+
+    observation: Float[Array, "*time environments size"]
+    action: Int[Array, "*time environments"]
+    reward: Float[Array, "*time environments"]
+    terminated: Bool[Array, "*time environments"]
+    truncated: Bool[Array, "*time environments"]
+    final: Float[Array, "*time environments size"]
+
+    @property
+    def alive(self) -> Float[Array, "*time environments"]:
+        """0 where the step ended an episode, else 1."""
+        return 1.0 - (self.terminated | self.truncated).astype(self.reward.dtype)
+
+
+class Measured(eqx.Module):
+    """What an update tells of the networks. **Fields:** `entropy` of the policy, `value_loss` of the critic: means."""
+
+    entropy: Float[Array, ""]
+    value_loss: Float[Array, ""]
+
+
+class Learner(eqx.Module):
+    """What an actor-critic learns from rollouts, wherever they come from; pure.
+
+    **Arguments:** `size`: of an observation. `actions`: their number. `settings`: what is compiled in.
+    """
+
+    size: int = eqx.field(static=True)
+    actions: int = eqx.field(static=True)
+    settings: Settings = eqx.field(static=True)
+
+    def init(self, hyper: Hyperparameters, key: Array) -> AgentState:
+        """An agent that has learned nothing; `key` sets its weights."""
+        params = eqx.filter(self._make(*jax.random.split(key)), eqx.is_inexact_array)
+        layers = [self._first(rule) for rule in self._rules(hyper, params)]
+        return AgentState(hyper, params, self._adam().init(params), layers, jnp.zeros((), int), jnp.zeros((), bool))
+
+    def networks(self, params: Networks) -> Networks:
+        """The networks with these parameters, to be called."""
+        shapes = eqx.filter_eval_shape(self._make, jax.random.key(0), jax.random.key(0))
+        is_parameter = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
+        return eqx.combine(params, eqx.filter(shapes, is_parameter, inverse=True))
+
+    def act(self, params: Networks, observations: Float[Array, "environments size"], key: Array):
+        """Actions drawn from the policy, `[environments]`."""
+        return jax.random.categorical(key, jax.vmap(self.networks(params).actor)(observations))
+
+    def learn(self, state: AgentState, rollout: Rollout) -> tuple[AgentState, Measured]:
+        """One update: the agent after a rollout and what it tells."""
+        hyper = state.hyper
+        layers, grads, measured = self.gradient(state, rollout)
+        steps, optimizer = self._adam().update(grads, state.optimizer, state.params)
+        left = jnp.maximum(0.0, 1 - state.step / self.settings.updates) if self.settings.anneal else 1.0
+        scaled = lambda tree, rate: jax.tree.map(lambda leaf: -rate * left * leaf, tree)  # noqa: E731
+        rate = hyper.learning_rate
+        steps = Networks(scaled(steps.actor, rate), scaled(steps.critic, rate * hyper.critic_rate))
+        diverged = state.diverged | ~jnp.isfinite(measured.value_loss)
+        params = optax.apply_updates(state.params, steps)
+        return AgentState(hyper, params, optimizer, layers, state.step + 1, diverged), measured
+
+    def gradient(self, state: AgentState, rollout: Rollout) -> tuple[list[LayerState], Networks, Measured]:
+        """States of the layers after a rollout, the gradient of both networks, and what is told of them."""
+        hyper, model = state.hyper, self.networks(state.params)
+        td_error, targets = self.judge(hyper, model.critic, rollout)
+        plain, measured = eqx.filter_grad(self._plain_loss, has_aux=True)(model, hyper, rollout, targets)
+        plain = eqx.filter(plain, eqx.is_inexact_array)
+        layers, late = self.late_gradient(hyper, state.params, state.layers, rollout, td_error)
+        add = lambda own, more: own if more is None else jax.tree.map(jnp.add, own, more)  # noqa: E731
+        return layers, Networks(add(plain.actor, late.actor), add(plain.critic, late.critic)), measured
+
+    def judge(self, hyper: Hyperparameters, critic, rollout: Rollout):
+        """TD errors, and the λ-returns that values should come to, `[time, environments]`."""
+        value = jax.vmap(jax.vmap(critic))
+        before, after = value(rollout.observation)[..., 0], value(rollout.final)[..., 0]
+        ended = rollout.terminated | (rollout.truncated & (self.settings.truncation == "terminate"))
+        td_error = rollout.reward + hyper.discount * jnp.where(ended, 0.0, after) - before
+        advantage = jax.vmap(actor_trace.returns_of, in_axes=(None, 1, 1), out_axes=1)
+        return td_error, before + advantage(hyper.discount * hyper.lam, td_error, rollout.alive)
+
+    def late_gradient(self, hyper: Hyperparameters, params: Networks, layers, rollout: Rollout, td_error):
+        """What synapses learn through traces: states of the layers after the rollout, and the gradient.
+
+        The actor's is summed over time and averaged over environments. The critic's is None unless it is late.
+        """
+        model = self.networks(params)
+        by_environment = lambda function: jax.vmap(function, in_axes=(None, 1, 1))  # noqa: E731
+        factors = by_environment(networks.factors_of_policy)(model.actor, rollout.observation, rollout.action)
+        if self.settings.late_critic:
+            factors += jax.vmap(networks.factors_of_value, in_axes=(None, 1))(model.critic, rollout.observation)
+        after, updates = [], []
+        for rule, layer, seen in zip(self._rules(hyper, params), layers, factors, strict=True):
+            layer, gradient = self._learn_layer(hyper, rule, layer, seen, rollout, td_error)
+            after.append(layer)
+            updates.append(jnp.mean(gradient, axis=0))
+        depth = len(self.settings.hidden) + 1
+        late = networks.gradient_like(model.actor, updates[:depth])
+        if not self.settings.late_critic:
+            return after, Networks(late, None)
+        scaled = [hyper.value * update / self.settings.rollout for update in updates[depth:]]
+        return after, Networks(late, networks.gradient_like(model.critic, scaled))
+
+    def _learn_layer(self, hyper, rule: "_Rule", layer: LayerState, seen, rollout: Rollout, td_error):
+        options = late_layer.Options(self.settings.form, self.settings.reset_cascade, self.settings.late_flag)
+
+        def learn(layer, seen, td_error, alive):
+            decay = hyper.discount * rule.lam
+            return late_layer.learn(rule.trace, rule.delay, decay, layer, seen, td_error, alive, options)
+
+        return jax.vmap(learn, in_axes=(0, 0, 1, 1))(layer, seen, td_error, rollout.alive)
+
+    def _make(self, actor_key, critic_key) -> Networks:
+        sizes = (self.size, *self.settings.hidden)
+        own = networks.actor((*sizes, self.actions), key=actor_key)
+        return Networks(own, networks.critic(sizes, key=critic_key))
+
+    def _rules(self, hyper: Hyperparameters, params: Networks) -> list["_Rule"]:
+        """How each layer that learns through traces does so, from the bottom up, the actor's first."""
+        found = []
+        for model in (params.actor, *([params.critic] if self.settings.late_critic else [])):
+            linear = [layer for layer in model.layers if isinstance(layer, eqx.nn.Linear)]
+            traces = hyper.trace if isinstance(hyper.trace, tuple) else (hyper.trace,) * len(linear)
+            delays = hyper.delay.delays if isinstance(hyper.delay, LayerwiseDelay) else (hyper.delay,) * len(linear)
+            synaptic = hyper.synaptic_lam is not None and model is params.actor
+            lams = hyper.synaptic_lam if synaptic else (hyper.lam,) * len(linear)
+            for name, each in (("trace", traces), ("delay", delays), ("synaptic_lam", lams)):
+                if len(each) != len(linear):
+                    many = f"one for all or one for each of {len(linear)} layers"
+                    raise ValueError(f"`{name}` must be {many}, got {len(each)}")
+            for layer, lam in zip(linear, lams, strict=True):
+                if synaptic and lam.shape != layer.weight.shape:
+                    raise ValueError(
+                        f"`synaptic_lam` must have the weights' shape {layer.weight.shape}, got {lam.shape}"
+                    )
+            found += [_Rule(*row) for row in zip(traces[::-1], delays[::-1], lams, linear, strict=True)]
+        return found
+
+    def _first(self, rule: "_Rule") -> LayerState:
+        layer, trace = rule.layer, rule.trace
+        out, inputs = layer.weight.shape[0], layer.weight.shape[1] + (layer.bias is not None)
+        window = None if jnp.ndim(rule.lam) else self.settings.window
+        if self.settings.window is None and not jnp.ndim(rule.lam):
+            own, stages = trace.window(TAIL), trace.init((), compensated=False).shape[0]
+            form = actor_trace.cheaper(stages, own, self.settings.rollout, out, inputs)
+            window = own if form == "windowed" else None
+        one = late_layer.init(trace, rule.delay, out, inputs, window, self.settings.late_flag)
+        spread = lambda leaf: jnp.broadcast_to(leaf, (self.settings.environments, *leaf.shape))  # noqa: E731
+        return jax.tree.map(spread, one)
+
+    def _adam(self) -> optax.GradientTransformation:
+        return optax.chain(optax.clip_by_global_norm(self.settings.clip), optax.scale_by_adam(eps=EPS))
+
+    def _plain_loss(self, model: Networks, hyper: Hyperparameters, rollout: Rollout, targets):
+        """What is learned by ordinary backprop: the entropy bonus, and the critic unless it is late."""
+        logits = jax.vmap(jax.vmap(model.actor))(rollout.observation)
+        entropy = -jnp.mean(jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), axis=-1))
+        value = jax.vmap(jax.vmap(model.critic))(rollout.observation)[..., 0]
+        value_loss = 0.5 * jnp.mean((value - jax.lax.stop_gradient(targets)) ** 2)
+        critics = jax.lax.stop_gradient(value_loss) if self.settings.late_critic else value_loss
+        return hyper.value * critics - hyper.entropy * entropy, Measured(entropy, value_loss)
+
+
+class _Rule(NamedTuple):
+    """How one layer learns."""
+
+    trace: AbstractTrace
+    delay: FixedDelay
+    lam: Float[Array, "..."]
+    layer: eqx.nn.Linear
+
+
+def without_delay(learning_rate, dt: float = 0.2, **options) -> Hyperparameters:
+    """Hyperparameters of the plain actor-critic: signals at once, and a memory of no length."""
+    return Hyperparameters(learning_rate, DelayLine(0.0, dt, 0.0), FixedDelay(0.0, dt, 0.0), **options)
