@@ -10,6 +10,7 @@ from cetsim.traces import (
     DelayLine,
     DoubleExponentialTrace,
     ExponentialTrace,
+    FirstStageCascade,
     FIRTrace,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "Events",
     "ExponentialTrace",
     "FIRTrace",
+    "FirstStageCascade",
     "FixedDelay",
     "LayerwiseDelay",
     "RandomDelay",

@@ -21,12 +21,14 @@ class LinearSystem(eqx.Module):
 
     Each stage relaxes to its source: the stage before it, the first one to the input (`chained`), or all to the input.
 
-    **Fields:** `response`: G, [stages, stages]. `output`: c, [stages]. `chained`: what the sources are.
+    **Fields:** `response`: G, [stages, stages]. `output`: c, [stages]. `chained`: what the sources are. `first_only`:
+    whether input stays in the first stage until the next step, where exactly it goes on meanwhile.
     """
 
     response: Float[Array, "*kernels stages stages"]
     output: Float[Array, "*kernels stages"]
     chained: bool = eqx.field(static=True)
+    first_only: bool = eqx.field(static=True, default=False)
 
     def slope(self, state: Float[Array, "stages *shape"], e: Float[Array, "*shape"]) -> Float[Array, "stages *shape"]:
         """Source minus state of every stage, the A h + b e of the continuous system in units of its rate."""
@@ -35,7 +37,10 @@ class LinearSystem(eqx.Module):
     @property
     def input(self) -> Float[Array, "*kernels stages"]:
         """Γ = G b, what one step's input of 1 leaves in each stage."""
-        return self.response[..., 0] if self.chained else jnp.sum(self.response, axis=-1)
+        if not self.chained:
+            return jnp.sum(self.response, axis=-1)
+        column = self.response[..., 0]
+        return column.at[..., 1:].set(0.0) if self.first_only else column
 
     @property
     def increment(self) -> Float[Array, "*kernels stages stages"]:
@@ -45,12 +50,15 @@ class LinearSystem(eqx.Module):
         return jnp.pad(self.response[..., 1:], [(0, 0)] * (self.response.ndim - 1) + [(0, 1)]) - self.response
 
 
-def cascade_system(order: int, rate: Float[Array, ""], gain: Float[Array, ""] | float = 1.0) -> LinearSystem:
+def cascade_system(
+    order: int, rate: Float[Array, ""], gain: Float[Array, ""] | float = 1.0, first_only: bool = False
+) -> LinearSystem:
     """A cascade of n equal stages, each scaled to unit area (α^-n would overflow).
 
         G_ik = P(i-k+1, r) for i ≥ k,      P(k, r) = Σ_{j≥k} e^(-r) r^j / j!,      r = α dt
 
     **Arguments:** `order`: n ≥ 1. `rate`: r, per step. `gain`: multiplies the last stage where it is read.
+    `first_only`: see `LinearSystem`.
 
     **Reference:** exact discretisation by the matrix exponential of dh/dt = A h + B e.
     """
@@ -63,7 +71,7 @@ def cascade_system(order: int, rate: Float[Array, ""], gain: Float[Array, ""] | 
     column = jnp.where(rate < 1.0, jnp.cumsum(product[::-1])[::-1][:order], from_above)
     below = np.arange(order)[:, None] - np.arange(order)[None, :]
     response = jnp.where(below >= 0, column[np.maximum(below, 0)], 0.0)
-    return LinearSystem(response, gain * jnp.eye(order, dtype=rate.dtype)[-1], chained=True)
+    return LinearSystem(response, gain * jnp.eye(order, dtype=rate.dtype)[-1], True, first_only)
 
 
 def parallel_system(rates: Float[Array, " stages"], output: Float[Array, " stages"]) -> LinearSystem:
@@ -87,7 +95,10 @@ def advance(
     """
     stages = system.output.shape[0]
     h, lost = state[:stages], state[stages:]
-    change = jnp.tensordot(system.response, system.slope(h, e), axes=1, precision="highest")
+    held = jnp.zeros_like(e) if system.first_only else e
+    change = jnp.tensordot(system.response, system.slope(h, held), axes=1, precision="highest")
+    if system.first_only:
+        change = change.at[0].add(system.input[0] * e)
     if lost.shape[0] == 0:
         return h + change
     change += lost

@@ -11,6 +11,7 @@ from cetsim.traces.base import AbstractTrace
 from cetsim.traces.cascade import CascadingTrace
 from cetsim.traces.exponential import DoubleExponentialTrace, ExponentialTrace
 from cetsim.traces.finite import DelayLine, FIRTrace
+from cetsim.traces.first_stage import FirstStageCascade
 
 __all__ = [
     "AbstractTrace",
@@ -19,4 +20,5 @@ __all__ = [
     "DoubleExponentialTrace",
     "ExponentialTrace",
     "FIRTrace",
+    "FirstStageCascade",
 ]
