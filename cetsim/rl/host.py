@@ -183,7 +183,7 @@ class HostRun:
         checks.require_at_least("episodes", episodes, 1.0)
         act_key, world_key = jax.random.split(key)
         width = self.settings.environments
-        world, act = self.environment.open(width), self._policy(state.agent.params, act_key)
+        world, act = self.environment.open(width), self.policy(state.agent.params, act_key)
         observation = world.reset(world_key)
         left = episodes // width + (np.arange(width) < episodes % width)
         episode, returns = np.zeros(width), [[] for _ in range(width)]
@@ -202,7 +202,7 @@ class HostRun:
         world, observation = state.world, state.observation
         if state.steps != world.steps:
             raise ValueError(f"`state` must be the latest of its run, step {world.steps}, got step {state.steps}")
-        act, rows = self._policy(state.agent.params, key), []
+        act, rows = self.policy(state.agent.params, key), []
         for _ in range(self.settings.rollout):
             actions = act(observation)
             after = world.step(actions)
@@ -213,7 +213,7 @@ class HostRun:
         rollout = Rollout(*columns, jnp.asarray(final))
         return state._replace(steps=world.steps, observation=observation), rollout
 
-    def _policy(self, params: Networks, key: Array):
+    def policy(self, params: Networks, key: Array):
         """Actions drawn from the policy, of observations, step by step.
 
         In NumPy: to call a compiled program costs about as much as a step of the simulators. Gumbel noise on the logits
