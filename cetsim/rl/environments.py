@@ -104,7 +104,7 @@ def _wrap(name: str, environment, parameters, actions) -> Environment:
 
 def _gymnax():
     try:
-        import gymnax
+        import gymnax.wrappers.purerl
     except ImportError as error:
         raise ImportError(f"this environment needs gymnax: {EXTRA} ({error})") from error
     return gymnax
