@@ -17,7 +17,7 @@ gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: pip instal
 
 END, LIMIT = 2, 7
 SCALE = np.asarray([4, 8, 64])
-SETTINGS = Settings(updates=200, environments=3, rollout=11, hidden=(6, 5))
+SETTINGS = Settings(updates=200, environments=3, rollout=11, hidden=(6,))
 
 
 class Corridor(gymnasium.Env):
@@ -144,7 +144,7 @@ def test_evaluation_plays_one_episode_each(episodes):
 
 def test_actions_are_drawn_from_the_policy():
     many = 20_000
-    run = HostRun(RUN.environment, Settings(1, environments=many, rollout=1, hidden=(6, 5)))
+    run = HostRun(RUN.environment, Settings(1, environments=many, rollout=1, hidden=(6,)))
     params = RUN.init(late(), jax.random.key(10)).agent.params
     observation = np.asarray([0.5, 0.25, 0.1])
     odds = jax.nn.softmax(RUN.learner.networks(params).actor(jnp.asarray(observation)))
@@ -166,15 +166,16 @@ def test_it_learns():
 
 
 def test_observations_split_by_sign():
-    plain, split = (from_gymnasium("Corridor-v0", split=split).open(2) for split in (False, True))
-    seen = [(world.reset(jax.random.key(1)), world.step(np.asarray([0, 1]))) for world in (plain, split)]
-    for _ in range(LIMIT - 1):
-        seen += [(world.step(np.asarray([0, 1])).final, world.step(np.asarray([0, 1]))) for world in (plain, split)]
-    for (first, after), (halves, then) in zip(seen[::2], seen[1::2], strict=True):
-        for whole, parts in ((first, halves), (after.observation, then.observation), (after.final, then.final)):
-            np.testing.assert_array_equal(parts, np.concatenate([np.maximum(whole, 0), np.maximum(-whole, 0)], axis=1))
-    assert from_gymnasium("Corridor-v0", split=True).size == 6
-    assert min(first.min() for first, _ in seen) < 0
+    environments = [from_gymnasium("Corridor-v0", split=split) for split in (False, True)]
+    assert [environment.size for environment in environments] == [3, 6]
+    plain, split = (environment.open(2) for environment in environments)
+    parts = lambda x: np.concatenate([np.maximum(x, 0), np.maximum(-x, 0)], axis=1)  # noqa: E731
+    np.testing.assert_array_equal(split.reset(jax.random.key(1)), parts(plain.reset(jax.random.key(1))))
+    for _ in range(2 * LIMIT):
+        whole, halves = (world.step(np.asarray([0, 1])) for world in (plain, split))
+        np.testing.assert_array_equal(halves.observation, parts(whole.observation))
+        np.testing.assert_array_equal(halves.final, parts(whole.final))
+    assert whole.final.min() < 0
 
 
 def test_lunar_lander_is_the_same_for_the_same_key():
