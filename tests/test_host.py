@@ -145,7 +145,7 @@ def test_evaluation_plays_one_episode_each(episodes):
 def test_actions_are_drawn_from_the_policy():
     many = 20_000
     run = HostRun(RUN.environment, Settings(1, environments=many, rollout=1, hidden=(6,)))
-    params = RUN.init(late(), jax.random.key(10)).agent.params
+    params = jax.tree.map(lambda leaf: leaf + 0.1, RUN.init(late(), jax.random.key(10)).agent.params)
     observation = np.asarray([0.5, 0.25, 0.1])
     odds = jax.nn.softmax(RUN.learner.networks(params).actor(jnp.asarray(observation)))
     act = run.policy(params, jax.random.key(11))
