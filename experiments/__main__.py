@@ -6,11 +6,13 @@ import textwrap
 
 from experiments.options import (
     alignment,
+    behavioral_rl,
     behavioral_vision,
     kernel_shape,
     kernels,
     learned_delay,
     random_delay,
+    retrograde_rl,
     retrograde_vision,
     streaming_vision,
     tuned_traces,
@@ -21,6 +23,8 @@ USAGE = "python -m experiments NAME [options]"
 EXPERIMENTS = {
     "behavioral-vision": ("behavioral_vision", behavioral_vision.BehavioralVision, behavioral_vision.PRESETS),
     "retrograde-vision": ("retrograde_vision", retrograde_vision.RetrogradeVision, retrograde_vision.PRESETS),
+    "behavioral-rl": ("behavioral_rl", behavioral_rl.BehavioralRL, behavioral_rl.PRESETS),
+    "retrograde-rl": ("retrograde_rl", retrograde_rl.RetrogradeRL, retrograde_rl.PRESETS),
     "random-delay": ("random_delay", random_delay.RandomDelay, random_delay.PRESETS),
     "alignment": ("alignment", alignment.Alignment, alignment.PRESETS),
     "kernel-shape": ("kernel_shape", kernel_shape.KernelShape, kernel_shape.PRESETS),

@@ -26,6 +26,7 @@ _STYLES = {
     ("CET", 32): dict(color="#CC79A7", marker="v", linestyle=(0, (5, 1, 1, 1))),
     ("CET", 64): dict(color="#009E73", marker="P", linestyle="-"),
     ("delay line", 0): dict(color="#000000", marker="x", linestyle=(0, (2, 1.5))),
+    ("no delay", 0): dict(color="#AAAAAA", marker="", linestyle="-", linewidth=2),
     ("backprop", 0): dict(color="#AAAAAA", marker="", linestyle="-", linewidth=2),
 }
 _SPARE = tuple(

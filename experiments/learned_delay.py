@@ -12,7 +12,8 @@ from experiments import delay_learning, learned_delay_report, provenance, vision
 from experiments.delay_learning import Rule
 from experiments.options.learned_delay import LearnedDelay
 from experiments.progress import Reporter, format_seconds
-from experiments.records import SCHEMA, Journal, config_hash
+from experiments.records import SCHEMA, Journal, config_hash, remove_outputs
+from experiments.study import hashes, unfinished
 from experiments.vision_conditions import Condition, Stage, base_condition
 from experiments.vision_training import Trainer
 
@@ -106,7 +107,7 @@ def run(prepared: tuple[LearnedDelay, data.Dataset]) -> None:
     """Trains what is not finished, writes records, table and figure."""
     options, dataset = prepared
     if options.fresh:
-        vision_study.remove_outputs(options.folder)
+        remove_outputs(options.folder)
     journal, stage = Journal(options.folder), Stage("test", options, dataset, options.steps)
     rate = options.learning_rates[0]
     runs = [
@@ -115,14 +116,14 @@ def run(prepared: tuple[LearnedDelay, data.Dataset]) -> None:
     with Reporter() as reporter:
         _train(stage, runs, journal, reporter)
     journal.write_results()
-    paths = learned_delay_report.report(journal.rows(stage.hashes(runs)), options)
+    paths = learned_delay_report.report(journal.rows(hashes(stage, runs)), options)
     print(f"\nresults: {options.folder / 'results.csv'}")
     print("\n".join(f"figure:  {path}" for path in paths))
 
 
 def _train(stage: Stage, runs: list[LearnedCondition], journal: Journal, reporter: Reporter) -> None:
     """Trains the runs that are not finished, those of one rule a group at a time, and records each group."""
-    todo = [condition for key, condition in stage.hashes(runs).items() if key not in journal.records]
+    todo = unfinished(stage, runs, journal)
     if not todo:
         return
     reporter.expect("training", todo, stage.steps)

@@ -23,6 +23,7 @@ COLUMNS = (
 _NUMBERS = ("order", "delay_s", "learning_rate", "seed", "step", "value", "error_gate")
 _MORE_NUMBERS = (  # of experiments on images; older tables lack them
     *("peak_s", "rise_s", "ratio", "spread_s", "update_every", "run_length", "interpolation", "fraction", "threshold"),
+    *("beta", "critic_rate"),
 )
 _OF_A_ROW = ("layer", "step", "metric", "value")  # what differs between the rows of one run
 
@@ -63,6 +64,13 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"the output folder {folder} cannot be written: {error.strerror or error}") from error
+
+
+def remove_outputs(folder: Path) -> None:
+    """Removes what an experiment wrote."""
+    for pattern in ("runs.jsonl", "results.csv", "*.png", "*.pdf"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def config_hash(config: dict) -> str:

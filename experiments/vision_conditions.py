@@ -11,7 +11,6 @@ from cetsim.presentation import Presentation
 from cetsim.train import Settings
 from experiments.options.common import DT, STRETCH
 from experiments.options.vision import Vision
-from experiments.records import config_hash
 
 WEIGHT_DECAY = 0.01
 
@@ -137,10 +136,6 @@ class Stage:
         settings.pop("derivative")  # a column of the conditions that have one; it came after runs had got their names
         config = self.columns(condition) | {"measured_on": self.measured_on} | self._data | {"settings": settings}
         return config | ({"onlookers": [asdict(other) for other in self.onlookers]} if self.onlookers else {})
-
-    def hashes(self, conditions: list[Condition]) -> dict[str, Condition]:
-        """The conditions by the hash of their config."""
-        return {config_hash(self.config(condition)): condition for condition in conditions}
 
 
 def base_condition(options: Vision, trace: str, order: int, delay_s: float, **more) -> Condition:

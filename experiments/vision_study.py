@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cetsim import data
-from experiments import figures, provenance
+from experiments import figures
 from experiments.options.vision import Vision
-from experiments.progress import Reporter, format_seconds
-from experiments.records import SCHEMA, Journal, config_hash, read_results, require_writable
+from experiments.records import Journal, read_results, remove_outputs, require_writable
+from experiments.study import Work, complete
 from experiments.vision_conditions import Condition, RetrogradeCondition, Stage, trials_of
 from experiments.vision_training import Trainer, hyperparameters, program_of
 
@@ -52,7 +52,7 @@ def prepare(study: Study, options: Vision) -> tuple[Vision, data.Dataset]:
         raise ValueError(f"at least {needed} training images must be left after holding some out, got {kept}")
     stage = Stage("test", options, dataset, options.steps)
     for candidates in study.groups(options):
-        labels = (held_out if _trials(candidates, options) else dataset).train_y
+        labels = (held_out if len(trials_of(candidates, options)) > 1 else dataset).train_y
         for condition in candidates:
             hyperparameters(replace(condition, learning_rate=options.learning_rates[0]))
             stage.settings(condition).shown.check(labels, condition.update_every)
@@ -68,20 +68,8 @@ def run(study: Study, prepared: tuple[Vision, data.Dataset]) -> None:
     held_out = data.split_validation(dataset, options.validation, options.selection_seed)
     selection = Stage("validation", options, held_out, options.selection_steps)
     reported = Stage("test", options, dataset, options.steps, tuple(study.onlookers(options)))
-    groups = study.groups(options)
-    trials = [trial for candidates in groups for trial in _trials(candidates, options)]
-    with Reporter() as reporter:
-        reporter.expect("selection", _unfinished(selection, trials, journal), selection.steps)
-        reporter.expect("training", [None] * (len(groups) * options.seeds), reported.steps)
-        _train(selection, trials, journal, reporter)
-        runs = _choose(selection, groups, journal)
-        reporter.expect("training", _unfinished(reported, runs, journal), reported.steps)
-        _train(reported, runs, journal, reporter)
-    journal.write_results()
-    keys = reported.hashes(runs)
-    states = provenance.revisions([journal.records[key] for key in keys])
-    if len(states) > 1:
-        print(f"note: these runs were made by different states of the code: {', '.join(states)}")
+    groups = [trials_of(candidates, options) for candidates in study.groups(options)]
+    keys = complete(WORK, (selection, reported), groups, journal)
     _report(study, journal.rows(keys), options)
 
 
@@ -111,86 +99,12 @@ def _report(study: Study, rows: list[dict], options: Vision) -> None:
     print("\n".join(f"figure:  {path}" for path in paths))
 
 
-def remove_outputs(folder: Path) -> None:
-    """Removes what an experiment wrote."""
-    for pattern in ("runs.jsonl", "results.csv", "*.png", "*.pdf"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
-
-
-def _trials(candidates: list[Condition], options: Vision) -> dict[Condition, Condition]:
-    """Runs that choose among candidates and rates; none where there is no choice."""
-    choices = len(candidates) * len(options.learning_rates)
-    return trials_of(candidates, options) if choices > 1 else {}
-
-
-def _unfinished(stage: Stage, conditions: list[Condition], journal: Journal) -> list[Condition]:
-    return [condition for key, condition in stage.hashes(conditions).items() if key not in journal.records]
-
-
-def _choose(selection: Stage, groups: list[list[Condition]], journal: Journal) -> list[Condition]:
-    """The runs to report: the best of each group at its best learning rate, for every seed, seed by seed."""
-    options, best = selection.options, []
-    for candidates in groups:
-        trials = _trials(candidates, options)
-        if trials:
-            score = lambda trial: _score(journal.records[config_hash(selection.config(trial))])  # noqa: E731
-            best.append(trials[max(trials, key=score)])
-        else:
-            best.append(replace(candidates[0], learning_rate=options.learning_rates[0]))
-    return [replace(condition, seed=seed) for seed in range(options.seeds) for condition in best]
-
-
 def _score(record: dict) -> tuple[float, float]:
     """What a condition is chosen by: accuracy on held-out images, then their loss; diverged is worst."""
     values = {row["metric"]: row["value"] for row in record["rows"]}
     if values["diverged"] or None in (values["validation_accuracy"], values["validation_loss"]):
         return -1.0, 0.0
     return values["validation_accuracy"], -values["validation_loss"]
-
-
-def _train(stage: Stage, conditions: list[Condition], journal: Journal, reporter: Reporter) -> None:
-    """Trains the conditions that are not finished, those of one program a group at a time, and records each group."""
-    todo = _unfinished(stage, conditions, journal)
-    programs: dict[tuple, list[Condition]] = {}
-    for condition in todo:
-        programs.setdefault(program_of(stage, condition), []).append(condition)
-    origin = provenance.describe() if todo else {}
-    for alike in programs.values():
-        width = min(stage.options.batch_conditions, len(alike))
-        trainer = Trainer(stage, alike[0], width)
-        for start in range(0, len(alike), width):
-            group = alike[start : start + width]
-            more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-            reporter.working_on(f"{_describe(stage, group[0])}{more}")
-            results = trainer.train(group, reporter.advance)
-            records = [_record(stage, c, result) | origin for c, result in zip(group, results, strict=True)]
-            journal.append(records)
-            reporter.finished(len(group), _summary(stage, group, records))
-
-
-def _record(stage: Stage, condition: Condition, result: tuple[list[dict], bool, float]) -> dict:
-    rows, _, seconds = result
-    config = stage.config(condition)
-    seconds = round(seconds, 3)
-    return {
-        "schema": SCHEMA,
-        "hash": config_hash(config),
-        "config": config,
-        "wall_s": seconds,
-        "finished": provenance.now(),
-        "columns": stage.columns(condition),
-        "rows": [*rows, {"metric": "wall_s", "step": stage.steps, "value": seconds}],
-    }
-
-
-def _summary(stage: Stage, group: list[Condition], records: list[dict]) -> list[str]:
-    """A line a run; for a group that chooses learning rates, one for all and one for each that diverged."""
-    lines = [f"{_describe(stage, c)}: {_outcome(stage, record)}" for c, record in zip(group, records, strict=True)]
-    if stage.measured_on == "test" or len(group) == 1:
-        return lines
-    diverged = [line for line in lines if "diverged" in line]
-    return [f"{len(group)} runs to choose learning rates, up to {_describe(stage, group[-1])}", *diverged]
 
 
 def _describe(stage: Stage, condition: Condition) -> str:
@@ -208,10 +122,9 @@ def _describe(stage: Stage, condition: Condition) -> str:
     return f"{where}, seed {condition.seed}"
 
 
-def _outcome(stage: Stage, record: dict) -> str:
+def _outcome(stage: Stage, values: dict) -> str:
     metric = f"{stage.measured_on}_accuracy"
-    values = {row["metric"]: row["value"] for row in record["rows"]}
-    lost = [row["step"] for row in record["rows"] if row["metric"] == "train_loss" and row["value"] is None]
-    if values["diverged"]:
-        return "diverged" + (f" by step {lost[0]}" if lost else "") + "; recorded as such"
-    return f"{metric.replace('_', ' ')} {values[metric]:.4f} ({format_seconds(record['wall_s'])})"
+    return f"{metric.replace('_', ' ')} {values[metric]:.4f}"
+
+
+WORK = Work(program_of, Trainer, _describe, _outcome, _score)

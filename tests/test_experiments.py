@@ -13,10 +13,11 @@ import pytest
 from cetsim import data
 from cetsim.train import SupervisedRun
 from experiments import __main__ as command_line
-from experiments import kernels, vision_report, vision_study
+from experiments import kernels, vision_report
 from experiments.options.behavioral_vision import PRESETS, BehavioralVision
 from experiments.options.vision import Vision
-from experiments.records import COLUMNS
+from experiments.records import COLUMNS, remove_outputs
+from experiments.study import hashes
 from experiments.vision_conditions import Condition, Stage, base_condition, trials_of
 from experiments.vision_training import Trainer
 
@@ -329,7 +330,7 @@ def test_trials_at_one_delay_keep_the_peak_in_proportion():
 def test_fresh_removes_only_what_the_experiment_wrote(tmp_path):
     for name in ("runs.jsonl", "results.csv", "behavioral-vision.png", "notes.txt"):
         (tmp_path / name).write_text("")
-    vision_study.remove_outputs(tmp_path)
+    remove_outputs(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -357,7 +358,7 @@ def test_a_run_keeps_its_name():
     rng = np.random.default_rng(0)
     images, labels = np.zeros((160, 1, 3, 3), np.float32), rng.integers(0, 10, 160).astype(np.int32)
     stage = Stage("test", BehavioralVision(), data.Dataset("digits", images, labels, images, labels), 100)
-    (name,) = stage.hashes([Condition("CET", 6, 2.0, 1e-8, 1e-3, 1, peak_s=2.0)])
+    (name,) = hashes(stage, [Condition("CET", 6, 2.0, 1e-8, 1e-3, 1, peak_s=2.0)])
     assert name == "d85de0bcff79aceb"
 
 

@@ -16,6 +16,7 @@ from experiments import delay_learning, learned_delay, learned_delay_report
 from experiments.delay_learning import BOUNDS, Rule
 from experiments.options.learned_delay import PRESETS, LearnedDelay
 from experiments.records import COLUMNS
+from experiments.study import hashes
 from experiments.vision_conditions import Stage
 
 ALIGNMENT = Rule("alignment", 10, 0.3, 2)
@@ -146,7 +147,7 @@ def test_every_way_is_started_from_every_peak():
 
 def test_a_run_is_named_by_what_its_method_uses_alone():
     stage = Stage("test", LearnedDelay(), data.load("digits"), 100)
-    names = lambda **given: [*stage.hashes([c for (c,) in learned_delay.groups(LearnedDelay(**given))])]  # noqa: E731
+    names = lambda **given: [*hashes(stage, [c for (c,) in learned_delay.groups(LearnedDelay(**given))])]  # noqa: E731
     same = lambda **given: [a == b for a, b in zip(names(), names(**given), strict=True)]  # noqa: E731
     assert same(horizon=5) == [True, True, True, False, True, True, False]
     assert same(learn_every=5) == [True, True, False, False, True, False, False]

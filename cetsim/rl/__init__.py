@@ -2,6 +2,20 @@
 
 from cetsim.rl import actor_trace, environments
 from cetsim.rl.a2c import ActorCriticRun
-from cetsim.rl.agent import Hyperparameters, Learner, Settings, without_delay
+from cetsim.rl.agent import Hyperparameters, Learner, Settings, undelayed, without_delay
+from cetsim.rl.alignment import policy_alignment
+from cetsim.rl.host import HostRun, from_gymnasium
 
-__all__ = ["ActorCriticRun", "Hyperparameters", "Learner", "Settings", "actor_trace", "environments", "without_delay"]
+__all__ = [
+    "ActorCriticRun",
+    "HostRun",
+    "Hyperparameters",
+    "Learner",
+    "Settings",
+    "actor_trace",
+    "environments",
+    "from_gymnasium",
+    "policy_alignment",
+    "undelayed",
+    "without_delay",
+]

@@ -180,8 +180,12 @@ class Learner(eqx.Module):
     def init(self, hyper: Hyperparameters, key: Array) -> AgentState:
         """An agent that has learned nothing; `key` sets its weights."""
         params = eqx.filter(self._make(*jax.random.split(key)), eqx.is_inexact_array)
-        layers = [self._first(rule) for rule in self._rules(hyper, params)]
-        return AgentState(hyper, params, self._adam().init(params), layers, jnp.zeros((), int), jnp.zeros((), bool))
+        layers, optimizer = self.no_past(hyper, params), self._adam().init(params)
+        return AgentState(hyper, params, optimizer, layers, jnp.zeros((), int), jnp.zeros((), bool))
+
+    def no_past(self, hyper: Hyperparameters, params: Networks) -> list[LayerState]:
+        """States of layers that have seen nothing."""
+        return [self._first(rule) for rule in self._rules(hyper, params)]
 
     def networks(self, params: Networks) -> Networks:
         """The networks with these parameters, to be called."""
@@ -319,3 +323,11 @@ class _Rule(NamedTuple):
 def without_delay(learning_rate, dt: float = 0.2, **options) -> Hyperparameters:
     """Hyperparameters of the plain actor-critic: signals at once, and a memory of no length."""
     return Hyperparameters(learning_rate, DelayLine(0.0, dt, 0.0), FixedDelay(0.0, dt, 0.0), **options)
+
+
+def undelayed(hyper: Hyperparameters) -> Hyperparameters:
+    """The same with signals at once and a memory of no length."""
+    trace = hyper.trace[0] if isinstance(hyper.trace, tuple) else hyper.trace
+    at_once = DelayLine(0.0, trace.dt, 0.0), FixedDelay(0.0, trace.dt, 0.0)
+    where = lambda hyper: (hyper.trace, hyper.delay)  # noqa: E731
+    return eqx.tree_at(where, hyper, at_once, is_leaf=lambda node: node is hyper.trace or node is hyper.delay)

@@ -30,6 +30,13 @@ class ExponentialTrace(AbstractTrace):
         self.time_constant = jnp.asarray(time_constant, dtype=float)
         self.dt, self.read, self.normalization = float(dt), read, normalization
 
+    @classmethod
+    def from_decay(cls, decay, dt=0.2, read="before", normalization="area"):
+        """The trace that keeps the share `decay` of itself in a step, above 0 and below 1."""
+        if not checks.is_traced(decay) and not np.all((np.asarray(decay) > 0) & (np.asarray(decay) < 1)):
+            raise ValueError(f"`decay` must be above 0 and below 1, got {decay!r}")
+        return cls(-dt / jnp.log(jnp.asarray(decay, dtype=float)), dt, read, normalization)
+
     def _rate_per_step(self):
         return self.dt / self.time_constant
 
