@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import costs
+from benchmarks import control, costs
 
 EPOCHS_OF_MNIST = 2340  # steps of 128 images in five epochs
 
@@ -21,9 +21,12 @@ EPOCHS_OF_MNIST = 2340  # steps of 128 images in five epochs
 class Options:
     """Cost of the rule, 128 steps of time a batch, AdamW, next to plain backprop of the same network."""
 
-    parts: tuple[Literal["mlp", "cnn", "salient", "orders", "run"], ...] = ("mlp", "run", "salient", "cnn", "orders")
+    parts: tuple[Literal["mlp", "cnn", "salient", "orders", "run", "rl", "lunarlander"], ...] = (
+        *("mlp", "run", "salient", "cnn", "orders"),
+    )
     """mlp: a step of the 784-512-512-10 MLP; cnn: of the CIFAR-10 CNN; salient: of the MLP on 16 of 1,280 images with
-    credit minutes late; orders: mlp and cnn against order; run: a whole run."""
+    credit minutes late; orders: mlp and cnn against order; run: a whole run; rl: frames a second of control;
+    lunarlander: what its simulator takes of the time (both with the extra rl)."""
     json: Path | None = None
     """Also write the figures to this file."""
     rounds: int = 15
@@ -79,6 +82,10 @@ def main() -> int:
         figures += costs.cost_of_a_salient_step(options.rounds, options.repeats)
     if "cnn" in options.parts:
         figures += costs.cost_of_a_cnn_step(options.rounds)
+    if "rl" in options.parts:
+        figures += control.frames_a_second(options.rounds)
+    if "lunarlander" in options.parts:
+        figures += control.share_of_the_simulator(options.rounds)
     if figures:
         show(figures, console)
     if "orders" in options.parts:

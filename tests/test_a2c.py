@@ -6,37 +6,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import jit
+from worlds import LENGTH, corridor
 
 from cetsim import CascadingTrace, DelayLine, FixedDelay, LayerwiseDelay, RandomDelay
-from cetsim.rl import ActorCriticRun, Hyperparameters, Settings, actor_trace, late_layer, networks
+from cetsim.rl import (
+    ActorCriticRun,
+    Hyperparameters,
+    Settings,
+    actor_trace,
+    late_layer,
+    networks,
+    policy_alignment,
+    undelayed,
+)
 from cetsim.rl.actor_trace import Arriving
-from cetsim.rl.environments import Environment, Step, split_signs
+from cetsim.rl.environments import split_signs
 
-DT, LENGTH = 0.2, 7
+DT = 0.2
 SETTINGS = Settings(updates=4, environments=3, rollout=11, hidden=(6, 5))
-
-
-def corridor() -> Environment:
-    """Episodes of at most 7 steps; action 1 earns the place one is at, action 0 a noise, and place 3 is an end."""
-
-    def observe(state):
-        place, time = state
-        return jnp.stack([jnp.sin(1.0 * place), jnp.cos(1.0 * place), time / LENGTH])
-
-    def reset(key):
-        state = (jnp.zeros((), int), jnp.zeros((), int))
-        return state, observe(state)
-
-    def step(key, state, action):
-        place, time = state
-        moved = jnp.where(jax.random.bernoulli(key, 0.3), place - 1, place + 1), time + 1
-        terminated, truncated = moved[0] == 3, moved[1] >= LENGTH
-        reward = jnp.where(action == 1, 1.0 * moved[0], 0.3)
-        ended = terminated | truncated
-        after = jax.tree.map(lambda first, on: jnp.where(ended, first, on), reset(key)[0], moved)
-        return after, Step(observe(after), reward, terminated, truncated & ~terminated, observe(moved))
-
-    return Environment("corridor", 3, 2, reset, step)
 
 
 RUN = ActorCriticRun(corridor(), SETTINGS)
@@ -115,12 +102,17 @@ def shifted(rows, fill, late):
     return jnp.concatenate([jnp.full_like(rows[:late], fill), rows[: len(rows) - late]])
 
 
-@pytest.mark.parametrize("late_critic", [False, True])
-def test_late_credit_is_the_literal_rule(late_critic):
+@pytest.mark.parametrize("option", ["", "late_critic", "late_flag", "synaptic_lam"])
+def test_late_credit_is_the_literal_rule(option):
     """Every synapse stepped through time, its signals, TD errors and ends of episodes 3 and 6 steps late."""
-    run = ActorCriticRun(corridor(), Settings(1, 3, 11, (6, 5), late_critic=late_critic))
+    late_critic, late_flag = option == "late_critic", option == "late_flag"
+    run = ActorCriticRun(corridor(), Settings(1, 3, 11, (6, 5), late_critic=late_critic, late_flag=late_flag))
     traces = (DelayLine(0.0, DT, 0.0), CascadingTrace(3, 0.6, DT), CascadingTrace(3, 1.2, DT))
-    own = Hyperparameters(1e-2, traces, LayerwiseDelay.stacked(0.6, 3, DT), entropy=0.0)
+    rng, lams = np.random.default_rng(0), [0.95] * 3
+    if option == "synaptic_lam":
+        lams = [jnp.asarray(rng.uniform(0.5, 1.0, shape)) for shape in ((6, 3), (5, 6), (2, 5))]
+    more = {"synaptic_lam": tuple(lams)} if option == "synaptic_lam" else {}
+    own = Hyperparameters(1e-2, traces, LayerwiseDelay.stacked(0.6, 3, DT), entropy=0.0, **more)
     state = run.init(own, jax.random.key(2))
     rollout, td_error, _, _, grads = first_rollout(run, state)
     model = run.learner.networks(state.agent.params)
@@ -136,9 +128,10 @@ def test_late_credit_is_the_literal_rule(late_critic):
                 late, trace = 3 * (2 - depth), traces[2 - depth]
                 gain = jnp.ones_like(factors.error) if factors.derivative is None else factors.derivative
                 sent = factors.error, td_error[:, env], rollout.alive[:, env]
-                arriving = Arriving(*(shifted(*rows, late) for rows in zip(sent, (0.0, 0.0, 1.0), strict=True)))
+                lates = (late, late, late + late_flag)
+                arriving = Arriving(*map(shifted, sent, (0.0, 0.0, 1.0), lates))
                 first = actor_trace.init(trace, gain.shape[1], factors.x.shape[1])
-                _, gradient = jit(actor_trace.literal)(trace, 0.99 * 0.95, first, factors.x, gain, arriving)
+                _, gradient = jit(actor_trace.literal)(trace, 0.99 * lams[depth], first, factors.x, gain, arriving)
                 totals[depth] = totals[depth] + scale * gradient / 3
         close(found, networks.gradient_like(network, totals))
 
@@ -177,6 +170,34 @@ def test_a_run_that_is_cut_is_the_same_run_bit_for_bit():
         np.testing.assert_array_equal(left, right)
     assert not whole.agent.diverged
     assert int(told.finished.sum()) > 0
+
+
+def test_the_critic_learns_at_a_rate_of_its_own():
+    first = RUN.init(hyper(1.0), jax.random.key(3))
+    faster = RUN.init(hyper(1.0, critic_rate=10.0), jax.random.key(3))
+    plain, fast = (advance(RUN, state, 1)[0].agent.params for state in (first, faster))
+    close(plain.actor, fast.actor)
+    moved = lambda params: jax.tree.map(jnp.subtract, params.critic, first.agent.params.critic)  # noqa: E731
+    close(jax.tree.map(lambda leaf: 10 * leaf, moved(plain)), moved(fast))
+
+
+def test_what_is_remembered_exactly_points_along_the_policy_gradient():
+    def cosines(lag, rollouts, **options):
+        trace = DelayLine(lag, DT, lag)
+        state = RUN.init(Hyperparameters(1e-2, trace, FixedDelay(2.2, DT, 2.2), **options), jax.random.key(3))
+        return jit(lambda key: policy_alignment(RUN, state, key, rollouts, 1))(jax.random.key(4))
+
+    np.testing.assert_allclose(cosines(2.2, 3, lam=0.0), 1.0, atol=1e-10)
+    assert (cosines(2.2, 60) > 0.99).all()  # the λ-trace of the last steps is cut
+    assert (cosines(1.8, 60) < 0.95).all()
+
+
+def test_undelayed_changes_nothing_but_when():
+    late = hyper(1.0, entropy=0.3, critic_rate=3.0)
+    at_once = undelayed(late)
+    assert (float(at_once.delay.delay), float(at_once.trace.delay)) == (0.0, 0.0)
+    names = ("learning_rate", "discount", "lam", "entropy", "value", "critic_rate")
+    assert [float(getattr(late, name)) for name in names] == [float(getattr(at_once, name)) for name in names]
 
 
 def test_seeds_and_delays_are_mapped():
@@ -226,6 +247,14 @@ def test_observations_split_by_sign():
         (lambda: hyper(discount=1.1), r"`discount` must be in \[0, 1\], got 1.1"),
         (lambda: hyper(lam=-0.1), r"`lam` must be in \[0, 1\], got -0.1"),
         (lambda: hyper(rate=0.0), "`learning_rate` must be above 0, got 0.0"),
+        (lambda: hyper(critic_rate=0.0), "`critic_rate` must be above 0, got 0.0"),
+        (lambda: hyper(synaptic_lam=(np.full((6, 3), 1.1),)), r"`synaptic_lam` must be in \[0, 1\]"),
+        (
+            lambda: RUN.init(
+                hyper(synaptic_lam=[np.ones((6, 3)), np.ones((6, 3)), np.ones((2, 5))]), jax.random.key(0)
+            ),
+            r"`synaptic_lam` must have the weights' shape \(5, 6\), got \(6, 3\)",
+        ),
         (lambda: Settings(1, environments=0), "`environments` must be at least 1, got 0"),
         (
             lambda: Settings(1, truncation="ignore"),
