@@ -75,7 +75,7 @@ class Runs:
         """Settings, for a caption."""
         many = "s" if len(self.seeds) > 1 else ""
         text = (
-            f"{self.environment}, {self.runs[0].columns['network']}, {EngFormatter(sep='')(self.frames)} frames, "
+            f"{self.environment}, {self.runs[0].columns['network']}, {self.frames:,} frames, "
             f"critic's learning rate {self.critic_rate:g} times the actor's, {len(self.seeds)} seed{many}"
         )
         return text + (f". Left out: {self.diverged} runs that diverged" if self.diverged else "")
@@ -160,6 +160,7 @@ def draw_final(runs: Runs, options: ReinforcementLearning) -> list[Path]:
         axis.set_xscale("log")
         axis.set_xticks(runs.delays, [f"{delay:g}" for delay in runs.delays])
         axis.minorticks_off()
+        axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
         axis.set_xlabel("delay of credit (s)")
         axis.set_ylabel(f"mean return of {options.episodes} episodes")
         figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)

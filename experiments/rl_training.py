@@ -1,5 +1,6 @@
 """Training of conditions on reinforcement learning, those of one program at once, and what is measured on the way."""
 
+import itertools
 import math
 import time
 
@@ -71,19 +72,18 @@ class Trainer:
         keys = [jax.random.key(condition.seed) for condition in padded]
         state = self._init([condition.learning_rate for condition in padded], keys)
         updates = self.stage.updates
-        chunk = max(1, updates // POINTS)
-        for start in range(0, updates, chunk):
-            length = min(chunk, updates - start)
-            state, told = self._advance(state, length)
-            frames = (start + length) * self.stage.options.frames_of_update
+        ends = np.unique(np.linspace(0, updates, POINTS + 1).round().astype(int))
+        for point, (start, end) in enumerate(itertools.pairwise(ends.tolist()), 1):
+            state, told = self._advance(state, end - start)
+            frames = end * self.stage.options.frames_of_update
             finished = np.sum(told.finished, axis=-1)
             mean = np.where(finished > 0, np.sum(told.returns, axis=-1) / np.maximum(finished, 1), np.nan)
             self._add(rows, "return", frames, mean)
-            if (start // chunk + 1) % (POINTS // MEASURED) == 0 or start + length == updates:
+            if point % (POINTS // MEASURED) == 0 or end == updates:
                 self._add(rows, "entropy", frames, np.mean(told.entropy, axis=-1))
                 self._add(rows, "value_loss", frames, np.mean(told.value_loss, axis=-1))
                 self._align(rows, state, keys, frames)
-            on_progress(length * self.stage.options.frames_of_update * len(conditions))
+            on_progress((end - start) * self.stage.options.frames_of_update * len(conditions))
         self._evaluate(rows, state, keys)
         diverged = np.atleast_1d(state.agent.diverged)
         self._add(rows, "diverged", self.stage.steps, diverged)

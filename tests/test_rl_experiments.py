@@ -108,9 +108,9 @@ def test_presets_pass_their_own_checks(options):
 
 
 def test_the_paper_settings_go_with_the_environment():
-    settings = Stage("test", PRESETS["space_invaders"], 1000).settings()
+    settings = Stage("test", PRESETS["space_invaders"], 10**6).settings()
     assert (settings.environments, settings.rollout) == (32, 32)
-    settings = Stage("test", PRESETS["paper"], 1000).settings()
+    settings = Stage("test", PRESETS["paper"], 10**6).settings()
     assert (settings.environments, settings.rollout, settings.hidden) == (4, 128, (256, 256))
 
 
@@ -147,7 +147,10 @@ def test_a_finished_run_is_not_run_again_and_redraws_alike(tiny, capsys, monkeyp
 def test_a_run_in_a_batch_is_the_run_alone(monkeypatch):
     make_small(monkeypatch)
     options = BehavioralRL(environments=2, rollout=8, hidden=(4,), frames=64, seeds=2, episodes=3)
-    stage, runs = Stage("test", options, 64), [RLCondition("CET", 2, 0.8, learning_rate=1e-2, seed=s) for s in (0, 1)]
+    stage, runs = (
+        Stage("validation", options, 64),
+        [RLCondition("CET", 2, 0.8, learning_rate=1e-2, seed=s) for s in (0, 1)],
+    )
     both = rl_training.Trainer(stage, runs[0], 2).train(runs, lambda frames: None)
     alone = rl_training.Trainer(stage, runs[1], 1).train(runs[1:], lambda frames: None)
     values = lambda result: [(row["metric"], row["step"], row["value"]) for row in result[0]]  # noqa: E731
@@ -161,7 +164,7 @@ def test_a_run_in_a_batch_is_the_run_alone(monkeypatch):
 def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path, capsys, monkeypatch):
     make_small(monkeypatch, ("CET", 2))
     options = BehavioralRL(environments=2, rollout=8, hidden=(4,), frames=64, episodes=3)
-    stage, runs = Stage("test", options, 64), [RLCondition("CET", 2, 0.8, learning_rate=r) for r in (1e30, 1e-2)]
+    stage, runs = Stage("validation", options, 64), [RLCondition("CET", 2, 0.8, learning_rate=r) for r in (1e200, 1e-2)]
     (_, lost, _), (rows, diverged, _) = rl_training.Trainer(stage, runs[0], 2).train(runs, lambda frames: None)
     assert (lost, diverged) == (True, False)
     assert all(row["value"] is not None for row in rows if row["metric"] == "value_loss")
