@@ -6,6 +6,7 @@ replaced atomically: neither a reader nor an interruption meets half a file.
 """
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import math
 import os
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 SCHEMA = 1
@@ -73,6 +75,14 @@ def remove_outputs(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def _locked(folder: Path):
+    """Keeps other processes from writing here meanwhile: between a read and a write nothing is lost."""
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def config_hash(config: dict) -> str:
     """16 digits of the SHA-256 of `config` as JSON (sorted keys, no spaces): equal configs, equal hash."""
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -100,10 +110,15 @@ class Journal:
 
     def append(self, records: list[dict]) -> None:
         """Adds finished conditions and rewrites both files; what another process added meanwhile is kept."""
-        self.records = self._read() | {record["hash"]: record for record in records}
-        lines = (json.dumps(record, allow_nan=False) + "\n" for record in self.records.values())
-        write_atomic(self.runs_path, "".join(lines))
-        self.write_results()
+        with _locked(self.folder):
+            self.records = self._read() | {record["hash"]: record for record in records}
+            lines = (json.dumps(record, allow_nan=False) + "\n" for record in self.records.values())
+            write_atomic(self.runs_path, "".join(lines))
+            self.write_results()
+
+    def refresh(self) -> None:
+        """Takes in what other processes have added."""
+        self.records = self._read() | self.records
 
     def _read(self) -> dict[str, dict]:
         if self.runs_path.exists() or not self.results_path.exists():

@@ -53,7 +53,8 @@ def run(study: Study, options: ReinforcementLearning) -> None:
     selection = Stage("validation", options, options.selection_frames)
     groups = [_trials(study, condition, options) for condition in study.conditions(options)]
     keys = complete(WORK, (selection, Stage("test", options, options.frames)), groups, journal)
-    _report(study, journal.rows(keys), options)
+    if keys:
+        _report(study, journal.rows(keys), options)
 
 
 def redraw(study: Study, options: ReinforcementLearning) -> None:

@@ -4,13 +4,17 @@ For each group of candidates, which mostly is one condition with several learnin
 a seed of their own; the runs reported then are its, for every seed.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from experiments import provenance
+from experiments.options.common import parse_shard
 from experiments.progress import Reporter, format_seconds
 from experiments.records import SCHEMA, Journal, config_hash
+
+POLL = 5.0  # seconds between two looks at what other shards have done
 
 
 class Work(NamedTuple):
@@ -42,23 +46,51 @@ def unfinished(stage, conditions: list, journal: Journal) -> list:
 
 
 def train(work: Work, stage, conditions: list, journal: Journal, reporter: Reporter) -> None:
-    """Trains the conditions that are not finished, those of one program a group at a time, and records each group."""
-    todo = unfinished(stage, conditions, journal)
+    """Trains this shard's share of the conditions, as far as they are not finished, and records each batch."""
+    origin, trainer, of = provenance.describe() if unfinished(stage, conditions, journal) else {}, None, None
+    for program, batch, width in _share(work, stage, conditions):
+        todo = unfinished(stage, batch, journal)
+        if not todo:
+            continue
+        if program != of:
+            trainer, of = work.trainer(stage, todo[0], width), program
+        more = f" and {len(todo) - 1} more" if len(todo) > 1 else ""
+        reporter.working_on(f"{work.describe(stage, todo[0])}{more}")
+        results = trainer.train(todo, reporter.advance)
+        records = [_record(stage, c, result) | origin for c, result in zip(todo, results, strict=True)]
+        journal.append(records)
+        reporter.finished(len(todo), _summary(work, stage, todo, records))
+
+
+def _share(work: Work, stage, conditions: list) -> list[tuple[tuple, list, int]]:
+    """This shard's batches, each with its program and the width of it; they depend on the conditions alone."""
+    index, count = parse_shard(stage.options.shard)
     programs: dict[tuple, list] = {}
-    for condition in todo:
+    for condition in hashes(stage, conditions).values():
         programs.setdefault(work.program_of(stage, condition), []).append(condition)
-    origin = provenance.describe() if todo else {}
-    for alike in programs.values():
+    batches = []
+    for program, alike in programs.items():
         width = min(stage.options.batch_conditions, len(alike))
-        trainer = work.trainer(stage, alike[0], width)
-        for start in range(0, len(alike), width):
-            group = alike[start : start + width]
-            more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-            reporter.working_on(f"{work.describe(stage, group[0])}{more}")
-            results = trainer.train(group, reporter.advance)
-            records = [_record(stage, c, result) | origin for c, result in zip(group, results, strict=True)]
-            journal.append(records)
-            reporter.finished(len(group), _summary(work, stage, group, records))
+        batches += [(program, alike[start : start + width], width) for start in range(0, len(alike), width)]
+    return batches[index - 1 :: count]
+
+
+def own_unfinished(work: Work, stage, conditions: list, journal: Journal) -> list:
+    """The conditions of this shard that are not recorded yet."""
+    own = [condition for _, batch, _ in _share(work, stage, conditions) for condition in batch]
+    return unfinished(stage, own, journal)
+
+
+def _wait(stage, conditions: list, journal: Journal) -> None:
+    """Waits until the other shards have recorded theirs."""
+    journal.refresh()
+    left = unfinished(stage, conditions, journal)
+    if left:
+        print(f"waiting for {len(left)} runs of other shards", flush=True)
+    while left:
+        time.sleep(POLL)
+        journal.refresh()
+        left = unfinished(stage, left, journal)
 
 
 def choose(work: Work, selection, groups: list[dict], seeds: int, journal: Journal) -> list:
@@ -75,17 +107,25 @@ def choose(work: Work, selection, groups: list[dict], seeds: int, journal: Journ
 
 
 def complete(work: Work, stages: tuple, groups: list[dict], journal: Journal) -> list[str]:
-    """Runs the trials that choose and the runs to report, as far as they are not finished; the hashes of the latter."""
+    """Runs the trials that choose and the runs to report, as far as they are not finished.
+
+    **Returns:** the hashes of the runs to report; none from shards that leave the report to the first.
+    """
     selection, reported = stages
-    seeds = reported.options.seeds
+    (index, count), seeds = parse_shard(reported.options.shard), reported.options.seeds
     trials = [trial for group in groups if len(group) > 1 for trial in group]
     with Reporter() as reporter:
-        reporter.expect("selection", unfinished(selection, trials, journal), selection.steps)
-        reporter.expect("training", [None] * (len(groups) * seeds), reported.steps)
+        reporter.expect("selection", own_unfinished(work, selection, trials, journal), selection.steps)
+        reporter.expect("training", [None] * (len(groups) * seeds // count), reported.steps)
         train(work, selection, trials, journal, reporter)
+        _wait(selection, trials, journal)
         runs = choose(work, selection, groups, seeds, journal)
-        reporter.expect("training", unfinished(reported, runs, journal), reported.steps)
+        reporter.expect("training", own_unfinished(work, reported, runs, journal), reported.steps)
         train(work, reported, runs, journal, reporter)
+    if index > 1:
+        print(f"shard {index} of {count} is done; the first reports")
+        return []
+    _wait(reported, runs, journal)
     journal.write_results()
     keys = list(hashes(reported, runs))
     states = provenance.revisions([journal.records[key] for key in keys])

@@ -70,7 +70,8 @@ def run(study: Study, prepared: tuple[Vision, data.Dataset]) -> None:
     reported = Stage("test", options, dataset, options.steps, tuple(study.onlookers(options)))
     groups = [trials_of(candidates, options) for candidates in study.groups(options)]
     keys = complete(WORK, (selection, reported), groups, journal)
-    _report(study, journal.rows(keys), options)
+    if keys:
+        _report(study, journal.rows(keys), options)
 
 
 def redraw(study: Study, options: Vision) -> None:

@@ -41,7 +41,21 @@ def require_orders(orders: tuple) -> None:
     require_each("orders", orders, lambda v: 2 <= v <= 64, "2 to 64 (one stage is ET, always there)")
 
 
-def require_run_flags(plot_only: bool, fresh: bool) -> None:
-    """Raises ValueError for flags that exclude each other."""
+def require_run_flags(plot_only: bool, fresh: bool, shard: str = "1/1") -> None:
+    """Raises ValueError for flags that exclude each other, or a shard that there is not."""
     if plot_only and fresh:
         raise ValueError("--plot-only redraws what --fresh would remove: give one of them")
+    if fresh and parse_shard(shard)[1] > 1:
+        raise ValueError("--fresh would remove what other shards do: start over in a new folder with --out")
+    parse_shard(shard)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """The i and n of "i/n", one of n processes that share the work.
+
+    **Raises:** ValueError unless 1 <= i <= n.
+    """
+    index, _, count = text.partition("/")
+    holds = index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)
+    require("shard", holds, "i/n with 1 <= i <= n", text)
+    return int(index), int(count)

@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from experiments.options import rl_paper
-from experiments.options.common import require, require_each, require_orders, require_run_flags, whole_steps
+from experiments.options.common import (
+    require,
+    require_each,
+    require_orders,
+    require_run_flags,
+    whole_steps,
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class ReinforcementLearning:
     """Episodes of the evaluation at the end of a run."""
     batch_conditions: int = 4
     """Runs of one program trained at once."""
+    shard: str = "1/1"
+    """i/n: be the i-th of n processes that share work and output folder; the first waits for all and reports."""
     plot_only: bool = False
     """Redraw the figures from results.csv; run nothing."""
     fresh: bool = False
@@ -98,7 +106,7 @@ class ReinforcementLearning:
 
     def check(self) -> None:
         """Raises ValueError for an option outside its range."""
-        require_run_flags(self.plot_only, self.fresh)
+        require_run_flags(self.plot_only, self.fresh, self.shard)
         for name in ("frames", "seeds", "selection_frames", "episodes", "batch_conditions"):
             require(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
         for name in ("environments", "rollout"):

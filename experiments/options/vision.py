@@ -54,6 +54,8 @@ class Vision:
     """Seed of the runs that choose the learning rate, and of the split; not one of the seeds reported."""
     batch_conditions: int = 16
     """Conditions trained at once: many for small networks, 1 where one fills the processor."""
+    shard: str = "1/1"
+    """i/n: be the i-th of n processes that share work and output folder; the first waits for all and reports."""
     plot_only: bool = False
     """Redraw the figure from results.csv; run nothing."""
     fresh: bool = False
@@ -66,7 +68,7 @@ class Vision:
 
     def check(self) -> None:
         """Raises ValueError for an option outside its range."""
-        require_run_flags(self.plot_only, self.fresh)
+        require_run_flags(self.plot_only, self.fresh, self.shard)
         counts = (
             "seeds",
             "steps",
