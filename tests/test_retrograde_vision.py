@@ -29,7 +29,8 @@ def conditions_of(options):
 
 
 def test_one_thing_is_varied_at_a_time():
-    options = replace(PRESETS["paper"], orders=(10,))
+    wide = PRESETS["paper"]
+    options = replace(PRESETS["mechanisms"], orders=(10,), delays=wide.delays, fractions=wide.fractions)
     conditions = conditions_of(options)
     usual = {"delay_s": 120.0, "fraction": 0.0125, "gate": "quantile", "derivative": "ideal", "placement": "shown"}
     for condition in conditions:
