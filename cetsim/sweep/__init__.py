@@ -1,0 +1,1 @@
+"""Sweeps that survive: grids of conditions, their records, what they are resumed from."""
