@@ -1,0 +1,192 @@
+"""Processes to be killed: run as a script it forks one for each line that it reads, so that each starts at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+SIZE = 20_000  # numbers of the state, enough for a kill to meet a write halfway
+
+
+class Victims:
+    """Starts processes that do the `WORK` of this file, one at a time; a context manager."""
+
+    def __enter__(self):
+        # A backend has threads, which do not survive a fork: no platform has this name, so that starting one raises.
+        env = os.environ | {"JAX_PLATFORMS": "none_such"}
+        command = [sys.executable, __file__]
+        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self._victim = None
+        return self
+
+    def __exit__(self, *_):
+        if self._victim is not None:  # a test failed
+            os.kill(self._victim, signal.SIGKILL)
+        self._server.communicate(timeout=60)
+        assert self._server.returncode == 0
+
+    def start(self, work: str, *arguments) -> int:
+        """Starts a process; returns its id."""
+        print(json.dumps([work, *map(str, arguments)]), file=self._server.stdin, flush=True)
+        self._victim = int(self.line())
+        return self._victim
+
+    def line(self) -> str:
+        """What the process says next."""
+        return self._server.stdout.readline().strip()
+
+    def status(self) -> int:
+        """The exit status of the process once it has ended, below 0 for a signal."""
+        while not (line := self.line()).startswith("exit "):
+            assert line, "the server of victims has ended"
+        self._victim = None
+        return int(line.split()[1])
+
+
+def train(folder: str, steps: str, die: str = "") -> None:
+    """A run of random steps that depend on all before, with a checkpoint after each; its end is in `result`."""
+    import numpy as np
+
+    from cetsim.sweep.checkpoint import Checkpoints
+
+    bits = np.random.PCG64(0)
+    state = {"x": np.zeros(SIZE), "sums": np.zeros(int(steps)), "bits": bits.state["state"]}
+    checkpoints = Checkpoints(folder, {"steps": int(steps)})
+    found = checkpoints.latest(state)
+    start, state = found or (0, state)
+    _die_at(die)
+    for step in range(start, int(steps)):
+        bits.state = bits.state | {"state": state["bits"]}
+        x = 0.9 * state["x"] + np.random.Generator(bits).random(SIZE)
+        sums = np.where(np.arange(int(steps)) == step, x.sum(), state["sums"])
+        state = {"x": x, "sums": sums, "bits": bits.state["state"]}
+        checkpoints.save(step + 1, state)
+    Path(folder, "result").write_bytes(state["x"].tobytes() + state["sums"].tobytes())
+
+
+def _die_at(point: str) -> None:
+    """Has the process kill itself at the n-th call of a function, `"os.fsync 3"`, or piece of a file, `"write 3"`."""
+    if not point:
+        return
+    from cetsim.sweep import checkpoint
+
+    where, count = point.split()
+    left = int(count)
+
+    def counted():
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if where == "write":
+        encode = checkpoint._encode
+
+        def pieces(content):
+            for piece in content:
+                yield piece
+                counted()
+
+        checkpoint._encode = lambda *arguments: pieces(encode(*arguments))
+        return
+    name = where.removeprefix("os.")
+    real = getattr(os, name)
+
+    def dying(*arguments, **options):
+        counted()
+        return real(*arguments, **options)
+
+    setattr(os, name, dying)
+
+
+def polite(folder: str) -> None:
+    """Saves until it is asked to stop, then says with which step it did."""
+    from cetsim.sweep import interrupts
+    from cetsim.sweep.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder, {})
+    with interrupts.graceful() as asked:
+        print("ready", flush=True)
+        step = 0
+        while asked.requested is None:
+            step += 1
+            checkpoints.save(step, {"step": step})
+    print(f"resume from {step}", flush=True)
+    sys.exit(asked.status)
+
+
+def deaf(_: str) -> None:
+    """Never looks whether it is asked to stop, but says that it was."""
+    from cetsim.sweep import interrupts
+
+    with interrupts.graceful() as asked:
+        print("ready", flush=True)
+        while asked.requested is None:
+            time.sleep(0.001)
+        print("asked", flush=True)
+        time.sleep(60)
+
+
+def compiled(_: str) -> None:
+    """Is in one call outside Python, as a compiled program is, for longer than anyone waits."""
+    import hashlib
+
+    from cetsim.sweep import interrupts
+
+    with interrupts.graceful():
+        print("ready", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+
+def parent(_: str) -> None:
+    """Has a forked process within `graceful`, which a signal must end, and no signal of which may count here."""
+    from cetsim.sweep import interrupts
+
+    with interrupts.graceful() as asked:
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(1)
+        time.sleep(0.05)
+        os.kill(child, signal.SIGTERM)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), asked.requested, flush=True)
+
+
+WORK = {work.__name__: work for work in (train, polite, deaf, compiled, parent)}
+
+
+def _serve() -> None:
+    import cetsim.sweep.checkpoint
+    import cetsim.sweep.interrupts  # noqa: F401
+
+    for line in sys.stdin:
+        work, *arguments = json.loads(line)
+        read, write = os.pipe()
+        victim = os.fork()
+        if victim == 0:
+            os.read(read, 1)  # until its id has been told
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes may ignore it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            status = 1
+            try:
+                WORK[work](*arguments)
+                status = 0
+            except SystemExit as end:
+                status = end.code
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(status)
+        print(victim, flush=True)
+        os.write(write, b"-")
+        os.close(read)
+        os.close(write)
+        print("exit", os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
