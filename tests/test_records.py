@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import records
-from experiments.records import COLUMNS, Journal, config_hash, read_results, read_runs, to_csv, write_atomic
+from experiments.records import COLUMNS, Journal, config_hash, read_results, to_csv
 
 
 def record(key: str, value: float | None = 0.5, **columns) -> dict:
@@ -55,15 +55,15 @@ def test_a_line_cut_short_is_dropped_with_a_warning_and_nothing_else(tmp_path, c
     Journal(tmp_path).append([record("a"), record("b")])
     path = tmp_path / "runs.jsonl"
     path.write_bytes(path.read_bytes()[:-40])
-    assert list(read_runs(path)) == ["a"]
+    assert list(Journal(tmp_path).records) == ["a"]
     assert "cut short" in capsys.readouterr().err
     Journal(tmp_path).append([record("c")])
-    assert list(read_runs(path)) == ["a", "c"]
+    assert list(Journal(tmp_path).records) == ["a", "c"]
 
 
 def test_a_whole_last_line_without_its_newline_is_read(tmp_path):
     (tmp_path / "runs.jsonl").write_text(json.dumps(record("a")))
-    assert list(read_runs(tmp_path / "runs.jsonl")) == ["a"]
+    assert list(Journal(tmp_path).records) == ["a"]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"hash": "x"}'])
@@ -71,21 +71,7 @@ def test_any_other_broken_line_is_an_error_that_names_it(tmp_path, line):
     path = tmp_path / "runs.jsonl"
     path.write_text(json.dumps(record("a")) + f"\n{line}\n" + json.dumps(record("b")) + "\n")
     with pytest.raises(ValueError, match=r"line 2 of .*runs\.jsonl"):
-        read_runs(path)
-
-
-def test_writing_is_atomic(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomic(path, "old")
-
-    def fail(*_):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(records.os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]  # the temporary file is gone
+        Journal(tmp_path)
 
 
 def test_an_unwritable_folder_is_named(tmp_path):
@@ -139,8 +125,9 @@ def test_a_table_alone_is_gone_on_from(tmp_path):
     journal.write_results()
     assert (tmp_path / "results.csv").read_bytes() == table
     journal.append([record("c")])
-    again = Journal(tmp_path)
-    assert list(again.records) == list(read_runs(tmp_path / "runs.jsonl")) == ["a", "b", "c"]
+    (tmp_path / "results.csv").rename(tmp_path / "table.csv")
+    assert list(Journal(tmp_path).records) == ["a", "b", "c"]  # the records hold all by now
+    (tmp_path / "table.csv").rename(tmp_path / "results.csv")
     assert (tmp_path / "results.csv").read_bytes().startswith(table)
 
 
@@ -165,6 +152,25 @@ def test_a_table_that_names_no_runs_is_kept_out_of_harm(tmp_path, some):
     assert path.read_bytes() == before
     path.write_text(to_csv([]))  # nothing to lose
     assert Journal(tmp_path).records == {}
+
+
+def test_two_that_go_on_from_one_table_lose_nothing(tmp_path):
+    Journal(tmp_path).append(two_runs())
+    (tmp_path / "runs.jsonl").unlink()
+    here, there = Journal(tmp_path), Journal(tmp_path)
+    there.append([record("there")])
+    here.append([record("here")])
+    assert list(Journal(tmp_path).records) == ["a", "b", "there", "here"]
+    assert (tmp_path / "results.csv").read_text() == to_csv(Journal(tmp_path).rows())
+
+
+def test_the_table_is_that_of_all_rows_however_it_grew(tmp_path):
+    journal = Journal(tmp_path)
+    for more in (record("a"), record("b", mood="good"), record("a", 0.75), record("c", time_s=0.2)):
+        journal.append([more])
+        assert (tmp_path / "results.csv").read_text() == to_csv(journal.rows())
+    Journal(tmp_path).write_results()
+    assert (tmp_path / "results.csv").read_text() == to_csv(journal.rows())
 
 
 def test_the_journal_counts_more_than_a_table(tmp_path):
