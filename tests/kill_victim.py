@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 SIZE = 20_000  # numbers of the state, enough for a kill to meet a write halfway
@@ -40,7 +41,8 @@ class Victims:
         return self._server.stdout.readline().strip()
 
     def status(self) -> int:
-        """The exit status of the process once it has ended, below 0 for a signal."""
+        """The exit status of the process once it has ended, below 0 for a signal. Until then its id is its own."""
+        print("wait", file=self._server.stdin, flush=True)
         while not (line := self.line()).startswith("exit "):
             assert line, "the server of victims has ended"
         self._victim = None
@@ -58,6 +60,7 @@ def train(folder: str, steps: str, die: str = "") -> None:
     checkpoints = Checkpoints(folder, {"steps": int(steps)})
     found = checkpoints.latest(state)
     start, state = found or (0, state)
+    print("ready", flush=True)
     _die_at(die)
     for step in range(start, int(steps)):
         bits.state = bits.state | {"state": state["bits"]}
@@ -164,6 +167,9 @@ def _serve() -> None:
     import cetsim.sweep.interrupts  # noqa: F401
 
     for line in sys.stdin:
+        if line == "wait\n":
+            print("exit", os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]), flush=True)
+            continue
         work, *arguments = json.loads(line)
         read, write = os.pipe()
         victim = os.fork()
@@ -171,6 +177,7 @@ def _serve() -> None:
             os.read(read, 1)  # until its id has been told
             signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes may ignore it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            warnings.simplefilter("error")  # a checkpoint that is passed over was not written in one step
             status = 1
             try:
                 WORK[work](*arguments)
@@ -185,7 +192,6 @@ def _serve() -> None:
         os.write(write, b"-")
         os.close(read)
         os.close(write)
-        print("exit", os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,420 @@
+"""Checkpoints come back bit for bit or not at all, whatever happens to the process, the disk or the file."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import equinox as eqx
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from kill_victim import Victims, train
+from networks import jit
+from worlds import corridor
+
+import cetsim
+from cetsim import rl
+from cetsim.nn.batch_norm import BatchNorm
+from cetsim.sweep import checkpoint
+from cetsim.sweep.checkpoint import Checkpoints, CheckpointWarning
+from cetsim.train import Hyperparameters, Settings, SupervisedRun
+
+CONFIG = {"learning_rate": 0.1, "trace": {"order": 4, "delay": 2.0}, "seeds": [0, 1]}
+TREE = {"weights": np.arange(6.0).reshape(2, 3), "count": 3, "none": None}
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_same(saved, restored):
+    """Bit for bit, kind for kind."""
+    leaves = lambda tree: jax.tree.flatten(tree, is_leaf=lambda node: node is None)  # noqa: E731
+    (before, structure), (after, restored_structure) = leaves(saved), leaves(restored)
+    assert structure == restored_structure
+    for a, b in zip(before, after, strict=True):
+        assert type(a) is type(b)
+        if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            assert a.dtype == b.dtype
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        elif isinstance(a, jax.Array):
+            assert a.weak_type == b.weak_type
+        if type(a) is int or a is None:
+            assert a == b
+        else:
+            a, b = np.asarray(a), np.asarray(b)
+            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+def made_in(folder):
+    """Two checkpoints, of steps 1 and 2."""
+    checkpoints = Checkpoints(folder, CONFIG)
+    for step in (1, 2):
+        checkpoints.save(step, TREE | {"count": step})
+    return checkpoints
+
+
+def supervised(boundary="reset"):
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(40, 5)), rng.integers(0, 3, 40).astype(np.int32)
+    make_model = lambda key: cetsim.nn.mlp((5, 4, 3), key=key)  # noqa: E731
+    run = SupervisedRun(make_model, x, labels, Settings(steps=8, batch=8, boundary=boundary))
+    return run, Hyperparameters(1e-2, cetsim.CascadingTrace(4, 0.4, 0.2), cetsim.FixedDelay(0.4, 0.2))
+
+
+def actor_critic():
+    run = rl.ActorCriticRun(corridor(), rl.Settings(updates=8, environments=2, rollout=5, hidden=()))
+    return run, rl.Hyperparameters(1e-2, cetsim.CascadingTrace(3, 0.6, 0.2), cetsim.FixedDelay(0.6, 0.2))
+
+
+@pytest.mark.parametrize("make", [supervised, lambda: supervised("carry"), actor_critic])
+def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(make, tmp_path):
+    run, hyper = make()
+    advance = jit(run.advance)
+    middle, _ = advance(run.init(hyper, jax.random.key(3)), 2)
+    Checkpoints(tmp_path, CONFIG).save(2, middle)
+    step, restored = Checkpoints(tmp_path, CONFIG).latest(run.init(hyper, jax.random.key(4)))
+    assert step == 2
+    assert_same(middle, restored)
+    assert_same(advance(middle, 2), advance(restored, 2))
+
+
+def test_shapes_alone_are_enough_to_restore_into(tmp_path):
+    """The state of batch norm, whose markers are static, and keys among them."""
+
+    def init(key):
+        norms = lambda key: eqx.nn.Sequential([eqx.nn.Linear(2, 3, key=key), BatchNorm(3, layout="channels_last")])  # noqa: E731
+        model, state = eqx.nn.make_with_state(norms)(key)
+        return eqx.filter(model, eqx.is_array), state, jax.random.split(key, 3)
+
+    saved = init(jax.random.key(5))
+    Checkpoints(tmp_path, CONFIG).save(0, saved)
+    assert_same(saved, Checkpoints(tmp_path, CONFIG).latest(eqx.filter_eval_shape(init, jax.random.key(6)))[1])
+
+
+def test_promotion_is_restored_too(tmp_path):
+    saved = [jnp.asarray(1.0), jnp.broadcast_to(2, (3,)), jnp.ones(3)]
+    assert [leaf.weak_type for leaf in saved] == [True, True, False]
+    Checkpoints(tmp_path, CONFIG).save(0, saved)
+    assert_same(saved, Checkpoints(tmp_path, CONFIG).latest(saved)[1])
+
+
+def of_bits(dtype):
+    """Arrays of any bits, among them those of numbers that are none."""
+    dtype, shapes = np.dtype(dtype), hnp.array_shapes(min_dims=0, min_side=0, max_dims=3, max_side=3)
+    if dtype.kind == "b":
+        return hnp.arrays(dtype, shapes)
+    raw = shapes.flatmap(lambda shape: hnp.arrays(np.uint8, (*shape, dtype.itemsize)))
+    return raw.map(lambda bits: bits.view(dtype)[..., 0])
+
+
+NUMPY = st.sampled_from(
+    [
+        "bool",
+        "int8",
+        "uint16",
+        "int32",
+        "int64",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+        "complex64",
+        "bfloat16",
+        ">f4",
+    ]
+).flatmap(of_bits)
+JAX = st.sampled_from(["bool", "int8", "int32", "uint32", "int64", "float16", "float32", "float64", "bfloat16"])
+KEYS = st.builds(
+    lambda seed, impl, many: jax.random.split(jax.random.key(seed, impl=impl), 2) if many else jax.random.key(seed),
+    *(st.integers(0, 2**31), st.sampled_from(["threefry2x32", "rbg"]), st.booleans()),
+)
+LEAVES = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.complex_numbers(), NUMPY, KEYS),
+    NUMPY.map(lambda array: array.ravel()[0] if array.size else np.float32(1.0)),
+    JAX.flatmap(of_bits).map(jnp.array),
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+        st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+@given(TREES)
+@settings(max_examples=60)
+def test_any_tree_comes_back(tree):
+    with tempfile.TemporaryDirectory() as folder:
+        Checkpoints(folder, CONFIG).save(7, tree)
+        step, restored = Checkpoints(folder, CONFIG).latest(tree)
+    assert step == 7
+    assert_same(tree, restored)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A folder with two checkpoints, and the content of the newest."""
+    with tempfile.TemporaryDirectory() as folder:
+        made_in(folder)
+        newest = Path(folder, "checkpoint-0000000002.cet")
+        yield Path(folder), newest, newest.read_bytes()
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_a_damaged_file_is_passed_over(whole, data):
+    folder, newest, content = whole
+    at = data.draw(st.integers(0, len(content) - 1))
+    how = data.draw(st.sampled_from(["cut", "flip", "longer"]))
+    flipped = content[:at] + bytes([content[at] ^ data.draw(st.integers(1, 255))]) + content[at + 1 :]
+    newest.write_bytes({"cut": content[:at], "flip": flipped, "longer": content + content[at:]}[how])
+    with pytest.warns(CheckpointWarning, match=r"checkpoint-0+2.cet is damaged: .*falls back to step 1$"):
+        step, restored = Checkpoints(folder, CONFIG).latest(TREE)
+    assert step == 1
+    assert_same(TREE | {"count": 1}, restored)
+
+
+def test_what_is_wrong_is_said_and_a_run_without_a_whole_file_starts_over(tmp_path):
+    checkpoints = made_in(tmp_path)
+    first, second = (tmp_path / name for name in files(tmp_path))
+    content = first.read_bytes()
+    first.write_bytes(content[:100])
+    second.write_bytes(b"")
+    with pytest.warns(CheckpointWarning) as told:
+        assert checkpoints.latest(TREE) is None
+    cut = f"{first} is damaged: it is cut short, 100 bytes of {len(content)}; there is none before it"
+    assert [cut in str(told[1].message), f"{second} is damaged: it is empty" in str(told[0].message)] == [True, True]
+    checkpoints.save(1, TREE)  # from the start, with the damaged file of step 2 still there
+    assert files(tmp_path) == [first.name]
+    assert checkpoints.latest(TREE)[0] == 1
+    first.rename(second)
+    with pytest.warns(CheckpointWarning, match="its name is that of another step than its content, 1"):
+        assert checkpoints.latest(TREE) is None
+
+
+def test_a_damaged_file_does_not_count_among_those_kept(tmp_path):
+    made_in(tmp_path)
+    (tmp_path / "checkpoint-0000000002.cet").write_bytes(b"cetsim")
+    checkpoints = Checkpoints(tmp_path, CONFIG)
+    with pytest.warns(CheckpointWarning, match="it does not begin as a checkpoint does"):
+        checkpoints.latest(TREE)
+    checkpoints.save(3, TREE)
+    assert files(tmp_path) == ["checkpoint-0000000001.cet", "checkpoint-0000000003.cet"]
+
+
+def test_the_last_two_are_kept_and_files_of_dead_writers_go(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "new" / "folder", CONFIG)
+    assert checkpoints.latest(TREE) is None
+    checkpoints.save(8, TREE)
+    folder, name = checkpoints.folder, ".checkpoint-0000000009.cet"
+    dead = [f"{name}.{checkpoint._host()}.{2**22 + 1}.tmp", f"{name}.elsewhere.2.tmp"]  # above Linux's largest id
+    alive = [f"{name}.{checkpoint._host()}.{os.getppid()}.tmp", f"{name}.elsewhere.1.tmp", ".checkpoint-notes.tmp"]
+    for each in (*dead, *alive):
+        (folder / each).touch()
+    os.utime(folder / dead[1], (0, 0))
+    for step in (9, 9, 10, 11):
+        checkpoints.save(step, TREE)
+    last = ["checkpoint-0000000010.cet", "checkpoint-0000000011.cet"]
+    assert files(folder) == sorted([*alive, *last])
+    with pytest.raises(ValueError, match=r"`step` must be at least 11, .* got 3: resume with `latest`"):
+        checkpoints.save(3, TREE)
+    checkpoints.remove()
+    assert files(folder) == [".checkpoint-notes.tmp"]
+    checkpoints.save(3, TREE)
+
+
+def test_another_config_is_refused(tmp_path):
+    made_in(tmp_path)
+    other = {"learning_rate": 0.1, "trace": {"order": 6, "delay": 2.0}, "seeds": [0], "note": True}
+    message = (
+        r"another config: `trace.order` was 4 and is 6, `seeds` was \[0, 1\] and is \[0\], "
+        "`note` was absent and is true; resume with the config"
+    )
+    with pytest.raises(ValueError, match=message):
+        Checkpoints(tmp_path, other).latest(TREE)
+    assert Checkpoints(tmp_path, dict(reversed(CONFIG.items())) | {"seeds": (0, 1)}).latest(TREE)[0] == 2
+    for unfit in ({"rate": float("nan")}, {"model": object()}):
+        with pytest.raises(ValueError, match="`config` must hold JSON values alone"):
+            Checkpoints(tmp_path, unfit)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": np.zeros((3, 2))}, r"\['weights'\] is float64\[2, 3\] there and float64\[3, 2\] in `like`"),
+        ({"weights": jnp.zeros((2, 3), jnp.float32)}, r"\['weights'\] is float64\[2, 3\] there and float32\[2, 3\]"),
+        ({"none": 1}, r"\['none'\] is None there and a Python int in `like`"),
+        ({"count": 1.0}, r"\['count'\] is a Python int there and a Python float in `like`"),
+        ({"more": jax.random.key(0)}, r"\['more'\] is absent there and key<fry>\[\] in `like`"),
+        ({"weights": {str(i): None for i in range(9)}}, "and 5 leaves more"),
+    ],
+)
+def test_another_structure_is_refused(tmp_path, change, message):
+    checkpoints = made_in(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.latest(TREE | change)
+    assert checkpoints.latest(TREE | {"weights": jax.ShapeDtypeStruct((2, 3), "float64")})[0] == 2
+
+
+@pytest.mark.parametrize("leaf", ["text", jnp.tanh, np.array([None]), jax.ShapeDtypeStruct((), "float32")])
+def test_what_is_no_number_cannot_be_saved(tmp_path, leaf):
+    with pytest.raises(ValueError, match=r"a leaf of a checkpoint must .* as \['odd'\]"):
+        Checkpoints(tmp_path, CONFIG).save(0, {"odd": leaf})
+    assert files(tmp_path) == []
+
+
+def test_float64_needs_x64(tmp_path):
+    checkpoints = Checkpoints(tmp_path, CONFIG)
+    checkpoints.save(0, jnp.ones(2, "float64"))
+    with jax.enable_x64(False), pytest.raises(ValueError, match="the tree itself was saved as float64"):
+        checkpoints.latest(np.ones(2))
+
+
+def rewritten(path, schema):
+    """The file as a later version of cetsim would write it."""
+    content = path.read_bytes().replace(b"checkpoint 0001", b"checkpoint %04d" % schema, 1)[:-32]
+    path.write_bytes(content + hashlib.sha256(content).digest())
+
+
+def test_a_newer_schema_is_refused_and_left_alone(tmp_path):
+    checkpoints = made_in(tmp_path)
+    newest = tmp_path / "checkpoint-0000000002.cet"
+    rewritten(newest, 2)
+    content = newest.read_bytes()
+    with pytest.raises(ValueError, match="has schema 2, and this version of cetsim knows those up to 1: update cetsim"):
+        checkpoints.latest(TREE)
+    assert newest.read_bytes() == content
+
+
+def test_other_versions_are_warned_of(tmp_path, monkeypatch):
+    checkpoints = made_in(tmp_path)
+    monkeypatch.setattr(checkpoint, "_versions", lambda: {"jax": "9.9", "python": "4.0"})
+    with pytest.warns(CheckpointWarning, match=r"differ in the last bits: `jax` was \"[\d.]+\" and is \"9.9\""):
+        assert checkpoints.latest(TREE)[0] == 2
+
+
+def test_the_header_can_be_read_by_hand(tmp_path):
+    made_in(tmp_path)
+    line, rest = (tmp_path / "checkpoint-0000000002.cet").read_bytes().split(b"\n", 1)
+    header = json.loads(rest[: int(line.split()[-1])])
+    assert (header["schema"], header["step"], header["config"]) == (1, 2, CONFIG)
+    assert {"jax", "equinox", "cetsim", "python"} <= header["versions"].keys()
+
+
+class Half:
+    """A file that takes half of what it is given."""
+
+    def __init__(self, file, error):
+        self.file, self.error = file, error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def writelines(self, content):
+        self.file.write(b"".join(content)[:500])
+        raise self.error
+
+
+@pytest.mark.parametrize("where", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_cannot_be_written_keeps_what_is_there(tmp_path, monkeypatch, where, code):
+    checkpoints = made_in(tmp_path)
+    error, whole, real = OSError(code, os.strerror(code)), files(tmp_path), Path.open
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        if where == "open":
+            patch.setattr(Path, "open", fail)
+        elif where == "write":
+            patch.setattr(Path, "open", lambda path, mode: Half(real(path, mode), error))
+        else:
+            patch.setattr(os, where, fail)
+        with pytest.raises(OSError, match="the checkpoint of step 3 could not be written") as raised:
+            checkpoints.save(3, TREE)
+    assert raised.value.errno == code
+    for told in (str(tmp_path), os.strerror(code), "steps kept there: 1 and 2"):
+        assert told in str(raised.value)
+    assert files(tmp_path) == whole
+    assert checkpoints.latest(TREE)[0] == 2
+    checkpoints.save(3, TREE)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")
+def test_a_folder_that_is_read_only(tmp_path):
+    checkpoints = made_in(tmp_path)
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(PermissionError, match="steps kept there: 1 and 2"):
+            checkpoints.save(3, TREE)
+        assert checkpoints.latest(TREE)[0] == 2
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.fixture(scope="module")
+def victims():
+    with Victims() as started:
+        yield started
+
+
+def uninterrupted(folder, steps):
+    train(str(folder), str(steps))
+    return (folder / "result").read_bytes()
+
+
+def test_a_run_survives_being_killed(victims, tmp_path):
+    """At random moments, and started again each time; a run that is done is followed by another."""
+    kills, steps = 20, 120
+    expected = uninterrupted(tmp_path / "uninterrupted", steps)
+    moments, killed, during_writes, run = random.Random(0), 0, 0, 0
+    while killed < kills or not during_writes:
+        folder, status, run = tmp_path / str(run), None, run + 1
+        while status != 0:
+            victim = victims.start("train", folder, steps)
+            if killed < kills or not during_writes:
+                assert victims.line() == "ready"
+                time.sleep(moments.uniform(0.0, 0.05))
+                os.kill(victim, signal.SIGKILL)
+            status = victims.status()
+            assert status in (0, -signal.SIGKILL)
+            killed += status == -signal.SIGKILL
+            during_writes += any(folder.glob(".checkpoint-*"))
+        assert (folder / "result").read_bytes() == expected
+        assert not any(folder.glob(".*"))
+    print(f"{killed} killed in {run} runs, {during_writes} of them during a write")
+
+
+def test_a_run_survives_being_killed_anywhere_in_a_write(victims, tmp_path):
+    expected = uninterrupted(tmp_path / "uninterrupted", 6)
+    points = [
+        f"{where} {n}" for where in ("write", "os.fsync", "os.replace", "os.unlink", "os.open") for n in (1, 2, 3)
+    ]
+    points += [f"write {n}" for n in (4, 5, 6, 7, 8, 16, 17)]
+    for point in points:
+        folder = tmp_path / point
+        victims.start("train", folder, 6, point)
+        assert victims.status() == -signal.SIGKILL
+        victims.start("train", folder, 6)
+        assert victims.status() == 0
+        assert (folder / "result").read_bytes() == expected
+        assert len(list(folder.glob("checkpoint-*"))) == 2
+        assert not list(folder.glob(".*"))
