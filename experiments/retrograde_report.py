@@ -64,7 +64,9 @@ class Runs:
         return {run.seed: run for run in wanted}
 
     def _fits(self, run: "_Run", free: str) -> bool:
-        loose = {free, *(_OF_GATES if free == "gate" else ())}
+        # Gates that look at no share, and those that have a threshold, differ in these by themselves.
+        settled = run.columns["gate"] in ("none", "threshold")
+        loose = {free, *(_OF_GATES if free == "gate" and settled else ())}
         fixed = _OF_BACKPROP if run.trace[0] == "backprop" else _SETTING
         return all(run.columns[name] == self.usual[name] for name in fixed if name not in loose)
 
@@ -211,7 +213,7 @@ def _draw_panel(axis, runs: Runs, name: str, values: list) -> None:
     axis.set_xlabel(TITLES[name])
     if numbers:
         axis.set_xscale("log")
-        axis.set_xticks(values, [f"{value:g}" for value in values])
+        axis.set_xticks(values, [f"{value:g}" for value in values], rotation=40 if len(values) > 4 else 0)
         axis.minorticks_off()
     else:
         axis.set_xticks(range(len(values)), values, rotation=20 if len(values) > 3 else 0)

@@ -94,6 +94,16 @@ def test_an_ideal_memory_learns_what_backprop_learns(tiny):
         assert line.loss == pytest.approx(plain.loss, rel=1e-5)
 
 
+def test_what_is_compared_differs_in_one_thing(tiny):
+    runs = Runs(read_results(tiny / "results.csv"))
+    for name in ("delay_s", "fraction", "gate", "derivative", "placement"):
+        for value in runs.values(name):
+            for run in runs.at(("CET", 2), name, value).values():
+                fixed = {"delay_s", "fraction", "gate", "derivative", "placement"} - {name}
+                fixed -= {"fraction"} if value in ("none", "threshold") else set()
+                assert {key: run.columns[key] for key in fixed} == {key: runs.usual[key] for key in fixed}
+
+
 def test_tables_and_figures(tiny, capsys):
     text = table(Runs(read_results(tiny / "results.csv")))
     for title in ("delay per layer (s)", "share of salient images", "kind of gate", "when events happen"):
