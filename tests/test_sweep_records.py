@@ -31,6 +31,14 @@ for index in range(int(sys.argv[3])):
     own.append([record(f"{name}-{index}-{part}", 3000) for part in range(2)])
     print(index, flush=True)
 """
+SLOWLY = """
+import os, time
+write = os.write
+def in_pieces(handle, data):
+    time.sleep(0.001)
+    return write(handle, data[:500])
+os.write = in_pieces  # so that most of the time is spent in the midst of lines
+"""
 HOLDING = """
 with records.Records(folder).exclusive(shared=name == "shard"):
     print("held", flush=True)
@@ -303,10 +311,10 @@ def test_processes_add_to_one_file_at_once(tmp_path):
 
 def test_a_writer_that_is_killed_loses_nothing_recorded(tmp_path):
     moments = random.Random(0)
-    for attempt in range(8):
-        writer = start(ADDING, tmp_path, attempt, 10_000)
+    for attempt in range(10):
+        writer = start(SLOWLY + ADDING, tmp_path, attempt, 10_000)
         told = [writer.stdout.readline()]
-        time.sleep(moments.uniform(0.0, 0.05))
+        time.sleep(moments.uniform(0.0, 0.1))
         writer.send_signal(signal.SIGKILL)
         rest, _ = writer.communicate()
         count = int([*told, *rest.split("\n")[:-1]][-1]) + 1  # so many were told to be recorded
