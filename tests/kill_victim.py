@@ -186,6 +186,7 @@ def _serve() -> None:
                 status = end.code
             except BaseException:
                 traceback.print_exc()
+                print("failed", flush=True)  # for who waits for a line
             sys.stdout.flush()
             os._exit(status)
         print(victim, flush=True)
