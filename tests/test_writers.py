@@ -84,6 +84,27 @@ def test_curves_and_final_values(tmp_path):
     assert table.column("name").tolist() == ["x", "y"]
 
 
+def test_rows_that_are_not_of_their_run_s_trace_are_kept_apart(tmp_path, log):
+    """As experiments record what other traces would have done at the same weights."""
+    own = record(0)
+    own["rows"] += [{"metric": "alignment", "layer": "layers.0", "step": 20, "value": 0.125, "trace": "ET"}]
+    Journal(tmp_path).append([own])
+    to_tensorboard(tmp_path, tmp_path / "logs")
+    assert ("alignment/layers.0", 20, 0.0) in log.runs["run0"]
+    assert ("alignment/layers.0/trace=ET", 20, 0.125) in log.runs["run0"]
+    for path in (tmp_path, tmp_path / "results.csv"):
+        table = load(path)
+        for trace, value in (("CET", 0.0), ("ET", 0.125)):
+            np.testing.assert_array_equal(table.curve("run0", "alignment", "layers.0", trace=trace), [[20], [value]])
+            assert table.final("alignment", "layers.0", trace=trace).tolist() == [value]
+        with pytest.raises(ValueError, match=r"rows of one kind must be chosen .* got \['alignment/layers.0"):
+            table.curve("run0", "alignment", "layers.0")
+    with pytest.raises(ValueError, match="'trace' differs between rows of one run, and is no column of runs"):
+        table.column("trace")
+    with pytest.raises(ValueError, match=r"one of .* got \('loss', None, {'trace': 'IIR'}\)"):
+        table.curve("run0", "loss", trace="IIR")
+
+
 def test_data_frames(folder):
     pytest.importorskip("pandas")
     frame = load(folder).dataframe()

@@ -24,7 +24,7 @@ except ImportError:  # Windows
 
 SCHEMA = 1
 RUNS, LOCK, SWEEP_LOCK = "runs.jsonl", ".lock", ".sweep.lock"
-_OF_A_ROW = ("layer", "step", "metric", "value")  # what differs between the rows of one run
+OF_A_ROW = ("layer", "step", "metric", "value")  # what differs between the rows of one run
 _KEPT_OF_THE_END = 256  # bytes before the place reached, by which a file that was replaced is told
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems that have none
 
@@ -390,7 +390,7 @@ def records_of(rows: list[dict]) -> dict[str, dict]:
 
 def _record_of(name: str, rows: list[dict]) -> dict:
     """One run's record: what is the same in all its rows is the run's, empty cells too, so that a table stays as is."""
-    own = {*_OF_A_ROW, "run"}
+    own = {*OF_A_ROW, "run"}
     columns = {n: v for n, v in rows[0].items() if n not in own and all(row[n] == v for row in rows)}
     differs = lambda n, v: n not in columns and n != "run" and (n == "value" or v not in (None, ""))  # noqa: E731
     rows = [{n: v for n, v in row.items() if differs(n, v)} for row in rows]

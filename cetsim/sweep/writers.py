@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from cetsim.sweep.records import RUNS, Records, parse_number, records_of
+from cetsim.sweep.records import OF_A_ROW, RUNS, Records, parse_number, records_of
 
 __all__ = ["Table", "load", "to_tensorboard", "to_wandb"]
 TABLE = "results.csv"
@@ -84,33 +84,38 @@ class Table:
         settings = [_settings(record) for record in self.records.values()]
         if not any(name in own for own in settings):
             known = dict.fromkeys(name for own in settings for name in own)
+            if any(name in row for record in self.records.values() for row in record.get("rows") or ()):
+                raise ValueError(f"{name!r} differs between rows of one run, and is no column of runs: see dataframe()")
             raise ValueError(f"the column must be one of {', '.join(known)}, got {name!r}")
         return _array([own.get(name) for own in settings])
 
-    def final(self, metric: str, layer: str | None = None) -> np.ndarray:
-        """The last value of a metric in every run, [runs]; nan where there is none or it was not finite."""
-        last = [math.nan] * len(self)
-        for index, record in enumerate(self.records.values()):
-            for own_metric, own_layer, _, value in _points(record):
-                if (own_metric, own_layer) == (metric, layer):
-                    last[index] = _float(value)
-        return np.array(last)
+    def final(self, metric: str, layer: str | None = None, **where: Any) -> np.ndarray:
+        """The last value of a metric in every run, [runs]; nan where there is none or it was not finite.
+
+        **Arguments:** as of `curve`.
+        """
+        found = [_select(record, metric, layer, where) for record in self.records.values()]
+        return np.array([_float(points[-1]["value"]) if points else math.nan for points in found])
 
     def metrics(self, run: str) -> list[tuple[str, str | None]]:
         """What was measured in the run of this hash: metrics with their layers."""
-        return list(dict.fromkeys((metric, layer) for metric, layer, _, _ in _points(self._record(run))))
+        return list(dict.fromkeys((point["metric"], point["layer"]) for point in _points(self._record(run))))
 
-    def curve(self, run: str, metric: str, layer: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def curve(self, run: str, metric: str, layer: str | None = None, **where: Any) -> tuple[np.ndarray, np.ndarray]:
         """A metric of the run of this hash along its training.
+
+        **Arguments:** `where`: more that its rows must have, such as `trace="CET"` of what was measured of other
+        traces in the same run.
 
         **Returns:** steps and values, [points] each; values that were not finite are nan.
 
         **Raises:** ValueError if there is no such run, or it has no such metric.
         """
-        points = [(step, value) for m, la, step, value in _points(self._record(run)) if (m, la) == (metric, layer)]
+        points = _select(self._record(run), metric, layer, where)
         if not points:
-            raise ValueError(f"metric and layer must be one of {self.metrics(run)}, got {(metric, layer)}")
-        return _array([step for step, _ in points]), np.array([_float(value) for _, value in points])
+            asked = (metric, layer, *([where] if where else []))
+            raise ValueError(f"metric and layer must be one of {self.metrics(run)}, got {asked}")
+        return _array([point["step"] for point in points]), np.array([_float(point["value"]) for point in points])
 
     def dataframe(self):
         """All that was measured as a pandas DataFrame, a row a value, with the columns of its run and its `run`.
@@ -119,9 +124,9 @@ class Table:
         """
         pandas = _needed("pandas", "pip install pandas")
         return pandas.DataFrame(
-            _columns(record) | {"run": run, "metric": metric, "layer": layer, "step": step, "value": _float(value)}
+            _columns(record) | {"run": run} | point | {"value": _float(point["value"])}
             for run, record in self.records.items()
-            for metric, layer, step, value in _points(record)
+            for point in _points(record)
         )
 
     def _record(self, run: str) -> dict:
@@ -130,19 +135,29 @@ class Table:
         return self.records[run]
 
 
-def _points(record: dict) -> Iterator[tuple[str, str | None, int | float | None, float | None]]:
-    """Metric, layer, step and value of all that was measured; final values where there is no curve that has them."""
-    along = set()
+def _points(record: dict) -> Iterator[dict[str, Any]]:
+    """All that was measured, as rows; final values where there is no curve that has them."""
+    blank, along = {"layer": None, "step": None}, set()
     for row in record.get("rows") or ():
         along.add(row["metric"])
-        yield row["metric"], row.get("layer") or None, row.get("step"), row["value"]
+        yield blank | row
     for metric, curve in (record.get("curves") or {}).items():
         along.add(metric)
         for step, value in zip(curve["steps"], curve["values"], strict=True):
-            yield metric, None, step, value
+            yield blank | {"metric": metric, "step": step, "value": value}
     for metric, value in (record.get("final") or {}).items():
         if metric not in along:
-            yield metric, None, None, value
+            yield blank | {"metric": metric, "value": value}
+
+
+def _select(record: dict, metric: str, layer: str | None, where: dict) -> list[dict]:
+    shared, wanted = _columns(record), {"metric": metric, "layer": layer} | where
+    found = (point for point in _points(record) if point["metric"] == metric)
+    found = [point for point in found if wanted.items() <= (shared | point).items()]
+    kinds = list(dict.fromkeys(_tag(point) for point in found))
+    if len(kinds) > 1:
+        raise ValueError(f"rows of one kind must be chosen by what they have besides layer and step, got {kinds}")
+    return found
 
 
 def _columns(record: dict) -> dict[str, Any]:
@@ -208,8 +223,8 @@ def to_tensorboard(
         writer = tensorboard.SummaryWriter(logdir=str(place))
         try:
             writer.add_text("config", f"```\n{json.dumps(record.get('config') or _columns(record), indent=1)}\n```")
-            for metric, layer, step, value in _points(record):
-                writer.add_scalar(_tag(metric, layer), _float(value), int(step or 0))
+            for point in _points(record):
+                writer.add_scalar(_tag(point), _float(point["value"]), int(point["step"] or 0))
         finally:
             writer.close()
 
@@ -243,11 +258,11 @@ def to_wandb(
         run = wandb.init(**told, config=record.get("config") or _columns(record), resume="allow", **options)
         try:
             by_step: dict[int, dict[str, float]] = {}
-            for metric, layer, step, value in _points(record):
-                if step is None:
-                    run.summary[_tag(metric, layer)] = _float(value)
+            for point in _points(record):
+                if point["step"] is None:
+                    run.summary[_tag(point)] = _float(point["value"])
                 else:
-                    by_step.setdefault(int(step), {})[_tag(metric, layer)] = _float(value)
+                    by_step.setdefault(int(point["step"]), {})[_tag(point)] = _float(point["value"])
             for step in sorted(by_step):  # steps that go back are dropped there
                 run.log(by_step[step], step=step)
         except BaseException:
@@ -293,8 +308,10 @@ def _remember(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def _tag(metric: str, layer: str | None) -> str:
-    return f"{metric}/{layer}" if layer else metric
+def _tag(point: dict) -> str:
+    """Metric, layer, and what else sets the row apart in its run."""
+    more = ",".join(f"{name}={value}" for name, value in point.items() if name not in OF_A_ROW and value is not None)
+    return "/".join(filter(None, (point["metric"], point["layer"], more)))
 
 
 def _name(record: dict, named_by: Sequence[str]) -> str:
