@@ -1,12 +1,16 @@
-"""SIGINT and SIGTERM: what is being written gets finished; asked twice, a process ends at once."""
+"""Processes that are interrupted: asked once they finish what they write, asked twice they end at once, as when killed.
+
+What was killed, in the midst of a write too, goes on from its last checkpoint to the same end.
+"""
 
 import os
+import random
 import signal
 import threading
 import time
 
 import pytest
-from kill_victim import Victims
+from kill_victim import Victims, train
 
 from cetsim.sweep import interrupts
 from cetsim.sweep.checkpoint import Checkpoints
@@ -99,3 +103,47 @@ def test_other_threads_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [(None, True)]
+
+
+def uninterrupted(folder, steps):
+    train(str(folder), str(steps))
+    return (folder / "result").read_bytes()
+
+
+def test_a_run_survives_being_killed(victims, tmp_path):
+    """At random moments, and started again each time; a run that is done is followed by another."""
+    kills, steps = 20, 120
+    expected = uninterrupted(tmp_path / "uninterrupted", steps)
+    moments, killed, during_writes, run = random.Random(0), 0, 0, 0
+    while killed < kills or not during_writes:
+        folder, status, run = tmp_path / str(run), None, run + 1
+        while status != 0:
+            victim = victims.start("train", folder, steps)
+            if killed < kills or not during_writes:
+                assert victims.line() == "ready"
+                time.sleep(moments.uniform(0.0, 0.05))
+                os.kill(victim, signal.SIGKILL)
+            status = victims.status()
+            assert status in (0, -signal.SIGKILL)
+            killed += status == -signal.SIGKILL
+            during_writes += any(folder.glob(".checkpoint-*"))
+        assert (folder / "result").read_bytes() == expected
+        assert not any(folder.glob(".*"))
+    print(f"{killed} killed in {run} runs, {during_writes} of them during a write")
+
+
+def test_a_run_survives_being_killed_anywhere_in_a_write(victims, tmp_path):
+    expected = uninterrupted(tmp_path / "uninterrupted", 6)
+    points = [
+        f"{where} {n}" for where in ("write", "os.fsync", "os.replace", "os.unlink", "os.open") for n in (1, 2, 3)
+    ]
+    points += [f"write {n}" for n in (4, 5, 6, 7, 8, 16, 17)]
+    for point in points:
+        folder = tmp_path / point
+        victims.start("train", folder, 6, point)
+        assert victims.status() == -signal.SIGKILL
+        victims.start("train", folder, 6)
+        assert victims.status() == 0
+        assert (folder / "result").read_bytes() == expected
+        assert len(list(folder.glob("checkpoint-*"))) == 2
+        assert not list(folder.glob(".*"))
