@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from experiments import figures
 from experiments.options.kernels import Kernels
-from experiments.records import Journal, config_hash, number, read_results, require_writable
+from experiments.records import Journal, claimed, config_hash, number, read_results, require_writable
 
 NAME = "kernels"
 SPAN = 2.5  # impulse responses are drawn up to this many delays
@@ -33,14 +33,12 @@ def prepare(options: Kernels) -> Kernels:
 
 def run(options: Kernels) -> None:
     """Computes what is missing, writes the records, the table of widths and the figure."""
-    if options.fresh:
-        remove_outputs(options.folder)
-    journal = Journal(options.folder)
     configs = {config_hash(config): config for config in _configs(options)}
-    missing = {key: config for key, config in configs.items() if key not in journal.records}
-    if missing:
-        journal.append([_record(key, config) for key, config in missing.items()])
-    journal.write_results()
+    with claimed(options.folder, options.fresh) as journal:
+        missing = {key: config for key, config in configs.items() if key not in journal.records}
+        if missing:
+            journal.append([_record(key, config) for key, config in missing.items()])
+        journal.write_results()
     _report(journal.rows(configs), options.folder)
 
 
@@ -52,12 +50,6 @@ def redraw(options: Kernels) -> None:
     rows = read_results(options.folder / "results.csv")
     require_writable(options.folder)
     _report(_at_last_delay(rows), options.folder)
-
-
-def remove_outputs(folder: Path) -> None:
-    """Removes what this experiment wrote."""
-    for name in ("runs.jsonl", "results.csv", f"{NAME}.png", f"{NAME}.pdf"):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _configs(options: Kernels) -> list[dict]:

@@ -12,7 +12,7 @@ from experiments import delay_learning, learned_delay_report, provenance, vision
 from experiments.delay_learning import Rule
 from experiments.options.learned_delay import LearnedDelay
 from experiments.progress import Reporter, format_seconds
-from experiments.records import SCHEMA, Journal, config_hash, remove_outputs
+from experiments.records import SCHEMA, Journal, claimed, config_hash
 from experiments.study import hashes, unfinished
 from experiments.vision_conditions import Condition, Stage, base_condition
 from experiments.vision_training import Trainer
@@ -106,17 +106,16 @@ def _learn(run, rule, state, learner, mapped):
 def run(prepared: tuple[LearnedDelay, data.Dataset]) -> None:
     """Trains what is not finished, writes records, table and figure."""
     options, dataset = prepared
-    if options.fresh:
-        remove_outputs(options.folder)
-    journal, stage = Journal(options.folder), Stage("test", options, dataset, options.steps)
+    stage = Stage("test", options, dataset, options.steps)
     rate = options.learning_rates[0]
     runs = [
         replace(only, learning_rate=rate, seed=seed) for seed in range(options.seeds) for (only,) in groups(options)
     ]
-    with Reporter() as reporter:
+    with claimed(options.folder, options.fresh) as journal, Reporter() as reporter:
         _train(stage, runs, journal, reporter)
-    journal.write_results()
-    paths = learned_delay_report.report(journal.rows(hashes(stage, runs)), options)
+        journal.write_results()
+        rows = journal.rows(hashes(stage, runs))
+    paths = learned_delay_report.report(rows, options)
     print(f"\nresults: {options.folder / 'results.csv'}")
     print("\n".join(f"figure:  {path}" for path in paths))
 

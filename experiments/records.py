@@ -12,7 +12,8 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cetsim.sweep.records import SCHEMA, Records, parse_number, records_of, write_atomic
@@ -21,6 +22,7 @@ __all__ = [
     "COLUMNS",
     "SCHEMA",
     "Journal",
+    "claimed",
     "config_hash",
     "number",
     "read_results",
@@ -135,6 +137,18 @@ class Journal(Records):
         """Tidy rows of the conditions named by `hashes`, of all by default."""
         hashes = self.records if hashes is None else hashes
         return [self.records[h]["columns"] | row | {"run": h} for h in hashes for row in self.records[h]["rows"]]
+
+
+@contextmanager
+def claimed(folder: Path, fresh: bool = False, shared: bool = False) -> Iterator[Journal]:
+    """The journal of a folder that is this process's, or its shards', meanwhile; begun anew if `fresh`.
+
+    **Raises:** BlockingIOError if another process has the folder.
+    """
+    with Records(folder, read=False).exclusive(shared):
+        if fresh:
+            remove_outputs(folder)
+        yield Journal(folder)
 
 
 def to_csv(rows: list[dict]) -> str:

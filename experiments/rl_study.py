@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from experiments import figures
 from experiments.options.rl import ReinforcementLearning
-from experiments.records import Journal, read_results, remove_outputs, require_writable
+from experiments.records import Journal, claimed, read_results, require_writable
 from experiments.rl_conditions import NAMES, RLCondition, Stage, candidates, open_environment
 from experiments.rl_training import Trainer, program_of
 from experiments.study import Work, complete
@@ -47,14 +47,12 @@ def prepare(study: Study, options: ReinforcementLearning) -> ReinforcementLearni
 
 def run(study: Study, options: ReinforcementLearning) -> None:
     """Chooses settings, trains what is not finished, writes records, table and figures."""
-    if options.fresh:
-        remove_outputs(options.folder)
-    journal = Journal(options.folder)
     selection = Stage("validation", options, options.selection_frames)
     groups = [_trials(study, condition, options) for condition in study.conditions(options)]
-    keys = complete(WORK, (selection, Stage("test", options, options.frames)), groups, journal)
-    if keys:
-        _report(study, journal.rows(keys), options)
+    with claimed(options.folder, options.fresh, options.shard != "1/1") as journal:
+        keys = complete(WORK, (selection, Stage("test", options, options.frames)), groups, journal)
+        if keys:
+            _report(study, journal.rows(keys), options)
 
 
 def redraw(study: Study, options: ReinforcementLearning) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from cetsim import data
 from experiments import figures
 from experiments.options.vision import Vision
-from experiments.records import Journal, read_results, remove_outputs, require_writable
+from experiments.records import Journal, claimed, read_results, require_writable
 from experiments.study import Work, complete
 from experiments.vision_conditions import Condition, RetrogradeCondition, Stage, trials_of
 from experiments.vision_training import Trainer, hyperparameters, program_of
@@ -62,16 +62,14 @@ def prepare(study: Study, options: Vision) -> tuple[Vision, data.Dataset]:
 def run(study: Study, prepared: tuple[Vision, data.Dataset]) -> None:
     """Chooses learning rates, trains what is not finished, writes records, table and figures."""
     options, dataset = prepared
-    if options.fresh:
-        remove_outputs(options.folder)
-    journal = Journal(options.folder)
     held_out = data.split_validation(dataset, options.validation, options.selection_seed)
     selection = Stage("validation", options, held_out, options.selection_steps)
     reported = Stage("test", options, dataset, options.steps, tuple(study.onlookers(options)))
     groups = [trials_of(candidates, options) for candidates in study.groups(options)]
-    keys = complete(WORK, (selection, reported), groups, journal)
-    if keys:
-        _report(study, journal.rows(keys), options)
+    with claimed(options.folder, options.fresh, options.shard != "1/1") as journal:
+        keys = complete(WORK, (selection, reported), groups, journal)
+        if keys:
+            _report(study, journal.rows(keys), options)
 
 
 def redraw(study: Study, options: Vision) -> None:

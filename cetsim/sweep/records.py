@@ -35,7 +35,7 @@ class Records:
     Nothing that was written is ever rewritten: a line that a killed writer or a full disk cut short is set apart in
     `runs.jsonl.damaged` before the next is added.
 
-    **Arguments:** `name`: of the file in `folder`.
+    **Arguments:** `name`: of the file in `folder`. `read`: whether to read it now, or at the next `refresh`.
 
     **Attributes:** `records`: by hash, in the order of the file, as last read.
 
@@ -44,12 +44,13 @@ class Records:
 
     required: tuple[str, ...] = ()  # of every record, besides what all must have
 
-    def __init__(self, folder: str | Path, name: str = RUNS):
+    def __init__(self, folder: str | Path, name: str = RUNS, read: bool = True):
         self.folder = Path(folder)
         self.path = self.folder / name
         self.records: dict[str, dict] = {}
         self._forget_place()
-        self.refresh()
+        if read:
+            self.refresh()
 
     def _forget_place(self) -> None:
         self._file, self._end, self._lines, self._before, self._warned = None, 0, 0, b"", -1
