@@ -1,8 +1,10 @@
 """Command line: `python -m experiments` lists the experiments, `python -m experiments NAME` runs one."""
 
 import importlib
+import signal
 import sys
 import textwrap
+from contextlib import contextmanager
 
 from experiments.options import (
     alignment,
@@ -36,7 +38,7 @@ EXPERIMENTS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command line and returns its exit status: 0, 2 for a user's error, 130 if interrupted."""
+    """Runs the command line and returns its exit status: 0, 2 for a user's error, 130 or 143 if interrupted."""
     if not arguments or arguments[0] in ("-h", "--help", "list"):
         print(listing())
         return 0
@@ -56,17 +58,36 @@ def main(arguments: list[str]) -> int:
         return fail(str(error))
     # From here on a ValueError is a fault of the program and keeps its traceback.
     try:
-        experiment.run(prepared)
+        with _terminated_as_interrupted():
+            experiment.run(prepared)
     except OSError as error:
         return fail(f"{error}\nwhat was finished before is kept in {chosen.folder}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         command = " ".join(["python -m experiments", *(a for a in arguments if a != "--fresh")])
         print(
             f"\ninterrupted; finished conditions are kept in {chosen.folder}\nto go on: {command}",
             file=sys.stderr,
         )
-        return 130
+        return 143 if isinstance(stop, _Terminated) else 130
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM, as schedulers do."""
+
+
+@contextmanager
+def _terminated_as_interrupted():
+    """Lets SIGTERM end what goes on as Ctrl-C does: what is being recorded is finished or not begun."""
+
+    def stop(*_):
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(name: str, kind: type, presets: dict, arguments: list[str]):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -187,12 +188,13 @@ def test_faults_of_the_program_keep_their_traceback(monkeypatch, tmp_path):
         command_line.main(["kernels", "--out", str(tmp_path)])
 
 
-def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path, number, status):
     def interrupt(_):
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(kernels, "run", interrupt)
-    assert command_line.main(["kernels", "--fresh", "--out", str(tmp_path)]) == 130
+    assert command_line.main(["kernels", "--fresh", "--out", str(tmp_path)]) == status
     assert f"to go on: python -m experiments kernels --out {tmp_path}" in capsys.readouterr().err
 
 
