@@ -223,7 +223,11 @@ class Learner(eqx.Module):
     def judge(self, hyper: Hyperparameters, critic, rollout: Rollout):
         """TD errors, and the λ-returns that values should come to, `[time, environments]`."""
         value = jax.vmap(jax.vmap(critic))
-        before, after = value(rollout.observation)[..., 0], value(rollout.final)[..., 0]
+        before = value(rollout.observation)[..., 0]
+        final = lambda: value(rollout.final)[..., 0]  # noqa: E731
+        # What is next observed has its value already, except where an episode was broken off, which is rare.
+        following = lambda: jnp.concatenate([before[1:], value(rollout.final[-1:])[..., 0]])  # noqa: E731
+        after = jax.lax.cond(jnp.any(rollout.truncated), final, following)
         ended = rollout.terminated | (rollout.truncated & (self.settings.truncation == "terminate"))
         td_error = rollout.reward + hyper.discount * jnp.where(ended, 0.0, after) - before
         advantage = jax.vmap(actor_trace.returns_of, in_axes=(None, 1, 1), out_axes=1)
