@@ -42,6 +42,8 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[simulators]' || \
 		echo "the simulators could not be installed: tests that compare environments with them are skipped" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster]' || \
+		echo "submitit could not be installed: its example is not tested" >&2
 	@touch $@
 
 .venv/bin/pip:

@@ -1,6 +1,6 @@
 """cetsim: learning when credit arrives late, with cascading eligibility traces as exact linear state-space scans."""
 
-from cetsim import credit, data, kernels, metrics, nn, presentation, salience, state_space, streams, train
+from cetsim import credit, data, kernels, metrics, nn, presentation, salience, state_space, streams, sweep, train
 from cetsim.delays import AbstractDelay, FixedDelay, LayerwiseDelay, RandomDelay
 from cetsim.events import Events
 from cetsim.nn import attach, detach, layer_names, streaming_init, streaming_value_and_grad
@@ -41,6 +41,7 @@ __all__ = [
     "streaming_init",
     "streaming_value_and_grad",
     "streams",
+    "sweep",
     "train",
 ]
 __version__ = "0.1.0"

@@ -62,14 +62,19 @@ def main(arguments: list[str]) -> int:
             experiment.run(prepared)
     except OSError as error:
         return fail(f"{error}\nwhat was finished before is kept in {chosen.folder}")
-    except KeyboardInterrupt as stop:
-        command = " ".join(["python -m experiments", *(a for a in arguments if a != "--fresh")])
-        print(
-            f"\ninterrupted; finished conditions are kept in {chosen.folder}\nto go on: {command}",
-            file=sys.stderr,
-        )
-        return 143 if isinstance(stop, _Terminated) else 130
+    except (KeyboardInterrupt, SystemExit) as stop:
+        status = _status(stop)
+        if status in (130, 143):
+            command = " ".join(["python -m experiments", *(a for a in arguments if a != "--fresh")])
+            print(f"\ninterrupted; what was done is kept in {chosen.folder}\nto go on: {command}", file=sys.stderr)
+        return status
     return 0
+
+
+def _status(stop: BaseException) -> int:
+    if isinstance(stop, SystemExit):
+        return stop.code
+    return 143 if isinstance(stop, _Terminated) else 130
 
 
 class _Terminated(KeyboardInterrupt):

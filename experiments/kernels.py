@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from cetsim.sweep.batches import in_batches
+from cetsim.sweep.progress import Reporter
+from cetsim.sweep.runner import Plan, Program, Runner
 from experiments import figures
 from experiments.options.kernels import Kernels
-from experiments.records import Journal, claimed, config_hash, number, read_results, require_writable
+from experiments.records import Journal, claimed, number, read_results, require_writable
 
 NAME = "kernels"
 SPAN = 2.5  # impulse responses are drawn up to this many delays
@@ -33,13 +36,27 @@ def prepare(options: Kernels) -> Kernels:
 
 def run(options: Kernels) -> None:
     """Computes what is missing, writes the records, the table of widths and the figure."""
-    configs = {config_hash(config): config for config in _configs(options)}
+    configs = _configs(options)
+    plan = Plan(dict, _columns, lambda config, width: Analysis(), str, lambda configs, records: [], 1)
     with claimed(options.folder, options.fresh) as journal:
-        missing = {key: config for key, config in configs.items() if key not in journal.records}
-        if missing:
-            journal.append([_record(key, config) for key, config in missing.items()])
+        with Reporter() as reporter:
+            Runner(journal, reporter).run(plan, in_batches(configs, plan.key, 1))
         journal.write_results()
-    _report(journal.rows(configs), options.folder)
+    _report(journal.rows(map(plan.key, configs)), options.folder)
+
+
+class Analysis(Program):
+    """Computes what can be said of one trace: a sweep in which nothing is trained."""
+
+    ends = (1,)
+
+    def begin(self, lanes: list[dict]) -> tuple:
+        """Nothing is known."""
+        return ()
+
+    def advance(self, state: tuple, lanes: list[dict], start: int, end: int) -> tuple[tuple, list[list[dict]]]:
+        """All rows at once."""
+        return state, [_compute(config) for config in lanes]
 
 
 def redraw(options: Kernels) -> None:
@@ -58,12 +75,8 @@ def _configs(options: Kernels) -> list[dict]:
     return [shared | {"trace": trace, "order": order} for trace, order in traces]
 
 
-def _record(key: str, config: dict) -> dict:
-    from experiments import provenance
-
-    columns = {name: config[name] for name in ("experiment", "trace", "order", "delay_s")}
-    record = {"schema": 1, "hash": key, "config": config, "columns": columns, "rows": _compute(config)}
-    return record | {"finished": provenance.now()} | provenance.describe()
+def _columns(config: dict) -> dict:
+    return {name: config[name] for name in ("experiment", "trace", "order", "delay_s")}
 
 
 def _compute(config: dict) -> list[dict]:

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from cetsim import data
-from experiments import delay_learning, learned_delay_report, provenance, vision_study
+from cetsim.sweep.batches import parse_shard
+from cetsim.sweep.devices import over_lanes, place
+from cetsim.sweep.progress import Reporter
+from cetsim.sweep.runner import Runner
+from experiments import delay_learning, learned_delay_report, study, vision_study
 from experiments.delay_learning import Rule
 from experiments.options.learned_delay import LearnedDelay
-from experiments.progress import Reporter, format_seconds
-from experiments.records import SCHEMA, Journal, claimed, config_hash
-from experiments.study import hashes, unfinished
+from experiments.records import claimed
 from experiments.vision_conditions import Condition, Stage, base_condition
-from experiments.vision_training import Trainer
+from experiments.vision_training import Trainer, program_of
 
 
 @dataclass(frozen=True)
@@ -61,46 +63,59 @@ def _learned(start: LearnedCondition, method: str, options: LearnedDelay) -> Lea
 
 
 class DelayTrainer(Trainer):
-    """Trains conditions as its parent does, moving the peak of their traces on the way; arguments as the parent's."""
+    """Trains conditions of one rule as its parent does, moving the peak of their traces on the way.
 
-    def train(self, conditions: list[LearnedCondition], on_progress) -> list[tuple[list[dict], bool, float]]:
-        """Trains conditions of one rule from scratch; rows of the peak along the way are added to the parent's."""
-        padded = conditions + [conditions[-1]] * (self.width - len(conditions))
-        peaks = jnp.asarray([condition.peak_s for condition in padded])
-        self.learner = delay_learning.begin(peaks if self.mapped else peaks[0])
-        self.rule, self.every = conditions[0].rule, conditions[0].learn_every
-        self.updates, self.path = 0, []
-        results = super().train(conditions, on_progress)
-        rows, steps = [own for own, _, _ in results], self.settings.steps
-        for step, log_peak in [*self.path, (steps, self.learner.log_peak)]:
+    Its state is that of the parent and what is learned of the peaks. Rows of the peak, from before it moves each time,
+    are added to the parent's.
+    """
+
+    def __init__(self, stage: Stage, like: LearnedCondition, width: int):
+        super().__init__(stage, like, width)
+        self.rule, self.every = like.rule, like.learn_every
+
+    def begin(self, lanes: list[LearnedCondition]):
+        """The runs before their first update."""
+        peaks = jnp.asarray([condition.peak_s for condition in lanes])
+        learner = delay_learning.begin(peaks if self.mapped else peaks[0])
+        return super().begin(lanes), place(learner) if self.mapped else learner
+
+    def advance(self, state, lanes: list[LearnedCondition], start: int, end: int):
+        """The runs after the updates from `start` to `end`, and what was measured of each."""
+        self._path: list[tuple[int, np.ndarray]] = []
+        (state, learner), steps = state, self.settings.steps
+        self._learner, self._updates = learner, start
+        state, rows = super().advance(state, lanes, start, end)
+        at_end = [(steps, self._learner.log_peak)] if end == steps else []
+        for step, log_peak in [*self._path, *at_end]:
             self._add(rows, "learned_peak_s", step, np.exp(log_peak))
-        extra = len(self.path) * self.rule.cost if self.rule else 0
-        self._add(rows, "extra_stretches", steps, np.full(self.width, extra))
-        return results
+        if at_end:
+            moves = 0 if self.rule is None else -(-steps // self.every) * self.rule.cost
+            self._add(rows, "extra_stretches", steps, np.full(len(lanes), moves))
+        return (state, self._learner), rows
 
     def _advance(self, state, steps: int):
         """The state after `steps` updates, between which the peak moves, and their mean loss."""
         if self.rule is None:
             return super()._advance(state, steps)
-        total, end = 0.0, self.updates + steps
-        while self.updates < end:
-            since = self.updates % self.every
+        total, end = 0.0, self._updates + steps
+        while self._updates < end:
+            since = self._updates % self.every
             state = state if since else self._move(state)
-            length = min(self.every - since, end - self.updates)
+            length = min(self.every - since, end - self._updates)
             state, loss = super()._advance(state, length)
-            total, self.updates = total + length * loss, self.updates + length
+            total, self._updates = total + length * loss, self._updates + length
         return state, total / steps
 
     def _move(self, state):
-        self.path.append((self.updates, self.learner.log_peak))
-        state, self.learner = _learn(self.run, self.rule, state, self.learner, self.mapped)
+        self._path.append((self._updates, np.asarray(self._learner.log_peak)))
+        state, self._learner = _learn(self.run, self.rule, state, self._learner, self.mapped)
         return state
 
 
 @eqx.filter_jit
 def _learn(run, rule, state, learner, mapped):
     one = lambda state, learner: delay_learning.learn(run, rule, state, learner)  # noqa: E731
-    return (eqx.filter_vmap(one) if mapped else one)(state, learner)
+    return (over_lanes(one) if mapped else one)(state, learner)
 
 
 def run(prepared: tuple[LearnedDelay, data.Dataset]) -> None:
@@ -111,68 +126,32 @@ def run(prepared: tuple[LearnedDelay, data.Dataset]) -> None:
     runs = [
         replace(only, learning_rate=rate, seed=seed) for seed in range(options.seeds) for (only,) in groups(options)
     ]
-    with claimed(options.folder, options.fresh) as journal, Reporter() as reporter:
-        _train(stage, runs, journal, reporter)
+    with claimed(options.folder, options.fresh, options.shard != "1/1") as journal:
+        with Reporter() as reporter:
+            study.train(WORK, stage, runs, Runner(journal, reporter))
+        if parse_shard(options.shard)[0] > 1:
+            return
+        study.wait(stage, runs, journal)
         journal.write_results()
-        rows = journal.rows(hashes(stage, runs))
+        rows = journal.rows(study.finished(study.hashes(stage, runs), journal))
     paths = learned_delay_report.report(rows, options)
     print(f"\nresults: {options.folder / 'results.csv'}")
     print("\n".join(f"figure:  {path}" for path in paths))
 
 
-def _train(stage: Stage, runs: list[LearnedCondition], journal: Journal, reporter: Reporter) -> None:
-    """Trains the runs that are not finished, those of one rule a group at a time, and records each group."""
-    todo = unfinished(stage, runs, journal)
-    if not todo:
-        return
-    reporter.expect("training", todo, stage.steps)
-    alike = _alike(todo, stage.options.batch_conditions)
-    trainer = DelayTrainer(stage, todo[0], max(map(len, alike)))  # one for all: what they share is compiled once
-    origin = provenance.describe()
-    for group in alike:
-        reporter.working_on(_describe(group[0]))
-        results = trainer.train(group, reporter.advance)
-        records = [
-            _record(stage, condition, rows, seconds) | origin
-            for condition, (rows, _, seconds) in zip(group, results, strict=True)
-        ]
-        journal.append(records)
-        reporter.finished(len(group), [_outcome(c, record) for c, record in zip(group, records, strict=True)])
+def _program_of(stage: Stage, condition: LearnedCondition) -> tuple:
+    return *program_of(stage, condition), condition.rule, condition.learn_every
 
 
-def _alike(conditions: list[LearnedCondition], most: int) -> list[list[LearnedCondition]]:
-    """The conditions in groups of one rule, of at most so many each."""
-    by_rule: dict[Rule | None, list[LearnedCondition]] = {}
-    for condition in conditions:
-        by_rule.setdefault(condition.rule, []).append(condition)
-    return [own[start : start + most] for own in by_rule.values() for start in range(0, len(own), most)]
-
-
-def _record(stage: Stage, condition: LearnedCondition, rows: list[dict], seconds: float) -> dict:
-    config, seconds = stage.config(condition), round(seconds, 3)
-    return {
-        "schema": SCHEMA,
-        "hash": config_hash(config),
-        "config": config,
-        "wall_s": seconds,
-        "finished": provenance.now(),
-        "columns": stage.columns(condition),
-        "rows": [*rows, {"metric": "wall_s", "step": stage.steps, "value": seconds}],
-    }
-
-
-def _describe(condition: LearnedCondition) -> str:
+def _describe(stage: Stage, condition: LearnedCondition) -> str:
     way = "held at" if condition.rule is None else f"{condition.method} from"
     return f"{way} {condition.peak_s:g} s, seed {condition.seed}"
 
 
-def _outcome(condition: LearnedCondition, record: dict) -> str:
-    values = {row["metric"]: row["value"] for row in record["rows"]}  # the last of each
-    if values["diverged"]:
-        return f"{_describe(condition)}: diverged; recorded as such"
-    end = f"peak {values['learned_peak_s']:.3g} s, test accuracy {values['test_accuracy']:.4f}"
-    return f"{_describe(condition)}: {end} ({format_seconds(record['wall_s'])})"
+def _outcome(stage: Stage, values: dict) -> str:
+    return f"peak {values['learned_peak_s']:.3g} s, test accuracy {values['test_accuracy']:.4f}"
 
 
+WORK = study.Work(_program_of, DelayTrainer, _describe, _outcome, lambda record: ())
 STUDY = vision_study.Study(groups, learned_delay_report.report)
 prepare, redraw = partial(vision_study.prepare, STUDY), partial(vision_study.redraw, STUDY)

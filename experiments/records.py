@@ -7,23 +7,22 @@ meets half a file.
 """
 
 import csv
-import hashlib
 import io
-import json
 import math
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cetsim.sweep.records import SCHEMA, Records, parse_number, records_of, write_atomic
+from cetsim.sweep.runner import CHECKPOINTS
 
 __all__ = [
     "COLUMNS",
     "SCHEMA",
     "Journal",
     "claimed",
-    "config_hash",
     "number",
     "read_results",
     "remove_outputs",
@@ -60,12 +59,7 @@ def remove_outputs(folder: Path) -> None:
     for pattern in ("runs.jsonl", "runs.jsonl.damaged", "results.csv", "*.png", "*.pdf"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
-
-
-def config_hash(config: dict) -> str:
-    """16 digits of the SHA-256 of `config` as JSON (sorted keys, no spaces): equal configs, equal hash."""
-    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def number(value) -> float | None:

@@ -62,6 +62,11 @@ class Stage:
         """Frames of a run: whole updates."""
         return self.updates * self.options.frames_of_update
 
+    @property
+    def lanes(self) -> int:
+        """Conditions trained at once at most: one in a simulator on the host."""
+        return 1 if self.options.environment == "lunarlander" else self.options.batch_conditions
+
     def settings(self) -> Settings:
         """What is compiled into a program."""
         options = self.options

@@ -93,6 +93,11 @@ class Stage:
         names = {"mlp": "MLP " + "-".join(map(str, self.sizes)), "cnn": "CNN 32-64-128-512", "resnet20": "ResNet-20"}
         return names[self.options.network]
 
+    @property
+    def lanes(self) -> int:
+        """Conditions trained at once at most."""
+        return self.options.batch_conditions
+
     def settings(self, condition: Condition) -> Settings:
         """What is compiled into the condition's program."""
         shown = Presentation(condition.run_length, condition.interpolation, flip=self.options.network != "mlp")

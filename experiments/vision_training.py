@@ -6,7 +6,6 @@ be vmapped.
 """
 
 import math
-import time
 from dataclasses import replace
 
 import equinox as eqx
@@ -16,6 +15,8 @@ import numpy as np
 
 from cetsim import nn, salience
 from cetsim.delays import FixedDelay, LayerwiseDelay, RandomDelay
+from cetsim.sweep.devices import over_lanes, place
+from cetsim.sweep.runner import Program
 from cetsim.traces import CascadingTrace, DelayLine, DoubleExponentialTrace, ExponentialTrace
 from cetsim.train import Hyperparameters, SupervisedRun
 from experiments.options.common import DT, STRETCH
@@ -125,14 +126,13 @@ def make_model(stage: Stage, condition: Condition):
             return lambda key: nn.resnet20(stage.classes, in_channels=image[0], statistics=statistics, key=key)
 
 
-class Trainer:
-    """Trains groups of up to `width` conditions of one program at once and returns the rows of each.
+class Trainer(Program):
+    """Trains `width` conditions of one program at once.
 
     **Arguments:** `stage`: what is trained on and measured; of runs that choose a learning rate only the end is
-    measured, and onlookers need a width of 1. `like`: a condition of the program. `width`: conditions in a group.
+    measured, and onlookers need a width of 1. `like`: a condition of the program. `width`: its lanes.
 
-    A group that is not full repeats its last condition, since a program is compiled for one width. With a
-    width of 1 nothing is vmapped: large matrix products gain nothing from it.
+    With a width of 1 nothing is vmapped: large matrix products gain nothing from it.
     """
 
     def __init__(self, stage: Stage, like: Condition, width: int):
@@ -140,10 +140,13 @@ class Trainer:
         self.measured_on, self.mapped = stage.measured_on, width > 1
         self.convolves = stage.options.network != "mlp"
         shape = (lambda x: x) if self.convolves else (lambda x: x.reshape(len(x), -1))
+        steps, points = self.settings.steps, CURVE_POINTS if stage.measured_on == "test" else TEST_POINTS
+        self.chunk = max(1, steps // points)
+        self.ends = [*range(self.chunk, steps, self.chunk), steps]
         train_x = shape(dataset.train_x)
         self.run = SupervisedRun(make_model(stage, like), train_x, dataset.train_y, self.settings)
         self.test = jnp.asarray(shape(dataset.test_x)), jnp.asarray(dataset.test_y)
-        stretch = self.stretch = stage.options.stretch
+        stretch = stage.options.stretch
         stretches = min(ALIGNMENT_STRETCHES["cnn" if self.convolves else "mlp"], len(train_x) // stretch)
         rate = like.learning_rate  # that of a trace which trains nothing is of no account
         self.onlookers = [(c, hyperparameters(replace(c, learning_rate=rate))) for c in stage.onlookers]
@@ -152,42 +155,35 @@ class Trainer:
             for rows in (slice(i * stretch, (i + 1) * stretch) for i in range(stretches))
         ]
 
-    def train(self, conditions: list[Condition], on_progress) -> list[tuple[list[dict], bool, float]]:
-        """Trains the conditions from scratch.
+    def begin(self, lanes: list[Condition]):
+        """The runs before their first update."""
+        return _init(self.run, *self._inputs(lanes), self.mapped)
 
-        **Arguments:** `conditions`: at most `width`. `on_progress`: called with the images seen, in stretches,
-        summed over conditions.
+    def advance(self, state, lanes: list[Condition], start: int, end: int):
+        """The runs after the updates from `start` to `end`, and what was measured of each."""
+        rows: list[list[dict]] = [[] for _ in lanes]
+        if start == 0:
+            self._align(rows, state, 0)
+        state, loss = self._advance(state, end - start)
+        self._add(rows, "train_loss", end, loss)
+        if self._is_measured(end):
+            self._measure(rows, state, end)
+            self._align(rows, state, end)
+        if end == self.settings.steps:
+            for name in ("diverged", *(("skipped", "missed") if state.attention is not None else ())):
+                self._add(rows, name, end, getattr(state, name))
+        return state, rows
 
-        **Returns:** for each condition its rows, whether it diverged, and its share of the seconds this took.
-        """
-        began = time.perf_counter()
-        padded = conditions + [conditions[-1]] * (self.width - len(conditions))
-        state = _init(self.run, *self._inputs(padded), self.mapped)
-        rows: list[list[dict]] = [[] for _ in conditions]
-        self._align(rows, state, 0)
-        steps, points = self.settings.steps, CURVE_POINTS if self.measured_on == "test" else TEST_POINTS
-        chunk = max(1, steps // points)
-        for start in range(0, steps, chunk):
-            length = min(chunk, steps - start)
-            state, loss = self._advance(state, length)
-            step = start + length
-            self._add(rows, "train_loss", step, loss)
-            if self._is_measured(step, chunk):
-                self._measure(rows, state, step)
-                self._align(rows, state, step)
-            on_progress(length * self.settings.batch / self.stretch * len(conditions))
-        for name in ("diverged", *(("skipped", "missed") if state.attention is not None else ())):
-            self._add(rows, name, steps, getattr(state, name))
-        diverged = np.atleast_1d(state.diverged)
-        seconds = (time.perf_counter() - began) / len(conditions)
-        return [(own, bool(diverged[i]), seconds) for i, own in enumerate(rows)]
+    def restore(self, tree, notes):
+        """The state on the devices it was on."""
+        return place(tree) if self.mapped else tree
 
     def _inputs(self, conditions):
         hyper = [hyperparameters(condition) for condition in conditions]
         keys = [jax.random.key(condition.seed) for condition in conditions]
         if not self.mapped:
             return hyper[0], keys[0]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *hyper), jnp.stack(keys)
+        return place((jax.tree.map(lambda *leaves: jnp.stack(leaves), *hyper), jnp.stack(keys)))
 
     def _advance(self, state, steps: int):
         """The state after `steps` updates and their mean loss."""
@@ -200,8 +196,8 @@ class Trainer:
             losses.append(some)
         return state, jnp.mean(jnp.concatenate(losses, axis=-1), axis=-1)
 
-    def _is_measured(self, step: int, chunk: int) -> bool:
-        along_the_way = (step // chunk) % (CURVE_POINTS // TEST_POINTS) == 0
+    def _is_measured(self, step: int) -> bool:
+        along_the_way = (step // self.chunk) % (CURVE_POINTS // TEST_POINTS) == 0
         return step == self.settings.steps or (along_the_way and self.measured_on == "test")
 
     def _measure(self, rows, state, step):
@@ -230,14 +226,14 @@ class Trainer:
             self._add(rows, "alignment", step, mean, layer=layer, **more)
 
     def _add(self, rows, metric, step, values, **more):
-        for own, value in zip(rows, np.atleast_1d(values), strict=False):  # values may include padding
+        for own, value in zip(rows, np.atleast_1d(values), strict=True):
             own.append({"metric": metric, "step": step, "value": number(value)} | more)
 
 
 # The run is an argument, not a closure: its images would be constants of the program otherwise.
 @eqx.filter_jit
 def _init(run, hyper, key, mapped):
-    return _lift(lambda hyper, key: run.init(hyper, key), mapped)(hyper, key)
+    return _lift(run.init, mapped)(hyper, key)
 
 
 @eqx.filter_jit
@@ -256,4 +252,4 @@ def _align(run, state, x, y, mapped):
 
 
 def _lift(function, mapped: bool):
-    return eqx.filter_vmap(function) if mapped else function
+    return over_lanes(function) if mapped else function

@@ -59,7 +59,7 @@ def train(folder: str, steps: str, die: str = "") -> None:
     state = {"x": np.zeros(SIZE), "sums": np.zeros(int(steps)), "bits": bits.state["state"]}
     checkpoints = Checkpoints(folder, {"steps": int(steps)})
     found = checkpoints.latest(state)
-    start, state = found or (0, state)
+    start, state = found[:2] if found else (0, state)
     print("ready", flush=True)
     _die_at(die)
     for step in range(start, int(steps)):
@@ -71,8 +71,34 @@ def train(folder: str, steps: str, die: str = "") -> None:
     Path(folder, "result").write_bytes(state["x"].tobytes() + state["sums"].tobytes())
 
 
+def sweep(folder: str, pause: str = "0", die: str = "", runs: str = "16") -> None:
+    """A sweep with a checkpoint after each chunk; with a pause, in the midst of each, it says where it is."""
+    from programs import CONDITIONS, PLAN, Walk, batches
+
+    from cetsim.sweep import provenance
+    from cetsim.sweep.progress import Reporter
+    from cetsim.sweep.records import Records
+    from cetsim.sweep.runner import Runner
+
+    def watch(what, lanes, step):
+        if float(pause) and what == "advance":
+            print(step, flush=True)
+            time.sleep(float(pause))
+
+    Walk.watch, Walk.room = staticmethod(watch), SIZE
+    provenance.describe = dict  # it would start a backend
+    with Records(folder, read=False).exclusive():
+        records = Records(folder)
+        print("ready", flush=True)
+        _die_at(die)
+        Runner(records, Reporter(), 0.0).run(PLAN._replace(lines=lambda *_: []), batches(CONDITIONS[: int(runs)]))
+
+
 def _die_at(point: str) -> None:
-    """Has the process kill itself at the n-th call of a function, `"os.fsync 3"`, or piece of a file, `"write 3"`."""
+    """Has the process kill itself at the n-th call of a function, `"os.fsync 3"`, or piece of a file.
+
+    These are `"write 3"` of a checkpoint, `"record 3"` of records, which are written by halves.
+    """
     if not point:
         return
     from cetsim.sweep import checkpoint
@@ -96,12 +122,21 @@ def _die_at(point: str) -> None:
 
         checkpoint._encode = lambda *arguments: pieces(encode(*arguments))
         return
-    name = where.removeprefix("os.")
+    name = where.removeprefix("os.") if where != "record" else "write"
     real = getattr(os, name)
 
     def dying(*arguments, **options):
         counted()
         return real(*arguments, **options)
+
+    def halves(handle, data):
+        if len(data) < 1000:
+            return real(handle, data)
+        written = real(handle, data[: len(data) // 2])
+        counted()
+        return written
+
+    dying = halves if where == "record" else dying
 
     setattr(os, name, dying)
 
@@ -159,12 +194,11 @@ def parent(_: str) -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), asked.requested, flush=True)
 
 
-WORK = {work.__name__: work for work in (train, polite, deaf, compiled, parent)}
+WORK = {work.__name__: work for work in (train, sweep, polite, deaf, compiled, parent)}
 
 
 def _serve() -> None:
-    import cetsim.sweep.checkpoint
-    import cetsim.sweep.interrupts  # noqa: F401
+    import programs  # noqa: F401
 
     for line in sys.stdin:
         if line == "wait\n":

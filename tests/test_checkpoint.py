@@ -21,7 +21,7 @@ from worlds import corridor
 import cetsim
 from cetsim import rl
 from cetsim.nn.batch_norm import BatchNorm
-from cetsim.sweep import checkpoint
+from cetsim.sweep import checkpoint, provenance
 from cetsim.sweep.checkpoint import Checkpoints, CheckpointWarning
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
@@ -79,7 +79,7 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(make, tmp_path):
     advance = jit(run.advance)
     middle, _ = advance(run.init(hyper, jax.random.key(3)), 2)
     Checkpoints(tmp_path, CONFIG).save(2, middle)
-    step, restored = Checkpoints(tmp_path, CONFIG).latest(run.init(hyper, jax.random.key(4)))
+    step, restored, _ = Checkpoints(tmp_path, CONFIG).latest(run.init(hyper, jax.random.key(4)))
     assert step == 2
     assert_same(middle, restored)
     assert_same(advance(middle, 2), advance(restored, 2))
@@ -103,6 +103,17 @@ def test_promotion_is_restored_too(tmp_path):
     assert [leaf.weak_type for leaf in saved] == [True, True, False]
     Checkpoints(tmp_path, CONFIG).save(0, saved)
     assert_same(saved, Checkpoints(tmp_path, CONFIG).latest(saved)[1])
+
+
+def test_notes_come_back_beside_the_tree(tmp_path):
+    checkpoints, notes = Checkpoints(tmp_path, CONFIG), {"rows": [[{"metric": "loss", "value": None}]], "seconds": 0.1}
+    checkpoints.save(1, TREE)
+    assert checkpoints.latest(TREE).notes is None
+    checkpoints.save(2, TREE, notes)
+    assert Checkpoints(tmp_path, CONFIG).latest(TREE).notes == notes
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        checkpoints.save(3, TREE, {"value": float("nan")})
+    assert checkpoints.latest(TREE).step == 2
 
 
 def of_bits(dtype):
@@ -156,7 +167,7 @@ TREES = st.recursive(
 def test_any_tree_comes_back(tree):
     with tempfile.TemporaryDirectory() as folder:
         Checkpoints(folder, CONFIG).save(7, tree)
-        step, restored = Checkpoints(folder, CONFIG).latest(tree)
+        step, restored, _ = Checkpoints(folder, CONFIG).latest(tree)
     assert step == 7
     assert_same(tree, restored)
 
@@ -179,7 +190,7 @@ def test_a_damaged_file_is_passed_over(whole, data):
     flipped = content[:at] + bytes([content[at] ^ data.draw(st.integers(1, 255))]) + content[at + 1 :]
     newest.write_bytes({"cut": content[:at], "flip": flipped, "longer": content + content[at:]}[how])
     with pytest.warns(CheckpointWarning, match=r"checkpoint-0+2.cet is damaged: .*falls back to step 1$"):
-        step, restored = Checkpoints(folder, CONFIG).latest(TREE)
+        step, restored, _ = Checkpoints(folder, CONFIG).latest(TREE)
     assert step == 1
     assert_same(TREE | {"count": 1}, restored)
 
@@ -298,7 +309,7 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path):
 
 def test_other_versions_are_warned_of(tmp_path, monkeypatch):
     checkpoints = made_in(tmp_path)
-    monkeypatch.setattr(checkpoint, "_versions", lambda: {"jax": "9.9", "python": "4.0"})
+    monkeypatch.setattr(provenance, "versions", lambda: {"jax": "9.9", "python": "4.0"})
     with pytest.warns(CheckpointWarning, match=r"differ in the last bits: `jax` was \"[\d.]+\" and is \"9.9\""):
         assert checkpoints.latest(TREE)[0] == 2
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import trained_rows
 
 from cetsim import data
 from cetsim.train import SupervisedRun
@@ -265,9 +266,9 @@ def test_plot_only_needs_nothing_but_results(demo, tmp_path, capsys):
 @pytest.fixture
 def trained(monkeypatch):
     """The conditions that are trained from here on."""
-    conditions, train = [], Trainer.train
-    note = lambda self, group, progress: conditions.extend(group) or train(self, group, progress)  # noqa: E731
-    monkeypatch.setattr(Trainer, "train", note)
+    conditions, begin = [], Trainer.begin
+    note = lambda self, lanes: conditions.extend(dict.fromkeys(lanes)) or begin(self, lanes)  # noqa: E731
+    monkeypatch.setattr(Trainer, "begin", note)
     return conditions
 
 
@@ -377,12 +378,10 @@ def test_conditions_share_one_program_and_do_not_depend_on_who_is_trained_beside
     advance = SupervisedRun.advance
     monkeypatch.setattr(SupervisedRun, "advance", lambda *args: traced.append(args) or advance(*args))
 
-    def train(width, conditions):
-        trainer = Trainer(stage, conditions[0], width)
-        groups = [conditions[i : i + width] for i in range(0, len(conditions), width)]
-        return [rows for group in groups for rows, _, _ in trainer.train(group, lambda steps: None)]
-
-    alone, together = train(1, conditions), train(3, conditions)  # the group of 3 is filled up
+    trainer = Trainer(stage, conditions[0], 1)
+    alone = [rows for condition in conditions for rows in trained_rows(trainer, [condition])]
+    *together, again = trained_rows(Trainer(stage, conditions[0], 3), [*conditions, conditions[0]])
+    assert again == together[0]  # a lane that is left over repeats one
     assert len(traced) == 2  # once for each width
     for a, b in zip(alone, together, strict=True):
         assert [row | {"value": None} for row in a] == [row | {"value": None} for row in b]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from networks import jit
 
-from cetsim import CascadingTrace, FixedDelay
-from cetsim.rl import ActorCriticRun, Hyperparameters, Settings
+from cetsim import CascadingTrace, DelayLine, FixedDelay
+from cetsim.rl import ActorCriticRun, Hyperparameters, Settings, policy_alignment, without_delay
 from cetsim.rl.environments import Environment
 from cetsim.rl.host import HostRun, from_gymnasium
 
@@ -163,6 +163,37 @@ def test_it_learns():
     before = RUN.evaluate(state, jax.random.key(13), 60).mean()
     state, _ = RUN.advance(state, 200)
     assert RUN.evaluate(state, jax.random.key(13), 60).mean() > before + 2.0
+
+
+def alignment(hyper, rollouts, late):
+    return policy_alignment(RUN, RUN.init(hyper, jax.random.key(3)), jax.random.key(4), rollouts, late)
+
+
+def test_updates_are_compared_with_the_policy_gradient():
+    blurred, signal = CascadingTrace(3, 2.2, 0.2), FixedDelay(2.2, 0.2, 2.2)
+    exact = Hyperparameters(1e-2, DelayLine(2.2, 0.2, 2.2), signal, lam=0.0)
+    np.testing.assert_allclose(alignment(without_delay(1e-2), 2, 0), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(alignment(exact, 3, 1), 1.0, atol=1e-10)
+    cosines = alignment(Hyperparameters(1e-2, blurred, signal), 12, 1)
+    assert cosines.shape == (2,)
+    assert ((cosines > 0.9) & (cosines < 0.998)).all()
+
+
+def test_alignment_leaves_the_run_as_it_was(monkeypatch):
+    opened, closed = [], []
+    state, other = (RUN.init(late(), jax.random.key(6)) for _ in range(2))
+    world = type(state.world)
+    monkeypatch.setattr(world, "reset", lambda self, key, own=world.reset: opened.append(self) or own(self, key))
+    monkeypatch.setattr(world, "close", lambda self, own=world.close: closed.append(self) or own(self))
+    cosines = policy_alignment(RUN, state, jax.random.key(4), 2, 1)
+    assert len(opened) == 1
+    assert closed == opened
+    assert state.world not in opened
+    same(RUN.advance(state, 1)[0].agent, RUN.advance(other, 1)[0].agent)
+    same(policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(4), 2, 1), cosines)
+    assert not np.array_equal(
+        policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(5), 2, 1), cosines
+    )
 
 
 def test_observations_split_by_sign():

@@ -33,7 +33,7 @@ def test_a_signal_ends_a_process_after_its_write(victims, tmp_path, signum, stat
     os.kill(victim, signum)
     step = int(victims.line().removeprefix("resume from "))
     assert victims.status() == status
-    assert Checkpoints(tmp_path, {}).latest({"step": 0}) == (step, {"step": step})
+    assert Checkpoints(tmp_path, {}).latest({"step": 0})[:2] == (step, {"step": step})
     assert not list(tmp_path.glob(".*"))
 
 

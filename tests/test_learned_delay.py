@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import trained_rows
 
 from cetsim import CascadingTrace, FixedDelay, data, nn
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
@@ -192,10 +193,7 @@ def test_what_is_recorded(tiny):
 
 
 def test_a_second_run_trains_nothing_and_the_figure_is_redrawn_from_the_table(tiny, capsys, monkeypatch, tmp_path):
-    def train(*_):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(learned_delay.DelayTrainer, "train", train)
+    monkeypatch.setattr(learned_delay.DelayTrainer, "begin", None)
     assert command_line.main([*TINY, "--out", str(tiny.parent)]) == 0
     table = capsys.readouterr().out.partition("\nresults:")[0]
     picture = (tiny / "learned-delay.png").read_bytes()
@@ -215,7 +213,7 @@ def test_a_peak_moves_every_few_updates_whatever_is_measured_in_between():
     conditions = [condition for condition in conditions if condition.rule]
     trainer = learned_delay.DelayTrainer(stage, conditions[0], 1)
     for condition, first in zip(conditions, (0.5, -0.5), strict=True):  # a trainer's runs begin anew
-        ((rows, _, _),) = trainer.train([condition], lambda _: None)
+        (rows,) = trained_rows(trainer, [condition])
         path = [(row["step"], row["value"]) for row in rows if row["metric"] == "learned_peak_s"]
         assert [step for step, _ in path] == [*range(0, 29, 4), 30]
         peaks = [value / condition.peak_s for _, value in path]

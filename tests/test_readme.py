@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+from cetsim import sweep
+
+README = Path(__file__).parent.parent / "README.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def test_example_runs_and_differs_from_backprop_only_in_the_gradient():
@@ -45,15 +47,50 @@ def test_example_of_control_runs(capsys):
     assert all(float(line) > 5 for line in capsys.readouterr().out.split())
 
 
+def test_example_of_a_sweep_runs(tmp_path, monkeypatch, capsys):
+    """Shorter than in the README, in float32 as everywhere but in tests."""
+    (source,) = (source for source in EXAMPLES if "sweep.run" in source)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source.replace("300", "20"), "README.md", "exec"), names := {})
+    assert len(names["table"]) == 24
+    accuracy = names["table"].final("accuracy").reshape(2, 2, 2, 3)
+    assert accuracy[1, 0, 1].mean() > accuracy[0, 1, 0].mean()
+    assert sweep.load("results/orders").hashes == names["table"].hashes
+
+
+def _sources_of(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_examples_of_the_page_on_sweeps_run(tmp_path, monkeypatch, capsys):
+    own, control, _ = _sources_of((README.parent / "docs" / "sweeps.md").read_text())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(own.replace("1000", "100").replace("every=100", "every=50"), "sweeps.md", "exec"), names := {})
+    assert np.all(names["table"].final("distance") < 3)
+    pytest.importorskip("gymnax", reason="needs gymnax: pip install 'cetsim[rl]'")
+    control = control.replace("60", "2").replace("every=20", "every=1").replace("updates=2", "updates=2, hidden=(8,)")
+    exec(compile(control, "sweeps.md", "exec"), names)
+    assert np.all(names["table"].final("returns") > 0)
+
+
+def test_example_of_submitit_runs(tmp_path, monkeypatch):
+    """Here without a cluster: submitit starts the processes on this machine."""
+    pytest.importorskip("submitit", reason="needs submitit: pip install 'cetsim[cluster]'")
+    source = _sources_of((README.parent / "docs" / "sweeps.md").read_text())[-1]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source, "sweeps.md", "exec"), names := {"__name__": "__main__"})
+    np.testing.assert_allclose(sorted(names["table"].final("loss")), np.arange(1, 5) * 0.9**45, rtol=1e-6)
+
+
 def test_every_example_is_run():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
 def test_no_placeholder_is_left():
-    assert "@@" not in README
+    assert "@@" not in README.read_text()
 
 
 def test_every_picture_shown_exists():
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README.read_text())
     assert pictures
     assert [path for path in pictures if not (Path(__file__).parent.parent / path).exists()] == []

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from cetsim.sweep.batches import config_hash
 from experiments import records
-from experiments.records import COLUMNS, Journal, config_hash, read_results, to_csv
+from experiments.records import COLUMNS, Journal, read_results, to_csv
 
 
 def record(key: str, value: float | None = 0.5, **columns) -> dict:

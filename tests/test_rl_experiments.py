@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from programs import last, trained_rows
 from worlds import corridor
 
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade
@@ -134,7 +135,7 @@ def test_a_finished_run_is_not_run_again_and_redraws_alike(tiny, capsys, monkeyp
     before = (tiny / "results.csv").read_bytes()
     table = "Mean return"
     make_small(monkeypatch, *FEW)
-    monkeypatch.setattr(rl_training.Trainer, "train", None)
+    monkeypatch.setattr(rl_training.Trainer, "begin", None)
     assert command_line.main([*TINY, "--out", str(tiny.parent)]) == 0
     first = capsys.readouterr().out
     assert command_line.main([*TINY, "--out", str(tiny.parent), "--plot-only"]) == 0
@@ -151,10 +152,10 @@ def test_a_run_in_a_batch_is_the_run_alone(monkeypatch):
         Stage("validation", options, 64),
         [RLCondition("CET", 2, 0.8, learning_rate=1e-2, seed=s) for s in (0, 1)],
     )
-    both = rl_training.Trainer(stage, runs[0], 2).train(runs, lambda frames: None)
-    alone = rl_training.Trainer(stage, runs[1], 1).train(runs[1:], lambda frames: None)
-    values = lambda result: [(row["metric"], row["step"], row["value"]) for row in result[0]]  # noqa: E731
-    for (metric, step, value), (same, at, expected) in zip(values(both[1]), values(alone[0]), strict=True):
+    _, beside = trained_rows(rl_training.Trainer(stage, runs[0], 2), runs)
+    (alone,) = trained_rows(rl_training.Trainer(stage, runs[1], 1), runs[1:])
+    values = lambda rows: [(row["metric"], row["step"], row["value"]) for row in rows]  # noqa: E731
+    for (metric, step, value), (same, at, expected) in zip(values(beside), values(alone), strict=True):
         assert (metric, step) == (same, at)
         np.testing.assert_allclose(
             np.nan if value is None else value, np.nan if expected is None else expected, atol=1e-7
@@ -165,8 +166,8 @@ def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path, capsys, 
     make_small(monkeypatch, ("CET", 2))
     options = BehavioralRL(environments=2, rollout=8, hidden=(4,), frames=64, episodes=3)
     stage, runs = Stage("validation", options, 64), [RLCondition("CET", 2, 0.8, learning_rate=r) for r in (1e200, 1e-2)]
-    (_, lost, _), (rows, diverged, _) = rl_training.Trainer(stage, runs[0], 2).train(runs, lambda frames: None)
-    assert (lost, diverged) == (True, False)
+    lost, rows = trained_rows(rl_training.Trainer(stage, runs[0], 2), runs)
+    assert [last(own)["diverged"] for own in (lost, rows)] == [1, 0]
     assert all(row["value"] is not None for row in rows if row["metric"] == "value_loss")
 
 

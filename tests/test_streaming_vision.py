@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from programs import last, trained_rows
 
 from cetsim import data
 from experiments import __main__ as command_line
@@ -200,10 +201,10 @@ def test_a_stream_of_blended_images_with_frequent_updates_runs():
     stage = Stage("test", options, data.Dataset("random", images, labels, images, labels), 2)
     condition = replace(conditions_of(options)[-1], learning_rate=1e-3, interpolation=2, run_length=5)
     assert (condition.mode, condition.update_every) == ("carry", 64)
-    ((rows, diverged, _),) = Trainer(stage, condition, 1).train([condition], lambda steps: None)
-    assert not diverged
-    last = {row["metric"]: row["step"] for row in rows}
-    assert last["test_accuracy"] == 4  # updates of 64 images, in two stretches of 128
+    (rows,) = trained_rows(Trainer(stage, condition, 1), [condition])
+    assert last(rows)["diverged"] == 0
+    steps = {row["metric"]: row["step"] for row in rows}
+    assert steps["test_accuracy"] == 4  # updates of 64 images, in two stretches of 128
 
 
 # What figures and tables are made from.

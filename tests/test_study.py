@@ -1,15 +1,16 @@
-"""How conditions are chosen, trained, shared among processes and resumed, with a trainer that only counts."""
+"""How conditions are chosen, trained, shared among processes and resumed, with a program that only counts."""
 
 import itertools
 import json
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 
 import pytest
 
+from cetsim.sweep.batches import share
+from cetsim.sweep.runner import Program
 from experiments import study
-from experiments.options.common import parse_shard
 from experiments.records import Journal
 from experiments.study import Work, complete
 
@@ -27,6 +28,7 @@ class Thing:
 class Stage:
     measured_on: str
     options: SimpleNamespace
+    lanes: int
     steps: int = 10
 
     def config(self, thing):
@@ -35,19 +37,29 @@ class Stage:
     columns = config
 
 
-class Counter:
-    """Of a thing, the rate is its score; remembers what it was asked to train."""
+class Counter(Program):
+    """Of a thing, the rate is its score; remembers what was in its lanes, and fails at some things."""
 
+    ends = (5, 10)
     trained: list = []  # noqa: RUF012
+    broken: tuple = ()
 
     def __init__(self, stage, thing, width):
         self.width = width
 
-    def train(self, things, on_progress):
-        assert len(things) <= self.width
-        self.trained.append([(thing.name, thing.rate, thing.seed) for thing in things])
-        rows = [[{"metric": m, "value": v} for m, v in (("score", t.rate), ("diverged", 0.0))] for t in things]
-        return [(own, False, 0.1) for own in rows]
+    def begin(self, lanes):
+        assert len(lanes) == self.width
+        return 0
+
+    def advance(self, state, lanes, start, end):
+        assert state == start
+        if any(thing in self.broken for thing in lanes):
+            raise RuntimeError("broken")
+        if end < self.ends[-1]:
+            return end, [[] for _ in lanes]
+        self.trained.append([(thing.name, thing.rate, thing.seed) for thing in lanes])
+        values = [{"score": thing.rate, "diverged": 0.0} for thing in lanes]
+        return end, [[{"metric": name, "step": end, "value": value} for name, value in own.items()] for own in values]
 
 
 def score(record):
@@ -59,9 +71,9 @@ WORK = Work(
 )
 
 
-def stages(shard="1/1", batch=2):
-    options = SimpleNamespace(seeds=SEEDS, batch_conditions=batch, shard=shard)
-    return Stage("validation", options), Stage("test", options)
+def stages(shard="1/1", lanes=2):
+    options = SimpleNamespace(seeds=SEEDS, shard=shard)
+    return Stage("validation", options, lanes), Stage("test", options, lanes)
 
 
 def groups():
@@ -73,11 +85,18 @@ def groups():
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
     monkeypatch.setattr(Counter, "trained", [])
+    monkeypatch.setattr(Counter, "broken", ())
     monkeypatch.setattr(study, "POLL", 0.01)
 
 
-def run(folder, shard="1/1", batch=2):
-    return complete(WORK, stages(shard, batch), groups(), Journal(folder))
+def run(folder, shard="1/1"):
+    return complete(WORK, stages(shard), groups(), Journal(folder))
+
+
+def measured(folder):
+    """The rows of each run but for the seconds it took."""
+    records = Journal(folder).records.items()
+    return {key: [row for row in record["rows"] if row["metric"] != "wall_s"] for key, record in records}
 
 
 def test_the_best_of_each_group_is_run_for_every_seed(tmp_path):
@@ -89,7 +108,7 @@ def test_the_best_of_each_group_is_run_for_every_seed(tmp_path):
 
 
 def test_what_is_finished_is_not_run_again_and_batches_stay_as_they_are(tmp_path):
-    run(tmp_path)
+    keys = run(tmp_path)
     whole = list(Counter.trained)
     path = tmp_path / "runs.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -97,9 +116,10 @@ def test_what_is_finished_is_not_run_again_and_batches_stay_as_they_are(tmp_path
     path.write_text("".join(lines[:lost] + lines[lost + 1 :]))
     Counter.trained.clear()
     run(tmp_path)
-    (only,) = Counter.trained
-    assert len(only) == 1
-    assert any(only[0] in batch and len(batch) == 2 for batch in whole)
+    ((one, other),) = Counter.trained  # in its lane, which another repeats
+    assert one == other
+    assert any(one in batch and batch[0] != batch[1] for batch in whole)
+    assert keys == run(tmp_path)
     Counter.trained.clear()
     run(tmp_path)
     assert Counter.trained == []
@@ -124,20 +144,47 @@ def test_shards_share_the_work_and_the_first_reports(tmp_path, count):
         thread.join(60)
     assert sorted(Counter.trained) == whole
     assert told == {shard: keys if shard.startswith("1/") else [] for shard in shards}
-    same = lambda folder: {key: record["rows"] for key, record in Journal(folder).records.items()}  # noqa: E731
-    assert same(together) == same(alone)
+    assert measured(together) == measured(alone)
 
 
-def test_batches_do_not_depend_on_shards(tmp_path):
-    _, reported = stages(batch=2)
+def test_batches_do_not_depend_on_shards():
+    _, reported = stages()
     things = [Thing(name, seed=seed) for name in "ab" for seed in range(5)]
-    whole = study._share(WORK, reported, things)
-    parts = [study._share(WORK, replace(reported, options=stages(f"{i}/3")[1].options), things) for i in (1, 2, 3)]
+    whole = WORK.batches(reported, things)
+    parts = [share(WORK.batches(reported, things), f"{i}/3") for i in (1, 2, 3)]
     assert sorted(map(str, whole)) == sorted(map(str, itertools.chain(*parts)))
-    assert [len(batch) for _, batch, _ in whole] == [2, 2, 1] * 2
+    assert [(len(batch.conditions), batch.width) for batch in whole] == [(2, 2), (2, 2), (1, 2)] * 2
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2", ""])
-def test_mistakes(text):
-    with pytest.raises(ValueError, match="--shard must be i/n with 1 <= i <= n, got"):
-        parse_shard(text)
+def test_the_best_is_chosen_of_the_trials_that_did_not_fail(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Counter, "broken", (Thing("a", 0.2, 99), Thing("b", 0.1, 99), Thing("b", 0.2, 99)))
+    keys, records = run(tmp_path), Journal(tmp_path).records
+    rates = {records[key]["columns"]["name"]: records[key]["columns"]["rate"] for key in keys}
+    assert rates == {"a": 0.1, "b": 0.1, "c": 0.2, "d": 0.3}  # the first where none is left
+    told = capsys.readouterr().out
+    assert told.count("a: failed: RuntimeError: broken") == 1
+    assert "b: failed: RuntimeError: broken" in told
+
+
+def test_runs_that_fail_are_told_left_out_and_tried_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Counter, "broken", (Thing("a", 0.2, 1),))
+    keys = run(tmp_path)
+    assert len(keys) == SEEDS * 4 - 1
+    (failed,) = (key for key, record in Journal(tmp_path).records.items() if "error" in record)
+    assert failed not in keys
+    expected = f"error: 1 of 12 runs failed; they are tried again next time\n{failed}: RuntimeError: broken\n"
+    assert capsys.readouterr().err == expected
+    monkeypatch.setattr(Counter, "broken", ())
+    Counter.trained.clear()
+    assert set(run(tmp_path)) == {*keys, failed}
+    assert Counter.trained == [[("a", 0.2, 1)] * 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_an_experiment_of_which_nothing_ended_well_has_failed(tmp_path, monkeypatch, capsys):
+    seeds, rates = (*range(SEEDS), 99), (0.1, 0.2, 0.3)
+    everything = tuple(Thing(name, rate, seed) for seed in seeds for name in "abcd" for rate in rates)
+    monkeypatch.setattr(Counter, "broken", everything)
+    with pytest.raises(SystemExit, match="1"):
+        run(tmp_path)
+    assert "error: 12 of 12 runs failed" in capsys.readouterr().err

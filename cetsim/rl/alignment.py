@@ -1,5 +1,7 @@
 """How far the actor's late update points along the policy gradient that comes at once."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,38 +9,82 @@ from jaxtyping import Array, Float
 
 from cetsim import metrics
 from cetsim.rl.a2c import ActorCriticRun, TrainState
-from cetsim.rl.agent import undelayed
+from cetsim.rl.agent import AgentState, Hyperparameters, Learner, Rollout, undelayed
+from cetsim.rl.host import HostRun, HostState
+from cetsim.rl.late_layer import LayerState
 
 
 def policy_alignment(
-    run: ActorCriticRun, state: TrainState, key: Array, rollouts: int, late: int
+    run: ActorCriticRun | HostRun, state: TrainState | HostState, key: Array, rollouts: int, late: int
 ) -> Float[Array, " layers"]:
     """Cosine of the angle between the two updates of each layer of the actor, from the bottom up, weights held.
 
     Both see the same `rollouts`, starting with no past; the update by traces is summed `late` rollouts later, the delay
-    in whole rollouts, when their signals come. The critic is left out, late or not.
+    in whole rollouts, when their signals come. The critic is left out, late or not. The rollouts go on from where the
+    run is; on the host they are of a world of their own, from its first episodes on, and the run's stays where it is.
     """
     agent, learner = state.agent, run.learner
-    others = agent.hyper, undelayed(agent.hyper)
-    layers = [learner.no_past(hyper, agent.params) for hyper in others]
-    critic = learner.networks(agent.params).critic
-
-    def go_on(carry, now):
-        world, layers, sums = carry
-        key, counted = now
-        world, rollout = run.roll_out(agent.params, world, key)
-        td_error, _ = learner.judge(agent.hyper, critic, rollout)
-        after, grown = [], []
-        for hyper, own, total, counts in zip(others, layers, sums, counted, strict=True):
-            own, gradient = learner.late_gradient(hyper, agent.params, own, rollout, td_error)
-            after.append(own)
-            grown.append(jax.tree.map(lambda a, b, counts=counts: a + counts * b, total, gradient.actor))
-        return (world, after, grown), None
-
+    hypers = agent.hyper, undelayed(agent.hyper)
     index = jnp.arange(rollouts + late)
     counted = jnp.stack([index >= late, index < rollouts], axis=1).astype(float)
     nothing = jax.tree.map(jnp.zeros_like, agent.params.actor)
-    keys = jax.random.split(key, rollouts + late)
-    (_, _, sums), _ = jax.lax.scan(go_on, (state.world, layers, [nothing, nothing]), (keys, counted))
-    weights = [[layer.weight for layer in total.layers if isinstance(layer, eqx.nn.Linear)] for total in sums]
+    sides = [_Side(learner.no_past(hyper, agent.params), nothing) for hyper in hypers]
+    if isinstance(run, HostRun):
+        sides = _on_host(run, agent, hypers, sides, key, counted)
+    else:
+        sides = _in_jax(run, state, hypers, sides, key, counted)
+    weights = [[layer.weight for layer in side.total.layers if isinstance(layer, eqx.nn.Linear)] for side in sides]
     return jnp.stack([metrics.cosine(a, b) for a, b in zip(*weights, strict=True)])
+
+
+class _Side(NamedTuple):
+    """One of two updates on the way. **Fields:** `layers`: their states. `total`: the actor's gradient so far."""
+
+    layers: list[LayerState]
+    total: eqx.nn.Sequential
+
+
+def _in_jax(run: ActorCriticRun, state: TrainState, hypers, sides: list[_Side], key: Array, counted) -> list[_Side]:
+    """Both updates after rollouts that go on from the run's world."""
+
+    def go_on(carry, now):
+        world, sides = carry
+        key, counted = now
+        world, rollout = run.roll_out(state.agent.params, world, key)
+        return (world, _add(run.learner, state.agent, hypers, sides, rollout, counted)), None
+
+    keys = jax.random.split(key, len(counted))
+    return jax.lax.scan(go_on, (state.world, sides), (keys, counted))[0][1]
+
+
+def _on_host(run: HostRun, agent: AgentState, hypers, sides: list[_Side], key: Array, counted) -> list[_Side]:
+    """Both updates after rollouts in a world that is opened for them."""
+    key, world_key = jax.random.split(key)
+    environments, add = run.settings.environments, eqx.filter_jit(_add)
+    world = run.environment.open(environments)
+    try:
+        state = HostState(agent, world, world.steps, world.reset(world_key), jnp.zeros(environments), key)
+        for own, counts in zip(jax.random.split(key, len(counted)), counted, strict=True):
+            state, rollout = run.roll_out(state, own)
+            sides = add(run.learner, agent, hypers, sides, rollout, counts)
+    finally:
+        world.close()
+    return sides
+
+
+def _add(
+    learner: Learner,
+    agent: AgentState,
+    hypers: tuple[Hyperparameters, ...],
+    sides: list[_Side],
+    rollout: Rollout,
+    counted: Float[Array, " sides"],
+) -> list[_Side]:
+    """Both updates with what is learned from one more rollout, which counts `counted` times."""
+    td_error, _ = learner.judge(agent.hyper, learner.networks(agent.params).critic, rollout)
+    after = []
+    for hyper, (layers, total), counts in zip(hypers, sides, counted, strict=True):
+        layers, gradient = learner.late_gradient(hyper, agent.params, layers, rollout, td_error)
+        total = jax.tree.map(lambda a, b, counts=counts: a + counts * b, total, gradient.actor)
+        after.append(_Side(layers, total))
+    return after

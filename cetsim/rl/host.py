@@ -1,9 +1,12 @@
 """The actor-critic in simulators on the host, such as Gymnasium's: the same agent, learning by the same program.
 
-An agent's state stays pure. A world on the host does not: it can only go on.
+An agent's state stays pure. A world on the host does not: it can only go on, and a new one comes to the same moment
+by replaying the episodes under way.
 """
 
 import functools
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,18 +33,77 @@ class HostStep(NamedTuple):
     final: Shaped[np.ndarray, "environments size"]
 
 
+class Remembered:
+    """An environment of Gymnasium that remembers how it came to where it is in its episode, and no earlier episode.
+
+    Stands in the place of `env`, where everything else is looked up.
+
+    **Attributes:** `seen`: the last observation.
+    """
+
+    def __init__(self, env):
+        self.env, self.seen = env, None
+        self._seed = self._random = None
+        self._actions, self._earned = [], 0.0
+
+    def __getattr__(self, name: str):
+        return getattr(self.env, name)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Begins an episode, with `seed` or from the random state that the last one left."""
+        if seed is None:
+            self._random = self.env.unwrapped.np_random.bit_generator.state
+        else:
+            self._seed, self._random = seed, None
+        self._actions, self._earned = [], 0.0
+        self.seen, info = self.env.reset(seed=seed, options=options)
+        return self.seen, info
+
+    def step(self, action):
+        """Goes on by one step."""
+        self._actions.append(action)
+        after = self.env.step(action)
+        self.seen = after[0]
+        self._earned += after[1]
+        return after
+
+    def record(self) -> dict:
+        """What `replay` needs: the seed, the random state before an episode that began without one, and the actions.
+
+        The digest, of the last observation and the sum of rewards, says whether a replay came to the same.
+        """
+        random = json.loads(json.dumps(self._random, default=np.ndarray.tolist))
+        actions = [int(action) for action in self._actions]
+        return {"seed": self._seed, "random": random, "actions": actions, "digest": self._digest()}
+
+    def replay(self, record: dict) -> bool:
+        """Comes to where the environment was that gave `record`; whether this one came to the same."""
+        self.reset(seed=record["seed"])  # also for a later episode: environments may set themselves up only then
+        if record["random"] is not None:
+            self.env.unwrapped.np_random.bit_generator.state = record["random"]
+            self.reset()
+        for action in record["actions"]:
+            _, _, terminated, truncated, _ = self.step(np.int64(action))
+            if terminated or truncated:
+                return False
+        return self._digest() == record["digest"]
+
+    def _digest(self) -> str:
+        return hashlib.sha256(np.asarray(self.seen).tobytes() + np.float64(self._earned).tobytes()).hexdigest()
+
+
 class World:
     """Environments side by side on the host, which begin new episodes by themselves.
 
-    **Arguments:** `vector`: a vector environment of Gymnasium that resets in the step in which an episode ends.
-    `split`: whether observations come as positive and negative parts.
+    **Arguments:** `name`: of the environment. `vector`: a vector environment of Gymnasium, of `Remembered`, that resets
+    in the step in which an episode ends. `split`: whether observations come as positive and negative parts.
 
     **Attributes:** `seconds`: spent in the simulator so far. `steps`: made so far.
     """
 
-    def __init__(self, vector, split: bool):
+    def __init__(self, name: str, vector, split: bool):
         self.seconds, self.steps = 0.0, 0
-        self._vector, self._split = vector, split
+        self._name, self._vector, self._split = name, vector, split
 
     def reset(self, key: Array) -> Shaped[np.ndarray, "environments size"]:
         """First observations; `key` sets all that is random in the world until the next reset."""
@@ -59,6 +121,31 @@ class World:
                 final[i] = self._seen(info["final_obs"][i][None])[0]
         return HostStep(observation, reward, terminated, truncated, final)
 
+    def record(self) -> dict:
+        """Where the world is, in JSON values: what happened in the episodes under way, for `replay`."""
+        episodes = [environment.record() for environment in self._vector.envs]
+        return {"environment": self._name, "steps": self.steps, "episodes": episodes}
+
+    def replay(self, record: dict) -> Shaped[np.ndarray, "environments size"]:
+        """Brings a world just opened to where another was when it gave `record`; what was last observed there.
+
+        **Raises:** ValueError if `record` is of other environments, or they do not repeat themselves.
+        """
+        environments, episodes = self._vector.envs, record["episodes"]
+        if record["environment"] != self._name:
+            raise ValueError(f"`record` must be of {self._name}, got one of {record['environment']}")
+        if len(episodes) != len(environments):
+            raise ValueError(f"`record` must be of {len(environments)} environments, got {len(episodes)}")
+        for i, (environment, episode) in enumerate(zip(environments, episodes, strict=True)):
+            if not self._timed(lambda each=environment, past=episode: each.replay(past)):
+                raise ValueError(
+                    f"{self._name} must repeat itself from the same random state and actions to be resumed, but "
+                    f"environment {i} came to something else within {len(episode['actions'])} steps: start the run anew"
+                )
+        self.steps = record["steps"]
+        dtype = self._vector.single_observation_space.dtype
+        return self._seen(np.stack([environment.seen for environment in environments], dtype=dtype))
+
     def close(self):
         """Ends the simulators."""
         self._vector.close()
@@ -71,7 +158,7 @@ class World:
 
     def _seen(self, observations):
         flat = observations.reshape(len(observations), -1).astype(jax.dtypes.canonicalize_dtype(float))
-        return np.concatenate([np.maximum(flat, 0), np.maximum(-flat, 0)], axis=1) if self._split else flat
+        return np.maximum(np.concatenate([flat, -flat], axis=1), 0) if self._split else flat
 
 
 class HostEnvironment(NamedTuple):
@@ -102,7 +189,8 @@ def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment
 
     def open_world(environments: int) -> World:
         checks.require_at_least("environments", environments, 1.0)
-        return World(gymnasium.vector.SyncVectorEnv([make] * environments, copy=False, autoreset_mode=mode), split)
+        makers = [lambda: Remembered(make())] * environments
+        return World(name, gymnasium.vector.SyncVectorEnv(makers, copy=False, autoreset_mode=mode), split)
 
     try:
         one = make()
@@ -133,6 +221,15 @@ class HostState(NamedTuple):
     key: Array
 
 
+class HostTree(NamedTuple):
+    """What can be saved of a `HostState` as arrays and keys. **Fields:** see there."""
+
+    agent: AgentState
+    observation: Shaped[np.ndarray, "environments size"]
+    episode: Float[Array, " environments"]
+    key: Array
+
+
 class HostProgress(Progress):
     """What an update tells. **Fields:** those of `Progress`. `simulator_s`: seconds spent in the simulator."""
 
@@ -148,7 +245,7 @@ class HostRun:
     def __init__(self, environment: HostEnvironment, settings: Settings):
         self.environment, self.settings = environment, settings
         self.learner = Learner(environment.size, environment.actions, settings)
-        self._update = eqx.filter_jit(self._learn)
+        self._update = jax.jit(self._learn)
 
     def init(self, hyper: Hyperparameters, key: Array) -> HostState:
         """The run before its first update; `key` sets weights, actions and what happens in the environments."""
@@ -166,13 +263,40 @@ class HostRun:
         checks.require_at_least("updates", updates, 1.0)
         told = []
         for _ in range(updates):
-            before, (key, own) = state.world.seconds, jax.random.split(state.key)
-            state, rollout = self.roll_out(state, own)
-            agent, episode, progress = self._update(state.agent, state.episode, rollout)
-            spent = jnp.asarray(state.world.seconds - before)
-            told.append(HostProgress(*progress, simulator_s=spent))
+            before, (key, own) = state.world.seconds, _split(state.key)
+            state, happened = self._play(state, own)
+            spent = state.world.seconds - before
+            agent, episode, progress = self._update(state.agent, state.episode, happened, spent)
+            told.append(progress)
             state = state._replace(agent=agent, episode=episode, key=key)
         return state, jax.tree.map(lambda *rows: jnp.stack(rows), *told)
+
+    def save(self, state: HostState) -> tuple[HostTree, dict]:
+        """What `restore` makes the state again from: a tree of arrays and keys, and notes of its world, JSON values.
+
+        **Raises:** ValueError for a state whose world has gone on since.
+        """
+        _require_latest(state)
+        return HostTree(state.agent, state.observation, state.episode, state.key), state.world.record()
+
+    def restore(self, tree: HostTree, notes: dict) -> HostState:
+        """The state that was saved, in a new world that replays the episodes under way.
+
+        **Raises:** ValueError if the notes are another run's or another moment's, or the simulators do not repeat
+        themselves.
+        """
+        world = self.environment.open(self.settings.environments)
+        try:
+            observation = world.replay(notes)
+            if not np.array_equal(observation, tree.observation, equal_nan=True):
+                raise ValueError(
+                    f"`notes` must be those that were saved with `tree`, got a world at step {world.steps} where "
+                    f"{observation} is observed, not {tree.observation}"
+                )
+        except Exception:
+            world.close()
+            raise
+        return HostState(tree.agent, world, world.steps, observation, tree.episode, tree.key)
 
     def evaluate(self, state: HostState, key: Array, episodes: int = 100) -> Float[Array, " episodes"]:
         """Return of as many episodes in a world of their own, with actions drawn from the policy.
@@ -199,19 +323,22 @@ class HostRun:
 
     def roll_out(self, state: HostState, key: Array) -> tuple[HostState, Rollout]:
         """A rollout with weights held: the state with its world after it, and what happened."""
+        state, happened = self._play(state, key)
+        return state, Rollout(*map(jnp.asarray, happened))
+
+    def _play(self, state: HostState, key: Array) -> tuple[HostState, tuple[np.ndarray, ...]]:
+        """The same with the fields of the `Rollout` in NumPy, which a program takes up faster when it is called."""
+        _require_latest(state)
         world, observation = state.world, state.observation
-        if state.steps != world.steps:
-            raise ValueError(f"`state` must be the latest of its run, step {world.steps}, got step {state.steps}")
         act, rows = self.policy(state.agent.params, key), []
         for _ in range(self.settings.rollout):
             actions = act(observation)
             after = world.step(actions)
             rows.append((observation, actions, after.reward, after.terminated, after.truncated, after.final))
             observation = after.observation
-        seen, actions, reward, *ends, final = (np.stack(column) for column in zip(*rows, strict=True))
-        columns = jnp.asarray(seen), jnp.asarray(actions), jnp.asarray(reward, float), *map(jnp.asarray, ends)
-        rollout = Rollout(*columns, jnp.asarray(final))
-        return state._replace(steps=world.steps, observation=observation), rollout
+        # `np.stack` would take each of these many small arrays apart.
+        happened = (np.concatenate(column).reshape(len(rows), *column[0].shape) for column in zip(*rows, strict=True))
+        return state._replace(steps=world.steps, observation=observation), tuple(happened)
 
     def policy(self, params: Networks, key: Array):
         """Actions drawn from the policy, of observations, step by step.
@@ -219,13 +346,15 @@ class HostRun:
         In NumPy: to call a compiled program costs about as much as a step of the simulators. Gumbel noise on the logits
         makes the largest of them a draw from the policy.
         """
-        weights = [np.asarray(layer.weight).T for layer in params.actor.layers if isinstance(layer, eqx.nn.Linear)]
+        linear = [layer for layer in params.actor.layers if isinstance(layer, eqx.nn.Linear)]
+        *hidden, last = (np.asarray(layer.weight).T for layer in linear)
+        rooms = [np.empty((self.settings.environments, weight.shape[1]), weight.dtype) for weight in hidden]
         noise = self._noise(key)
 
         def act(observations):
-            for weight in weights[:-1]:
-                observations = np.maximum(observations @ weight, 0)
-            return np.argmax(observations @ weights[-1] + next(noise), axis=1)
+            for weight, room in zip(hidden, rooms, strict=True):
+                observations = np.maximum(np.matmul(observations, weight, out=room), 0, out=room)
+            return (observations @ last + next(noise)).argmax(axis=1)
 
         return act
 
@@ -233,13 +362,33 @@ class HostRun:
         """Gumbel noise step by step, drawn a rollout at a time."""
         shape = (self.settings.rollout, self.settings.environments, self.environment.actions)
         while True:
-            key, own = jax.random.split(key)
-            yield from np.asarray(jax.random.gumbel(own, shape))
+            key, noise = _draw(key, shape)
+            yield from np.asarray(noise)
 
-    def _learn(self, agent: AgentState, episode, rollout: Rollout):
+    def _learn(self, agent: AgentState, episode, happened, simulator_s):
+        rollout = Rollout(*happened)
         agent, measured = self.learner.learn(agent, rollout)
         episode, finished, returns = count_returns(episode, rollout)
-        return agent, episode, (finished, returns, measured.entropy, measured.value_loss)
+        return agent, episode, HostProgress(finished, returns, measured.entropy, measured.value_loss, simulator_s)
+
+
+@jax.jit
+def _split(key: Array) -> tuple[Array, Array]:
+    """Two keys in one call; taken apart outside a program they would cost three."""
+    first, second = jax.random.split(key)
+    return first, second
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _draw(key: Array, shape: tuple[int, ...]) -> tuple[Array, Float[Array, "..."]]:
+    """The next key, and Gumbel noise."""
+    key, own = jax.random.split(key)
+    return key, jax.random.gumbel(own, shape)
+
+
+def _require_latest(state: HostState) -> None:
+    if state.steps != state.world.steps:
+        raise ValueError(f"`state` must be the latest of its run, step {state.world.steps}, got step {state.steps}")
 
 
 def _gymnasium():

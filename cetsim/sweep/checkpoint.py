@@ -7,15 +7,14 @@ schema, so that a file from a newer version is told from a damaged one. Nothing 
 
 import contextlib
 import errno
-import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
 import re
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from jax.extend.core import primitives
 from jaxtyping import PyTree
 
 from cetsim import checks
+from cetsim.sweep import provenance
 
 SCHEMA = 1
 KEPT = 2  # the newest, and one to fall back to
@@ -33,7 +33,6 @@ _DIGEST = hashlib.sha256().digest_size
 _NAME = re.compile(r"checkpoint-(\d+)\.cet")
 _TEMPORARY = re.compile(r"\.checkpoint-\d+\.cet\.([\w-]+)\.(\d+)\.tmp")
 _DAY = 86400.0
-_NUMBERS = ("jax", "jaxlib", "equinox", "optax", "numpy", "cetsim")  # packages that results may depend on
 _PYTHON = {"bool": bool, "int": int, "float": float, "complex": complex}
 
 
@@ -43,6 +42,14 @@ class CheckpointWarning(UserWarning):
 
 class Damaged(Exception):
     """A file that is not what was once written."""
+
+
+class Found(NamedTuple):
+    """What a checkpoint holds. **Fields:** `step`, `tree` and `notes` as they were saved."""
+
+    step: int
+    tree: PyTree
+    notes: dict | None
 
 
 class Checkpoints:
@@ -58,16 +65,17 @@ class Checkpoints:
         self.folder, self.config = Path(folder), _plain(config)
         self._damaged: set[Path] = set()
 
-    def save(self, step: int, tree: PyTree) -> None:
+    def save(self, step: int, tree: PyTree, notes: dict | None = None) -> None:
         """Writes what the run is after `step`, then removes all but this checkpoint and the one before.
 
-        **Arguments:** `tree`: leaves are arrays of jax or numpy, typed keys, numbers and None.
+        **Arguments:** `tree`: leaves are arrays of jax or numpy, typed keys, numbers and None. `notes`: JSON values
+        besides, such as what was measured so far.
 
         **Raises:** ValueError for another kind of leaf, or a step below that of a checkpoint which is there. OSError if
         the file cannot be written, for a full disk say; older checkpoints are then untouched.
         """
         checks.require_at_least("step", step, 0.0)
-        content = _encode(step, self.config, tree)
+        content = _encode(step, self.config, tree, notes)
         later = [other for other, path in self._files() if other > step and path not in self._damaged]
         if later:
             raise ValueError(
@@ -88,8 +96,8 @@ class Checkpoints:
         self._damaged.discard(path)
         self._prune(path)
 
-    def latest(self, like: PyTree) -> tuple[int, PyTree] | None:
-        """The newest checkpoint that is whole, as its step and the tree saved; None without any.
+    def latest(self, like: PyTree) -> Found | None:
+        """The newest checkpoint that is whole; None without any.
 
         **Arguments:** `like`: a tree of the same structure, which gives its static fields; of its leaves only shapes
         and dtypes matter (`eqx.filter_eval_shape` makes one). Arrays come back on the default device.
@@ -115,11 +123,18 @@ class Checkpoints:
             return None
         path, header, data = found
         self._require_same_config(path, header["config"])
-        differ = _differences(header["versions"], _versions(), only=_NUMBERS)
+        differ = _differences(header["versions"], provenance.versions(), only=provenance.PACKAGES)
         if differ:
             what = f"the checkpoint {path} is of other versions, so that numbers may differ in the last bits: {differ}"
             warnings.warn(what, CheckpointWarning, stacklevel=2)
-        return header["step"], _restore(path, header["leaves"], data, like)
+        return Found(header["step"], _restore(path, header["leaves"], data, like), header.get("notes"))
+
+    def saved_config(self) -> dict | None:
+        """The config of the newest checkpoint that is whole; None without any."""
+        for step, path in reversed(self._files()):
+            with contextlib.suppress(Damaged):
+                return _read(path, step)[0]["config"]
+        return None
 
     def remove(self) -> None:
         """Deletes all checkpoints, those of a run that is finished."""
@@ -188,17 +203,6 @@ def _flat(config: dict, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-@functools.cache
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _NUMBERS:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            versions[package] = None
-    return versions
-
-
 def _host() -> str:
     return re.sub(r"[^\w-]", "-", platform.node()) or "unknown"
 
@@ -242,7 +246,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _encode(step: int, config: dict, tree: PyTree) -> list[bytes]:
+def _encode(step: int, config: dict, tree: PyTree, notes: dict | None) -> list[bytes]:
     """A whole file, in pieces."""
     leaves, data = [], []
     for name, leaf in _leaves(tree):
@@ -253,8 +257,14 @@ def _encode(step: int, config: dict, tree: PyTree) -> list[bytes]:
         leaves.append(entry)
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:16]
-    header = {"schema": SCHEMA, "step": step, "config": config, "config_hash": digest, "versions": _versions()}
-    told = json.dumps(header | {"leaves": leaves}, allow_nan=False).encode()
+    header = {
+        "schema": SCHEMA,
+        "step": step,
+        "config": config,
+        "config_hash": digest,
+        "versions": provenance.versions(),
+    }
+    told = json.dumps(header | {"leaves": leaves, "notes": notes}, allow_nan=False).encode()
     line = len(_LINE % (0, 0, 0))
     length = line + len(told) + sum(map(len, data)) + _DIGEST
     content = [_LINE % (SCHEMA, length, len(told)), told, *data]

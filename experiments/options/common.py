@@ -2,6 +2,8 @@
 
 import math
 
+from cetsim.sweep.batches import parse_shard
+
 DT = 0.2  # seconds an image is seen
 STRETCH = 128  # images in a stretch of time
 
@@ -48,14 +50,3 @@ def require_run_flags(plot_only: bool, fresh: bool, shard: str = "1/1") -> None:
     if fresh and parse_shard(shard)[1] > 1:
         raise ValueError("--fresh would remove what other shards do: start over in a new folder with --out")
     parse_shard(shard)
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """The i and n of "i/n", one of n processes that share the work.
-
-    **Raises:** ValueError unless 1 <= i <= n.
-    """
-    index, _, count = text.partition("/")
-    holds = index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)
-    require("shard", holds, "i/n with 1 <= i <= n", text)
-    return int(index), int(count)

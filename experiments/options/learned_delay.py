@@ -50,7 +50,6 @@ class LearnedDelay(Vision):
         """Raises ValueError for an option outside its range."""
         super().check()
         require("network", self.network == "mlp", "mlp here", self.network)
-        require("shard", self.shard == "1/1", "1/1 here, where one process does all", self.shard)
         require("mode", self.mode == "reset", "reset here", self.mode)
         require("learning_rates", len(self.learning_rates) == 1, "one: it is not chosen here", self.learning_rates)
         require("order", 2 <= self.order <= 64, "2 to 64", self.order)

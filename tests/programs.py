@@ -1,0 +1,111 @@
+"""Programs run without a runner, and one that needs no compiler: random walks, each step of which depends on all."""
+
+import itertools
+
+import numpy as np
+
+from cetsim.sweep.batches import grid, in_batches
+from cetsim.sweep.progress import Reporter
+from cetsim.sweep.records import Records
+from cetsim.sweep.runner import Plan, Program, Runner
+
+FACTOR, SHIFT = 6364136223846793005, 1442695040888963407  # of the random numbers, modulo 2^64
+CONDITIONS = grid(kind=("a", "b"), scale=(0.5, 2.0), seed=range(4))
+
+
+def trained_rows(program, lanes):
+    """The rows of each lane after a whole run."""
+    lanes, rows = list(lanes), [[] for _ in lanes]
+    state = program.begin(lanes)
+    for start, end in itertools.pairwise((0, *program.ends)):
+        state, new = program.advance(state, lanes, start, end)
+        rows = [old + own for old, own in zip(rows, new, strict=True)]
+    return rows
+
+
+def last(rows):
+    """The value measured last of each metric."""
+    return {row["metric"]: row["value"] for row in rows}
+
+
+class Walk(Program):
+    """Random walks side by side. `watch` is told of all that is asked for, and may raise or send signals."""
+
+    ends = (4, 8, 12, 16, 18)
+    room = 1  # numbers of a lane's state that stay, so that it may take a while to be written
+
+    def __init__(self, like, width):
+        self.width = width
+        self.watch("made", [like], 0)
+
+    @staticmethod
+    def watch(what, lanes, step):
+        """Replaced by tests."""
+
+    def begin(self, lanes):
+        assert len(lanes) == self.width
+        self.watch("begin", lanes, 0)
+        bits = np.asarray([lane["seed"] for lane in lanes], np.uint64)
+        return {"bits": bits, "walk": np.zeros(self.width), "filling": np.zeros((self.width, self.room))}
+
+    def advance(self, state, lanes, start, end):
+        bits, walk, furthest = state["bits"], state["walk"], np.zeros(self.width)
+        with np.errstate(all="ignore"):
+            for _ in range(start, end):
+                bits = bits * np.uint64(FACTOR) + np.uint64(SHIFT)
+                walk = walk + [lane["scale"] for lane in lanes] * ((bits >> np.uint64(11)) / 2**53 - 0.5)
+                furthest = np.maximum(furthest, abs(walk))
+        self.watch("advance", lanes, end)
+        return state | {"bits": bits, "walk": walk}, [_rows(end, *each) for each in zip(walk, furthest, strict=True)]
+
+
+def literal(condition):
+    """The rows of a walk, from its definition."""
+    bits, walk, rows = condition["seed"], 0.0, []
+    for start, end in itertools.pairwise((0, *Walk.ends)):
+        passed = []
+        for _ in range(start, end):
+            bits = (bits * FACTOR + SHIFT) % 2**64
+            walk += condition["scale"] * ((bits >> 11) / 2**53 - 0.5)
+            passed.append(abs(walk))
+        rows += _rows(end, walk, max(passed))
+    return rows
+
+
+def _rows(step, walk, furthest):
+    measured = {"walk": {"value": walk}, "furthest": {"value": furthest, "side": "both"}}
+    number = lambda value: float(value) if np.isfinite(value) else None  # noqa: E731
+    return [{"metric": name, "step": step} | m | {"value": number(m["value"])} for name, m in measured.items()]
+
+
+def words(condition):
+    return f"{condition['kind']} {condition['scale']} {condition['seed']}"
+
+
+def lines(conditions, records):
+    outcomes = [record.get("error") or last(record["rows"])["walk"] for record in records]
+    return [f"{words(each)}: {outcome}" for each, outcome in zip(conditions, outcomes, strict=True)]
+
+
+PLAN = Plan(lambda each: {"walk": 1} | each, dict, Walk, words, lines, 1800)
+
+
+def batches(conditions=CONDITIONS, size=3, multiple=1):
+    return in_batches(conditions, lambda each: each["kind"], size, multiple)
+
+
+def walk(folder, conditions=CONDITIONS, every=60.0, **of_batches):
+    """Runs the walks that are not finished; the records."""
+    records = Records(folder)
+    Runner(records, Reporter(), every).run(PLAN, batches(conditions, **of_batches))
+    return records
+
+
+def measured(folder):
+    """The rows of each run but for the seconds it took, by name."""
+    records = Records(folder).records.values()
+    return {words(r["columns"]): [row for row in r["rows"] if row["metric"] != "wall_s"] for r in records}
+
+
+def expected(conditions=CONDITIONS):
+    return {words(condition): literal(condition) for condition in conditions}

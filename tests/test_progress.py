@@ -1,0 +1,151 @@
+"""What is told of a sweep's progress: in a terminal all the time, elsewhere once for each batch, and no more."""
+
+import functools
+import io
+
+import pytest
+import rich.console
+from programs import CONDITIONS, PLAN, batches, walk, words
+
+from cetsim.sweep import progress
+from cetsim.sweep.progress import Reporter, format_seconds
+from cetsim.sweep.records import Records
+from cetsim.sweep.runner import Runner
+
+FEW = CONDITIONS[:6]
+
+
+class Clock:
+    """A clock in place of the reporter's."""
+
+    now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """What is written to a terminal."""
+    out, console = io.StringIO(), rich.console.Console
+    monkeypatch.setattr(rich.console, "Console", functools.partial(console, force_terminal=True, file=out, width=150))
+    return out
+
+
+def test_elsewhere_the_lines_and_one_summary(clock, capsys):
+    with Reporter() as reporter:
+        reporter.expect("training", 6, 100)
+        reporter.working_on("four", 4)
+        for _ in range(4):
+            clock.now += 2.0
+            reporter.advance(100.0, "loss 0.5")
+        assert capsys.readouterr() == ("", "")
+        reporter.finished(4, ["one: [0.5]", "another: 0.25"])
+        summary = "[4/6 runs, 50 steps/s, 4 s left]"
+        assert capsys.readouterr() == (f"one: [0.5]\nanother: 0.25\n{summary}\n", "")
+        reporter.working_on("two", 2)
+        reporter.advance(100.0)
+        reporter.finished(2, [])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_in_a_terminal_a_bar_that_tells_the_metric_too(clock, terminal, capsys):
+    with Reporter() as reporter:
+        reporter.expect("training", 6, 100)
+        reporter.working_on("CET(2), seed 0 and 2 more", 3)
+        clock.now += 2.0
+        reporter.advance(100.0, "loss 0.0625")
+        reporter.finished(3, ["one: [b]0.5[/b]", "another: 0.25"])
+        reporter.working_on("CET(2), seed 3 [/b] and 1 more", 2)
+        clock.now += 3.0
+        reporter.advance(100.0, "loss 0.125")
+    told = terminal.getvalue()
+    assert "one: [b]0.5[/b]\nanother: 0.25\n" in told
+    assert "3/6 runs, 2 running, 1 left, 40 steps/s, 10 s left " in told
+    assert " CET(2), seed 3 [/b] and 1 more, loss 0.125" in told
+    assert capsys.readouterr() == ("", "")
+
+
+def test_stages_add_up_and_may_turn_out_shorter(clock, capsys):
+    reporter = Reporter()
+    reporter.expect("training", 8, 1000)
+    reporter.expect("selection", 2, 10)
+    reporter.working_on("trials", 2)
+    clock.now += 2.0
+    reporter.advance(20.0)
+    reporter.finished(2, ["chosen"])
+    assert capsys.readouterr().out.endswith("[2/10 runs, 10 steps/s, 13 min left]\n")
+    reporter.expect("training", 3, 1000)
+    reporter.working_on("one", 1)
+    clock.now += 100.0
+    reporter.advance(1000.0)
+    reporter.finished(1, ["ended"])
+    assert capsys.readouterr().out.endswith("[3/5 runs, 10 steps/s, 3 min left]\n")
+
+
+def test_what_was_made_before_counts_and_does_not_tell_the_rate(clock, capsys):
+    reporter = Reporter()
+    reporter.expect("training", 1, 100)
+    reporter.working_on("one", 1)
+    reporter.skip(80.0)
+    clock.now += 5.0
+    reporter.advance(10.0)
+    reporter.finished(1, ["ended"])
+    assert capsys.readouterr().out == "ended\n[1/1 runs, 2 steps/s, 5 s left]\n"
+
+
+def test_the_rare_step_that_compiles_does_not_count(clock, capsys):
+    reporter = Reporter()
+    reporter.expect("training", 2, 100)
+    reporter.working_on("one", 1)
+    for seconds in (300.0, *[1.0] * 9):
+        clock.now += seconds
+        reporter.advance(10.0)
+    reporter.finished(1, ["ended"])
+    assert capsys.readouterr().out == "ended\n[1/2 runs, 10 steps/s, 10 s left]\n"
+
+
+def test_what_failed_together_and_is_trained_again_counts_once(clock, capsys):
+    reporter = Reporter()
+    reporter.expect("training", 4, 100)
+    reporter.working_on("two", 2)
+    clock.now += 10.0
+    reporter.advance(100.0)  # and fails
+    for name in ("one", "the other"):
+        reporter.working_on(name, 1)
+        clock.now += 10.0
+        reporter.advance(100.0)
+        reporter.finished(1, [name])
+    assert capsys.readouterr().out.endswith("[2/4 runs, 10 steps/s, 20 s left]\n")
+
+
+def test_of_a_sweep(tmp_path, capsys, monkeypatch):
+    walk(tmp_path, FEW[:3])  # done before
+    capsys.readouterr()
+    shown = []
+    monkeypatch.setattr(Reporter, "_show", lambda self, metric="": shown.append((self._what, self._done(), metric)))
+    reporter = Reporter()
+    reporter.expect("training", 3, PLAN.steps)
+    Runner(Records(tmp_path), reporter).run(PLAN, batches(FEW))
+    *told, summary = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in told] == [words(each) for each in FEW[3:]]
+    assert summary.startswith("[3/3 runs, ")
+    assert summary.endswith(" steps/s, 0 s left]")
+    what, done, metric = shown[3]
+    assert what == f"{words(FEW[3])} and 2 more"
+    assert done.startswith("0/3 runs, 3 running, 0 left, ")
+    assert metric.startswith("furthest ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (89.0, "89 s"), (90.0, "2 min"), (720.0, "12 min"), (12600.0, "3.5 h")]
+)
+def test_seconds_as_a_reader_would_say_them(seconds, text):
+    assert format_seconds(seconds) == text

@@ -1,0 +1,273 @@
+"""Sweeps on disks that are full, damaged, read-only or of another version, and with clocks that jump."""
+
+import errno
+import itertools
+import json
+import os
+import shutil
+import signal
+import time
+from datetime import datetime
+
+import pytest
+from programs import CONDITIONS, PLAN, Walk, expected, measured, walk, words
+
+from cetsim.sweep import checkpoint, provenance
+from cetsim.sweep.checkpoint import CheckpointWarning
+from cetsim.sweep.records import SCHEMA, Records
+from cetsim.sweep.runner import Interrupted
+
+FEW = CONDITIONS[:6]
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A folder of a sweep that was stopped after 12 steps of its second batch, with a checkpoint after each chunk."""
+
+    def stop(what, lanes, step):
+        if what == "advance" and step == 12 and FEW[3] in lanes:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Walk, "watch", stop)
+        with pytest.raises(Interrupted):
+            walk(tmp_path, FEW, 0.0)
+    assert steps_of(tmp_path) == [8, 12]
+    assert len(measured(tmp_path)) == 3
+    return tmp_path
+
+
+@pytest.fixture
+def begun_at(monkeypatch):
+    """The steps from which chunks are trained from here on."""
+    steps, advance = [], Walk.advance
+    note = lambda self, state, lanes, start, end: steps.append(start) or advance(self, state, lanes, start, end)  # noqa: E731
+    monkeypatch.setattr(Walk, "advance", note)
+    return steps
+
+
+def files(folder):
+    return sorted(folder.glob("checkpoints/*/checkpoint-*"))
+
+
+def steps_of(folder):
+    return [int(path.stem.removeprefix("checkpoint-")) for path in files(folder)]
+
+
+def failing(number):
+    """Does what a call does that fails with this error."""
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+# Checkpoints.
+
+
+def damage(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def test_a_damaged_checkpoint_is_passed_over(stopped, begun_at):
+    damage(files(stopped)[-1])
+    with pytest.warns(CheckpointWarning, match="is damaged: it is cut short, .* falls back to step 8$"):
+        walk(stopped, FEW)
+    assert begun_at == [8, 12, 16]
+    assert measured(stopped) == expected(FEW)
+    assert not (stopped / "checkpoints").exists()
+
+
+def test_without_a_whole_checkpoint_a_batch_starts_over(stopped, begun_at):
+    for path in files(stopped):
+        damage(path)
+    with pytest.warns(CheckpointWarning, match="the run starts over") as told:
+        walk(stopped, FEW)
+    assert len(told) == 2
+    assert begun_at == [0, *Walk.ends[:-1]]
+    assert measured(stopped) == expected(FEW)
+
+
+def test_a_newer_checkpoint_is_left_alone(stopped, monkeypatch):
+    content = [path.read_bytes() for path in files(stopped)]
+    monkeypatch.setattr(checkpoint, "SCHEMA", 0)
+    with pytest.raises(ValueError, match="has schema 1, and this version of cetsim knows those up to 0: update cetsim"):
+        walk(stopped, FEW)
+    assert [path.read_bytes() for path in files(stopped)] == content
+    monkeypatch.undo()
+    walk(stopped, FEW)
+    assert measured(stopped) == expected(FEW)
+
+
+def test_a_checkpoint_of_other_versions_is_told_and_used(stopped, begun_at, monkeypatch):
+    monkeypatch.setattr(provenance, "versions", lambda: {"jax": "9.9"})
+    with pytest.warns(CheckpointWarning, match="differ in the last bits"):
+        walk(stopped, FEW)
+    assert begun_at == [12, 16]
+
+
+@pytest.mark.parametrize("left", ["whole", "renamed", "emptied"])
+def test_checkpoints_of_what_is_recorded_are_removed(stopped, tmp_path_factory, begun_at, left):
+    """They are there if a process was killed between the two."""
+    kept = tmp_path_factory.mktemp("kept") / "checkpoints"
+    shutil.copytree(stopped / "checkpoints", kept)
+    walk(stopped, FEW)
+    (folder,) = kept.iterdir()
+    if left != "whole":
+        folder = folder.rename(kept / f"{folder.name}.gone")
+    if left == "emptied":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    shutil.copytree(kept, stopped / "checkpoints")
+    begun_at.clear()
+    walk(stopped, FEW)
+    assert begun_at == []
+    assert not (stopped / "checkpoints").exists()
+
+
+def test_checkpoints_of_other_sweeps_are_left_alone(stopped):
+    before = files(stopped)
+    walk(stopped, CONDITIONS[8:])
+    assert files(stopped) == before
+    walk(stopped)
+    assert measured(stopped) == expected()
+    assert not (stopped / "checkpoints").exists()
+
+
+# Disks.
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_at_any_time_loses_nothing(tmp_path, monkeypatch, code):
+    """Every time that something should be on the disk, that fails once; the sweep says so and is started again."""
+    sync, failed = os.fsync, []
+    for count in itertools.count(1):
+        folder, calls = tmp_path / str(count), itertools.count(1)
+        with monkeypatch.context() as patch:
+            fail = failing(code)
+            patch.setattr(os, "fsync", lambda *a, fail=fail, n=count, c=calls: (fail if next(c) == n else sync)(*a))
+            try:
+                walk(folder, FEW, 0.0)
+            except OSError as error:
+                failed.append(str(error))
+                assert error.errno == code
+        if next(calls) <= count:
+            break
+        recorded = Records(folder).records
+        assert len(recorded) in (0, 3, 6)
+        walk(folder, FEW)
+        assert list(Records(folder).records.items())[: len(recorded)] == list(recorded.items())
+        assert measured(folder) == expected(FEW)
+        assert not (folder / "checkpoints").exists()
+    told = [f"of step {step} could not be written to" for step in Walk.ends[:-1]] * 2 + ["runs.jsonl cannot be added"]
+    assert all(any(text in message for message in failed) for text in told)
+    assert all(os.strerror(code) in message for message in failed)
+    assert len(failed) == 2 * (2 * 4 + 1)  # files and folders of checkpoints, and records
+
+
+@pytest.mark.parametrize("room", [0, 500, 4000])
+def test_a_disk_that_is_full_when_records_are_written(stopped, monkeypatch, room):
+    before, write = (stopped / "runs.jsonl").read_bytes(), os.write
+
+    def limited(handle, data):
+        nonlocal room
+        if not room:
+            failing(errno.ENOSPC)()
+        written = write(handle, data[:room])
+        room -= written
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", limited)
+        if room < 4000:
+            with pytest.raises(OSError, match=r"runs\.jsonl cannot be added to: No space left on device"):
+                walk(stopped, FEW)
+            assert (stopped / "runs.jsonl").read_bytes() == before
+            assert steps_of(stopped) == [8, 12]  # from which it goes on
+    walk(stopped, FEW)
+    assert measured(stopped) == expected(FEW)
+    assert not (stopped / "runs.jsonl.damaged").exists()
+
+
+def test_a_full_disk_when_a_signal_came_is_told_too(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Walk, "watch", lambda what, *_: what == "advance" and signal.raise_signal(signal.SIGINT))
+        patch.setattr(os, "replace", failing(errno.ENOSPC))
+        with pytest.raises(OSError, match="step 4 could not be written to .* No space .*steps kept there: none"):
+            walk(tmp_path, FEW)
+    walk(tmp_path, FEW)
+    assert measured(tmp_path) == expected(FEW)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing(errno.EROFS))
+        with pytest.raises(OSError, match=rf"the folder {tmp_path} cannot be written: Read-only file system"):
+            walk(tmp_path, FEW)
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(OSError, match=r"the checkpoint of step 4 could not be written to .*: Not a directory"):
+        walk(tmp_path, FEW, 0.0)
+    assert measured(tmp_path) == {}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")
+def test_a_folder_that_is_read_only(stopped):
+    stopped.chmod(0o500)
+    try:
+        with pytest.raises(PermissionError, match="cannot be written"):
+            walk(stopped, FEW)
+        assert len(measured(stopped)) == 3
+    finally:
+        stopped.chmod(0o700)
+    walk(stopped, FEW)
+    assert measured(stopped) == expected(FEW)
+
+
+# Records, and clocks.
+
+
+def test_a_newer_version_recording_meanwhile_stops_the_sweep_and_loses_nothing(stopped, monkeypatch):
+    def record(what, lanes, step):
+        if step == 18:
+            with (stopped / "runs.jsonl").open("a") as file:
+                file.write(json.dumps({"schema": SCHEMA + 1, "of": "another shape"}) + "\n")
+
+    before = (stopped / "runs.jsonl").read_bytes()
+    monkeypatch.setattr(Walk, "watch", record)
+    message = f"is of schema {SCHEMA + 1}, and this version of cetsim knows up to {SCHEMA}: update cetsim"
+    with pytest.raises(ValueError, match=message):
+        walk(stopped, FEW)
+    with pytest.raises(ValueError, match=message):
+        walk(stopped, FEW)
+    assert (stopped / "runs.jsonl").read_bytes().startswith(before)
+    assert steps_of(stopped) == [8, 12]
+    (stopped / "runs.jsonl").write_bytes(before)
+    monkeypatch.undo()
+    walk(stopped, FEW)
+    assert measured(stopped) == expected(FEW)
+
+
+@pytest.mark.parametrize("jump", [-1e8, 1e8])
+def test_a_clock_that_jumps_does_not_matter(stopped, monkeypatch, begun_at, jump):
+    jumps = itertools.count()
+    real = time.time
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.fromtimestamp(real() + jump * next(jumps), tz)
+
+    for path in files(stopped):
+        os.utime(path, (0, real() + 1e8))
+    monkeypatch.setattr(time, "time", lambda: real() + jump * next(jumps))
+    monkeypatch.setattr(provenance, "datetime", Jumping)
+    walk(stopped, FEW, 0.0)
+    assert begun_at == [12, 16]
+    assert measured(stopped) == expected(FEW)
+    records = Records(stopped).records.values()
+    assert all(0 <= record["wall_s"] < 60 for record in records)
+    assert [words(record["columns"]) for record in records] == [words(each) for each in FEW]
+    assert len({record["finished"] for record in records}) > 1
+    assert [PLAN.key(each) for each in FEW] == list(Records(stopped).records)
