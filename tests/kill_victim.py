@@ -85,7 +85,7 @@ def sweep(folder: str, pause: str = "0", die: str = "", runs: str = "16") -> Non
             print(step, flush=True)
             time.sleep(float(pause))
 
-    Walk.watch, Walk.room = staticmethod(watch), SIZE
+    Walk.watch, Walk.room = watch, SIZE
     provenance.describe = dict  # it would start a backend
     with Records(folder, read=False).exclusive():
         records = Records(folder)

@@ -36,7 +36,7 @@ class Walk(Program):
 
     def __init__(self, like, width):
         self.width = width
-        self.watch("made", [like], 0)
+        type(self).watch("made", [like], 0)
 
     @staticmethod
     def watch(what, lanes, step):
@@ -44,7 +44,7 @@ class Walk(Program):
 
     def begin(self, lanes):
         assert len(lanes) == self.width
-        self.watch("begin", lanes, 0)
+        type(self).watch("begin", lanes, 0)
         bits = np.asarray([lane["seed"] for lane in lanes], np.uint64)
         return {"bits": bits, "walk": np.zeros(self.width), "filling": np.zeros((self.width, self.room))}
 
@@ -55,7 +55,7 @@ class Walk(Program):
                 bits = bits * np.uint64(FACTOR) + np.uint64(SHIFT)
                 walk = walk + [lane["scale"] for lane in lanes] * ((bits >> np.uint64(11)) / 2**53 - 0.5)
                 furthest = np.maximum(furthest, abs(walk))
-        self.watch("advance", lanes, end)
+        type(self).watch("advance", lanes, end)
         return state | {"bits": bits, "walk": walk}, [_rows(end, *each) for each in zip(walk, furthest, strict=True)]
 
 

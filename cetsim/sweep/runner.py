@@ -127,6 +127,8 @@ class Runner:
                     self._run(Job(plan, batch, todo), asked)
                 _stop_if(asked)
         self.tidy()
+        with suppress(OSError):  # others are using it, or it is not there
+            self.checkpoints.rmdir()
 
     def _run(self, job: "Job", asked: Interrupts) -> None:
         """Trains conditions and records them; one by one if they fail together, since the fault may be of one."""
@@ -165,8 +167,6 @@ class Runner:
         with suppress(OSError):  # there is none
             folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
-        with suppress(OSError):  # others are using it
-            self.checkpoints.rmdir()
 
     def _train(self, job: "Job", checkpoints: Checkpoints, asked: Interrupts) -> tuple[list[list[dict]], float]:
         """The rows of each condition, and the seconds that training took, those before an interruption too."""
