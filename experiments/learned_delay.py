@@ -127,11 +127,12 @@ def run(prepared: tuple[LearnedDelay, data.Dataset]) -> None:
         replace(only, learning_rate=rate, seed=seed) for seed in range(options.seeds) for (only,) in groups(options)
     ]
     with claimed(options.folder, options.fresh, options.shard != "1/1") as journal:
+        failed = study.failed_before(journal)
         with Reporter() as reporter:
             study.train(WORK, stage, runs, Runner(journal, reporter))
         if parse_shard(options.shard)[0] > 1:
             return
-        study.wait(stage, runs, journal)
+        study.wait(stage, runs, journal, failed)
         journal.write_results()
         rows = journal.rows(study.finished(study.hashes(stage, runs), journal))
     paths = learned_delay_report.report(rows, options)

@@ -68,16 +68,21 @@ def train(work: Work, stage, conditions: list, runner: Runner, name: str = "trai
     runner.run(plan, batches)
 
 
-def wait(stage, conditions: list, journal: Journal) -> None:
-    """Waits until the other shards have recorded theirs."""
+def wait(stage, conditions: list, journal: Journal, failed: dict[str, dict]) -> None:
+    """Waits until the other shards have recorded theirs, those which had `failed` before once more."""
+    keys = hashes(stage, conditions)
+    waiting = lambda: sum(journal.records.get(key) == failed.get(key) for key in keys)  # noqa: E731
     journal.refresh()
-    left = hashes(stage, conditions).keys() - journal.records.keys()
-    if left:
-        print(f"waiting for {len(left)} runs of other shards", flush=True)
-    while left:
+    if waiting():
+        print(f"waiting for {waiting()} runs of other shards", flush=True)
+    while waiting():
         time.sleep(POLL)
         journal.refresh()
-        left -= journal.records.keys()
+
+
+def failed_before(journal: Journal) -> dict[str, dict]:
+    """The records of runs that failed and are tried again."""
+    return {key: record for key, record in journal.records.items() if "error" in record}
 
 
 def choose(work: Work, selection, groups: list[dict], seeds: int, journal: Journal) -> list:
@@ -106,17 +111,18 @@ def complete(work: Work, stages: tuple, groups: list[dict], journal: Journal) ->
     selection, reported = stages
     (index, count), seeds = parse_shard(reported.options.shard), reported.options.seeds
     trials = [trial for group in groups if len(group) > 1 for trial in group]
+    failed = failed_before(journal)
     with Reporter() as reporter:
         runner = Runner(journal, reporter)
         reporter.expect("training", len(groups) * seeds // count, reported.steps)
         train(work, selection, trials, runner, "selection")
-        wait(selection, trials, journal)
+        wait(selection, trials, journal, failed)
         runs = choose(work, selection, groups, seeds, journal)
         train(work, reported, runs, runner)
     if index > 1:
         print(f"shard {index} of {count} is done; the first reports")
         return []
-    wait(reported, runs, journal)
+    wait(reported, runs, journal, failed)
     journal.write_results()
     return finished(hashes(reported, runs), journal)
 

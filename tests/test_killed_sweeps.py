@@ -133,7 +133,7 @@ def saving(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 def finding(*arguments):
     found = latest(*arguments)
-    print("from", found and found.step)
+    print("from", found and found.step, flush=True)
     return found
 checkpoint.Checkpoints.save, checkpoint.Checkpoints.latest = saving, finding
 runner._Pace.is_due = lambda self: True
@@ -144,7 +144,12 @@ sys.exit(main(sys.argv[2:]))
 
 def experiment(folder, kill_after=0):
     command = [sys.executable, "-c", SCRIPT, str(kill_after), *TINY, "--out", str(folder)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    # What one process compiles the next need not.
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | cache)
 
 
 def table(folder):

@@ -1,6 +1,7 @@
 """Sweeps of a user's own training: batches, groups, records, resuming; and vision, retrograde and control in one."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import cetsim
 from cetsim import rl, sweep
 from cetsim.sweep import runner
 from cetsim.sweep import training as user_training
-from cetsim.sweep.records import Records
+from cetsim.sweep.records import Records, records_of
 from cetsim.sweep.training import Mapped
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
@@ -294,3 +295,29 @@ def test_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
         sweep.run(tmp_path, CONDITIONS, DESCENT)
     assert end.value.code == 143
     assert f"what was done is kept in {tmp_path}\nto go on: " in capsys.readouterr().err
+
+
+def test_a_sweep_whose_records_were_cut_short_by_a_kill_goes_on(tmp_path, monkeypatch):
+    """Two runs of a batch are recorded and its checkpoints still there; then all, with the checkpoints there."""
+    options = {"conditions": CONDITIONS, "training": DESCENT, "batch": 3}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stop):
+            sweep.run(tmp_path, **options, checkpoint_every=0.0)
+    whole = tmp_path / "whole"
+    sweep.run(whole, **options)
+    lines = (whole / "runs.jsonl").read_bytes().splitlines(keepends=True)
+    for recorded in (2, 3):
+        (tmp_path / "runs.jsonl").write_bytes(b"".join(lines[:recorded]))
+        left = shutil.copytree(tmp_path / "checkpoints", tmp_path / str(recorded) / "checkpoints").parent
+        shutil.copy(tmp_path / "runs.jsonl", left)
+        sweep.run(left, **options)
+        assert rows_of(left) == rows_of(whole)
+        assert not (left / "checkpoints").exists()
+
+
+def test_failed_runs_of_a_table_are_tried_again():
+    row = {"run": "a", "seed": 0, "step": 1}
+    table = [row | {"metric": "loss", "value": 1.0}, row | {"metric": "failed", "value": 1.0}]
+    assert "error" in records_of(table)["a"]
+    assert "error" not in records_of(table[:1])["a"]

@@ -395,4 +395,5 @@ def _record_of(name: str, rows: list[dict]) -> dict:
     columns = {n: v for n, v in rows[0].items() if n not in own and all(row[n] == v for row in rows)}
     differs = lambda n, v: n not in columns and n != "run" and (n == "value" or v not in (None, ""))  # noqa: E731
     rows = [{n: v for n, v in row.items() if differs(n, v)} for row in rows]
-    return {"schema": SCHEMA, "hash": name, "config": None, "columns": columns, "rows": rows}
+    failed = {"error": "not told by the table"} if any(row["metric"] == "failed" for row in rows) else {}
+    return {"schema": SCHEMA, "hash": name, "config": None, "columns": columns, "rows": rows} | failed

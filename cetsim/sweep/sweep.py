@@ -18,7 +18,7 @@ from cetsim.sweep.batches import Batch, config_hash, in_batches, parse_shard, sh
 from cetsim.sweep.checkpoint import Checkpoints
 from cetsim.sweep.progress import Reporter, format_seconds
 from cetsim.sweep.records import RUNS, Records
-from cetsim.sweep.runner import CHECKPOINTS, EVERY, Interrupted, Job, Plan, Runner, failures
+from cetsim.sweep.runner import CHECKPOINTS, EVERY, Interrupted, Plan, Runner, failures
 from cetsim.sweep.training import Mapped, Training
 from cetsim.sweep.writers import Table
 
@@ -67,7 +67,7 @@ def run(
                 path.unlink(missing_ok=True)
             shutil.rmtree(Path(folder) / CHECKPOINTS, ignore_errors=True)
         records = Records(folder)
-        own.require_no_other(records)
+        own.require_no_other(Runner(records, Reporter()))
         with Reporter() as reporter, _telling(folder):
             runner, plan, mine = Runner(records, reporter, checkpoint_every), own.plan, share(own.batches, shared)
             left = sum(len(runner.unfinished(plan, each.conditions)) for each in mine)
@@ -124,25 +124,21 @@ class _Sweep:
     def _program(self, condition: dict, width: int) -> Mapped:
         return Mapped(self.training_of(condition), width, self.devices)
 
-    def require_no_other(self, records: Records) -> None:
+    def require_no_other(self, runner: Runner) -> None:
         """Raises ValueError if the folder holds unfinished batches that are not of this sweep."""
-        runner = Runner(records, Reporter())
-        known = set()
-        for batch in self.batches:
-            todo = runner.unfinished(self.plan, batch.conditions)
-            jobs = [Job(self.plan, batch, some) for some in (todo, *([each] for each in todo)) if some]
-            known |= {config_hash(job.config) for job in jobs}
-        folders = runner.checkpoints.iterdir() if runner.checkpoints.exists() else ()
-        for folder in sorted(folders):
-            if folder.name not in known:
+        runner.tidy()
+        known = [({self.plan.key(each) for each in batch.conditions}, batch.width) for batch in self.batches]
+        for folder in sorted(runner.checkpoints.glob("*")):
+            lanes = [config_hash(lane) for lane in _lanes(folder)]
+            if lanes and not any(own.issuperset(lanes) and width == len(lanes) for own, width in known):
                 raise ValueError(
-                    f"{records.folder} holds an unfinished batch of another config, {self._difference(folder)}: finish "
-                    "that sweep as it was declared, choose another folder, or start over with fresh=True"
+                    f"{runner.records.folder} holds an unfinished batch of another config, {self._difference(folder)}: "
+                    "finish that sweep as it was declared, choose another folder, or start over with fresh=True"
                 )
 
     def _difference(self, folder: Path) -> str:
         """What differs between a batch that was left in a folder and this sweep, in words."""
-        lanes = (Checkpoints(folder, {}).saved_config() or {}).get("lanes", [])
+        lanes = _lanes(folder)
         own = {config_hash(condition): self.config_of(condition) for condition in self.conditions}
         for lane in lanes:
             now = own.get(config_hash(lane.get("condition", {})))
@@ -154,6 +150,11 @@ class _Sweep:
             if differ:
                 return ", ".join(differ)
         return f"with {len(lanes)} lanes, where `batch` is now {self.batch} on {len(self.devices)} devices"
+
+
+def _lanes(folder: Path) -> list[dict]:
+    """The configs of the lanes of a batch that was left in a folder; none if there is nothing to go on from."""
+    return (Checkpoints(folder, {}).saved_config() or {}).get("lanes", [])
 
 
 def _shared(shard: str, fresh: bool) -> str:

@@ -2,8 +2,6 @@
 
 import math
 
-from cetsim.sweep.batches import parse_shard
-
 DT = 0.2  # seconds an image is seen
 STRETCH = 128  # images in a stretch of time
 
@@ -45,6 +43,8 @@ def require_orders(orders: tuple) -> None:
 
 def require_run_flags(plot_only: bool, fresh: bool, shard: str = "1/1") -> None:
     """Raises ValueError for flags that exclude each other, or a shard that there is not."""
+    from cetsim.sweep.batches import parse_shard  # JAX is not needed to read options
+
     if plot_only and fresh:
         raise ValueError("--plot-only redraws what --fresh would remove: give one of them")
     if fresh and parse_shard(shard)[1] > 1:
