@@ -217,9 +217,8 @@ def control():
     return sweep.Training(run.init, run.advance, None, 10, hyperparameters=hyper), sweep.grid(**axes)
 
 
-@pytest.mark.parametrize("make", [vision, retrograde, control])
-def test_a_condition_in_a_batch_equals_it_alone(make):
-    training, conditions = make()
+def assert_each_equals_itself_alone(training, conditions, tolerance):
+    """The whole state, weights among it, after ten updates; the first condition and every third."""
     training = training._replace(every=5)
     assert len({training.shape_of(condition) for condition in conditions}) == 1
     program, start = Mapped(training, len(conditions), jax.local_devices()[:1]), 0
@@ -234,7 +233,19 @@ def test_a_condition_in_a_batch_equals_it_alone(make):
         alone, _ = advance_alone(alone, 10)
         for in_batch, own in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
             if jnp.issubdtype(own.dtype, jnp.inexact):
-                np.testing.assert_allclose(in_batch[lane], own, atol=1e-9)
+                np.testing.assert_allclose(in_batch[lane], own, atol=tolerance)
+
+
+@pytest.mark.parametrize("make", [vision, retrograde, control])
+def test_a_condition_in_a_batch_equals_it_alone(make):
+    assert_each_equals_itself_alone(*make(), tolerance=1e-9)
+
+
+def test_a_condition_in_a_batch_equals_it_alone_in_float32():
+    with jax.enable_x64(False):
+        training, conditions = vision()
+        assert training.arrays(conditions[0]).learning_rate.dtype == jnp.float32
+        assert_each_equals_itself_alone(training, conditions, tolerance=1e-4)
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(tmp_path, monkeypatch):

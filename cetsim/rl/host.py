@@ -348,13 +348,12 @@ class HostRun:
         """
         linear = [layer for layer in params.actor.layers if isinstance(layer, eqx.nn.Linear)]
         *hidden, last = (np.asarray(layer.weight).T for layer in linear)
-        rooms = [np.empty((self.settings.environments, weight.shape[1]), weight.dtype) for weight in hidden]
         noise = self._noise(key)
 
         def act(observations):
-            for weight, room in zip(hidden, rooms, strict=True):
-                observations = np.maximum(np.matmul(observations, weight, out=room), 0, out=room)
-            return (observations @ last + next(noise)).argmax(axis=1)
+            for weight in hidden:
+                observations = np.maximum(observations.dot(weight), 0)
+            return (observations.dot(last) + next(noise)).argmax(axis=1)
 
         return act
 
