@@ -56,9 +56,8 @@ class Checkpoints:
     """The checkpoints of one run, the last two of which are kept in `folder`.
 
     **Arguments:** `folder`: of this run alone; made when first written to. `config`: JSON values that make the run what
-    it is; one with another config is not resumed.
-
-    One process at a time may write: a sweep holds a lock. Once there is a checkpoint there is always one.
+    it is; one with another config is not resumed. One process at a time may write: a sweep holds a lock. Once there is
+    a checkpoint there is always one.
     """
 
     def __init__(self, folder: str | os.PathLike, config: dict):
@@ -114,9 +113,8 @@ class Checkpoints:
             except Damaged as error:
                 damaged[path] = str(error)
         self._damaged |= damaged.keys()
-        on = "there is none before it, so that the run starts over"
-        if found is not None:
-            on = f"the run falls back to step {found[1]['step']}"
+        back = "there is none before it, so that the run starts over"
+        on = back if found is None else f"the run falls back to step {found[1]['step']}"
         for path, what in damaged.items():
             warnings.warn(f"the checkpoint {path} is damaged: {what}; {on}", CheckpointWarning, stacklevel=2)
         if found is None:
@@ -134,7 +132,6 @@ class Checkpoints:
         for step, path in reversed(self._files()):
             with contextlib.suppress(Damaged):
                 return _read(path, step)[0]["config"]
-        return None
 
     def remove(self) -> None:
         """Deletes all checkpoints, those of a run that is finished."""
@@ -156,8 +153,8 @@ class Checkpoints:
 
     def _prune(self, newest: Path) -> None:
         """Removes what is of no more use now that `newest` is in place."""
-        whole = [path for _, path in self._files() if path not in self._damaged]
-        useless = {path for _, path in self._files()} - set(whole[-KEPT:])
+        files = [path for _, path in self._files()]
+        useless = set(files) - set([path for path in files if path not in self._damaged][-KEPT:])
         # A file's clock is that of the disk, which neither another host's nor a clock that jumps confuses.
         now = newest.stat().st_mtime
         for path, host, process in self._temporaries():
@@ -355,8 +352,8 @@ def _dtype_name(name: str, dtype: np.dtype) -> str:
 
 def _restore(path: Path, entries: list[dict], data: memoryview, like: PyTree) -> PyTree:
     """The tree with the structure of `like` and the leaves of a file."""
-    expected = [_entry(name, leaf) for name, leaf in _leaves(like)]
-    saved, wanted = ([(entry["path"], entry["type"]) for entry in each] for each in (entries, expected))
+    told = entries, [_entry(name, leaf) for name, leaf in _leaves(like)]
+    saved, wanted = ([(entry["path"], entry["type"]) for entry in each] for each in told)
     if saved != wanted:
         raise ValueError(f"the checkpoint {path} does not fit the run: {_misfits(dict(saved), dict(wanted))}")
     leaves, start = [], 0
