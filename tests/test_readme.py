@@ -58,6 +58,15 @@ def test_example_of_a_sweep_runs(tmp_path, monkeypatch, capsys):
     assert sweep.load("results/orders").hashes == names["table"].hashes
 
 
+def test_whole_runs_in_a_batch_end_within_the_spread_of_seeds_of_those_alone(tmp_path, monkeypatch, capsys):
+    (source,) = (source for source in EXAMPLES if "sweep.run" in source)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source.replace("300", "60").replace("order=(2, 10)", "order=(10,)"), "README.md", "exec"), names := {})
+    together = names["table"].final("accuracy").reshape(-1, 3)
+    alone = sweep.run("results/alone", names["conditions"], names["training"], batch=1).final("accuracy").reshape(-1, 3)
+    assert np.all(np.abs(together - alone).max(axis=1) <= together.std(axis=1, ddof=1))
+
+
 def _sources_of(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
