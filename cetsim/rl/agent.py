@@ -222,11 +222,11 @@ class Learner(eqx.Module):
 
     def judge(self, hyper: Hyperparameters, critic, rollout: Rollout):
         """TD errors, and the λ-returns that values should come to, `[time, environments]`."""
-        value = jax.vmap(jax.vmap(critic))
-        before = value(rollout.observation)[..., 0]
-        final = lambda: value(rollout.final)[..., 0]  # noqa: E731
+        value = lambda observations: networks.outputs(critic, observations)[..., 0]  # noqa: E731
+        before = value(rollout.observation)
+        final = lambda: value(rollout.final)  # noqa: E731
         # What is next observed has its value already, except where an episode was broken off, which is rare.
-        following = lambda: jnp.concatenate([before[1:], value(rollout.final[-1:])[..., 0]])  # noqa: E731
+        following = lambda: jnp.concatenate([before[1:], value(rollout.final[-1:])])  # noqa: E731
         after = jax.lax.cond(jnp.any(rollout.truncated), final, following)
         ended = rollout.terminated | (rollout.truncated & (self.settings.truncation == "terminate"))
         td_error = rollout.reward + hyper.discount * jnp.where(ended, 0.0, after) - before
@@ -239,10 +239,9 @@ class Learner(eqx.Module):
         The actor's is summed over time and averaged over environments. The critic's is None unless it is late.
         """
         model = self.networks(params)
-        by_environment = lambda function: jax.vmap(function, in_axes=(None, 1, 1))  # noqa: E731
-        factors = by_environment(networks.factors_of_policy)(model.actor, rollout.observation, rollout.action)
+        factors = networks.factors_of_policy(model.actor, rollout.observation, rollout.action)
         if self.settings.late_critic:
-            factors += jax.vmap(networks.factors_of_value, in_axes=(None, 1))(model.critic, rollout.observation)
+            factors += networks.factors_of_value(model.critic, rollout.observation)
         after, updates = [], []
         for rule, layer, seen in zip(self._rules(hyper, params), layers, factors, strict=True):
             layer, gradient = self._learn_layer(hyper, rule, layer, seen, rollout, td_error)
@@ -262,7 +261,7 @@ class Learner(eqx.Module):
             decay = hyper.discount * rule.lam
             return late_layer.learn(rule.trace, rule.delay, decay, layer, seen, td_error, alive, options)
 
-        return jax.vmap(learn, in_axes=(0, 0, 1, 1))(layer, seen, td_error, rollout.alive)
+        return jax.vmap(learn, in_axes=(0, 1, 1, 1))(layer, seen, td_error, rollout.alive)
 
     def _make(self, actor_key, critic_key) -> Networks:
         sizes = (self.size, *self.settings.hidden)
@@ -307,9 +306,9 @@ class Learner(eqx.Module):
 
     def _plain_loss(self, model: Networks, hyper: Hyperparameters, rollout: Rollout, targets):
         """What is learned by ordinary backprop: the entropy bonus, and the critic unless it is late."""
-        logits = jax.vmap(jax.vmap(model.actor))(rollout.observation)
+        logits = networks.outputs(model.actor, rollout.observation)
         entropy = -jnp.mean(jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), axis=-1))
-        value = jax.vmap(jax.vmap(model.critic))(rollout.observation)[..., 0]
+        value = networks.outputs(model.critic, rollout.observation)[..., 0]
         value_loss = 0.5 * jnp.mean((value - jax.lax.stop_gradient(targets)) ** 2)
         critics = jax.lax.stop_gradient(value_loss) if self.settings.late_critic else value_loss
         return hyper.value * critics - hyper.entropy * entropy, Measured(entropy, value_loss)

@@ -40,37 +40,55 @@ def _mlp(sizes, draw, use_bias: bool, key) -> eqx.nn.Sequential:
     return eqx.nn.Sequential(layers[:-1])
 
 
-class Factors(NamedTuple):
-    """What one layer's synapses see of a stretch of time.
+def outputs(model: eqx.nn.Sequential, observations: Float[Array, "*many size"]) -> Float[Array, "*many outputs"]:
+    """What an actor or a critic says of many observations.
 
-    **Fields:** `x`: `[time, in]`, with a last column of ones where there are biases. `derivative`: f'(z),
-    `[time, out]`, or None for the identity. `error`: the derivative, by the layer's activation, of what is to rise,
-    `[time, out]`.
+    As rows times weights: of the model mapped over observations XLA makes weights times columns, and transposes what
+    every layer gives.
+    """
+    x = observations
+    for layer in model.layers:
+        if isinstance(layer, eqx.nn.Linear):
+            x = x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
+        else:
+            x = layer(x)
+    return x
+
+
+class Factors(NamedTuple):
+    """What one layer's synapses see of a stretch of time, in one environment or in many.
+
+    **Fields:** `x`: `[time, ..., in]`, with a last column of ones where there are biases. `derivative`: f'(z),
+    `[time, ..., out]`, or None for the identity. `error`: the derivative, by the layer's activation, of what is to
+    rise, `[time, ..., out]`.
     """
 
-    x: Float[Array, "time inputs"]
-    derivative: Float[Array, "time out"] | None
-    error: Float[Array, "time out"]
+    x: Float[Array, "*time inputs"]
+    derivative: Float[Array, "*time out"] | None
+    error: Float[Array, "*time out"]
 
 
 def factors_of_policy(
-    model: eqx.nn.Sequential, observations: Float[Array, "time size"], actions: Int[Array, " time"]
+    model: eqx.nn.Sequential, observations: Float[Array, "*time size"], actions: Int[Array, "*time"]
 ) -> list[Factors]:
     """The factors of each layer of an actor, from the bottom up, of the logarithm of the odds of the actions taken."""
 
     def error(logits):
-        return jax.nn.one_hot(actions, logits.shape[1], dtype=logits.dtype) - jax.nn.softmax(logits)
+        return jax.nn.one_hot(actions, logits.shape[-1], dtype=logits.dtype) - jax.nn.softmax(logits)
 
     return _factors(model, observations, error)
 
 
-def factors_of_value(model: eqx.nn.Sequential, observations: Float[Array, "time size"]) -> list[Factors]:
+def factors_of_value(model: eqx.nn.Sequential, observations: Float[Array, "*time size"]) -> list[Factors]:
     """The factors of each layer of a critic, from the bottom up, of the value of each observation."""
     return _factors(model, observations, jnp.ones_like)
 
 
 def _factors(model, observations, error_of) -> list[Factors]:
-    """Forward and back by hand, errors travelling down undelayed: what autodiff would sum over time is kept apart."""
+    """Forward and back by hand, errors travelling down undelayed: what autodiff would sum over time is kept apart.
+
+    Forward in the same operations as `outputs`, so that a program which needs both computes one.
+    """
     linear = [layer for layer in model.layers if isinstance(layer, eqx.nn.Linear)]
     seen, derivatives, x = [], [], observations
     for layer in linear:
@@ -80,7 +98,7 @@ def _factors(model, observations, error_of) -> list[Factors]:
         x = jax.nn.relu(z)
     derivatives[-1], error, factors = None, error_of(z), []
     for layer, x, derivative in zip(linear[::-1], seen[::-1], derivatives[::-1], strict=True):
-        x = x if layer.bias is None else jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
+        x = x if layer.bias is None else jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
         factors.insert(0, Factors(x, derivative, error))
         error = (error if derivative is None else derivative * error) @ layer.weight
     return factors
