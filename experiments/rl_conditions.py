@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade, FixedDelay, LayerwiseDelay
-from cetsim.rl import Hyperparameters, Settings, environments, host
+from cetsim.rl import Hyperparameters, Settings, environments, from_gymnasium
 from cetsim.rl.environments import Environment
-from cetsim.rl.host import HostEnvironment
+from cetsim.rl.world import HostEnvironment
 from experiments.options import rl_paper
 from experiments.options.rl import ReinforcementLearning
 
@@ -144,6 +144,6 @@ def open_environment(options: ReinforcementLearning) -> Environment | HostEnviro
     """
     split = options.paper.split
     if options.environment == "lunarlander":
-        return host.from_gymnasium("LunarLander-v3", split=split)
+        return from_gymnasium("LunarLander-v3", split=split)
     own = environments.cartpole() if options.environment == "cartpole" else environments.space_invaders()
     return environments.split_signs(own) if split else own

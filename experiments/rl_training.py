@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cetsim.rl import ActorCriticRun, policy_alignment
-from cetsim.rl.host import HostEnvironment, HostRun
+from cetsim.rl.host import HostRun
+from cetsim.rl.world import HostEnvironment
 from cetsim.sweep.devices import over_lanes, place
 from cetsim.sweep.runner import Program
 from experiments.records import number

@@ -11,7 +11,8 @@ from networks import jit
 from cetsim import CascadingTrace, DelayLine, FixedDelay
 from cetsim.rl import ActorCriticRun, Hyperparameters, Settings, policy_alignment, without_delay
 from cetsim.rl.environments import Environment
-from cetsim.rl.host import HostRun, from_gymnasium
+from cetsim.rl.host import HostRun
+from cetsim.rl.world import from_gymnasium
 
 gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: pip install 'cetsim[rl]'")
 

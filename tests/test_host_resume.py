@@ -10,7 +10,7 @@ import pytest
 
 from cetsim import CascadingTrace, FixedDelay
 from cetsim.rl import HostRun, Hyperparameters, Settings
-from cetsim.rl.host import from_gymnasium
+from cetsim.rl.world import from_gymnasium
 from cetsim.sweep.checkpoint import Checkpoints
 
 gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: pip install 'cetsim[rl]'")

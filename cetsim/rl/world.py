@@ -1,0 +1,208 @@
+"""Worlds on the host, such as Gymnasium's simulators: environments side by side that can say how they came to be here.
+
+A world on the host can only go on; a new one comes to the same moment by replaying the episodes under way.
+"""
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Shaped
+
+from cetsim import checks
+from cetsim.rl.environments import EXTRA
+
+
+class HostStep(NamedTuple):
+    """What follows the actions in all environments, led by environments; fields as in `environments.Step`."""
+
+    observation: Shaped[np.ndarray, "environments size"]
+    reward: Shaped[np.ndarray, " environments"]
+    terminated: Shaped[np.ndarray, " environments"]
+    truncated: Shaped[np.ndarray, " environments"]
+    final: Shaped[np.ndarray, "environments size"]
+
+
+class Remembered:
+    """An environment of Gymnasium that remembers how it came to where it is in its episode, and no earlier episode.
+
+    Stands in the place of `env`, where everything else is looked up.
+
+    **Attributes:** `seen`: the last observation.
+    """
+
+    def __init__(self, env):
+        self.env, self.seen = env, None
+        self._seed = self._random = None
+        self._actions, self._earned = [], 0.0
+
+    def __getattr__(self, name: str):
+        return getattr(self.env, name)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Begins an episode, with `seed` or from the random state that the last one left."""
+        if seed is None:
+            self._random = self.env.unwrapped.np_random.bit_generator.state
+        else:
+            self._seed, self._random = seed, None
+        self._actions, self._earned = [], 0.0
+        self.seen, info = self.env.reset(seed=seed, options=options)
+        return self.seen, info
+
+    def step(self, action):
+        """Goes on by one step."""
+        self._actions.append(action)
+        after = self.env.step(action)
+        self.seen = after[0]
+        self._earned += after[1]
+        return after
+
+    def record(self) -> dict:
+        """What `replay` needs: the seed, the random state before an episode that began without one, and the actions.
+
+        The digest, of the last observation and the sum of rewards, says whether a replay came to the same.
+        """
+        random = json.loads(json.dumps(self._random, default=np.ndarray.tolist))
+        actions = [int(action) for action in self._actions]
+        return {"seed": self._seed, "random": random, "actions": actions, "digest": self._digest()}
+
+    def replay(self, record: dict) -> bool:
+        """Comes to where the environment was that gave `record`; whether this one came to the same."""
+        self.reset(seed=record["seed"])  # also for a later episode: environments may set themselves up only then
+        if record["random"] is not None:
+            self.env.unwrapped.np_random.bit_generator.state = record["random"]
+            self.reset()
+        for action in record["actions"]:
+            _, _, terminated, truncated, _ = self.step(np.int64(action))
+            if terminated or truncated:
+                return False
+        return self._digest() == record["digest"]
+
+    def _digest(self) -> str:
+        return hashlib.sha256(np.asarray(self.seen).tobytes() + np.float64(self._earned).tobytes()).hexdigest()
+
+
+class World:
+    """Environments side by side on the host, which begin new episodes by themselves.
+
+    **Arguments:** `name`: of the environment. `vector`: a vector environment of Gymnasium, of `Remembered`, that resets
+    in the step in which an episode ends. `split`: whether observations come as positive and negative parts.
+
+    **Attributes:** `seconds`: spent in the simulator so far. `steps`: made so far.
+    """
+
+    def __init__(self, name: str, vector, split: bool):
+        self.seconds, self.steps = 0.0, 0
+        self._name, self._vector, self._split = name, vector, split
+
+    def reset(self, key: Array) -> Shaped[np.ndarray, "environments size"]:
+        """First observations; `key` sets all that is random in the world until the next reset."""
+        seeds = jax.random.bits(key, (self._vector.num_envs,), "uint32")
+        return self._seen(self._timed(lambda: self._vector.reset(seed=[int(seed) for seed in seeds])[0]))
+
+    def step(self, actions: Shaped[np.ndarray, " environments"]) -> HostStep:
+        """One step of every environment."""
+        self.steps += 1
+        observation, reward, terminated, truncated, info = self._timed(lambda: self._vector.step(actions))
+        observation = final = self._seen(observation)
+        if "final_obs" in info:
+            final = observation.copy()
+            for i in np.flatnonzero(info["_final_obs"]):
+                final[i] = self._seen(info["final_obs"][i][None])[0]
+        return HostStep(observation, reward, terminated, truncated, final)
+
+    def record(self) -> dict:
+        """Where the world is, in JSON values: what happened in the episodes under way, for `replay`."""
+        episodes = [environment.record() for environment in self._vector.envs]
+        return {"environment": self._name, "steps": self.steps, "episodes": episodes}
+
+    def replay(self, record: dict) -> Shaped[np.ndarray, "environments size"]:
+        """Brings a world just opened to where another was when it gave `record`; what was last observed there.
+
+        **Raises:** ValueError if `record` is of other environments, or they do not repeat themselves.
+        """
+        environments, episodes = self._vector.envs, record["episodes"]
+        if record["environment"] != self._name:
+            raise ValueError(f"`record` must be of {self._name}, got one of {record['environment']}")
+        if len(episodes) != len(environments):
+            raise ValueError(f"`record` must be of {len(environments)} environments, got {len(episodes)}")
+        for i, (environment, episode) in enumerate(zip(environments, episodes, strict=True)):
+            if not self._timed(lambda each=environment, past=episode: each.replay(past)):
+                raise ValueError(
+                    f"{self._name} must repeat itself from the same random state and actions to be resumed, but "
+                    f"environment {i} came to something else within {len(episode['actions'])} steps: start the run anew"
+                )
+        self.steps = record["steps"]
+        dtype = self._vector.single_observation_space.dtype
+        return self._seen(np.stack([environment.seen for environment in environments], dtype=dtype))
+
+    def close(self):
+        """Ends the simulators."""
+        self._vector.close()
+
+    def _timed(self, call):
+        start = time.perf_counter()
+        result = call()
+        self.seconds += time.perf_counter() - start
+        return result
+
+    def _seen(self, observations):
+        flat = observations.reshape(len(observations), -1).astype(jax.dtypes.canonicalize_dtype(float))
+        return np.maximum(np.concatenate([flat, -flat], axis=1), 0) if self._split else flat
+
+
+class HostEnvironment(NamedTuple):
+    """An environment on the host, with discrete actions.
+
+    **Fields:** `name`. `size`: of an observation, a vector. `actions`: their number. `open`: of a number of
+    environments, gives a `World` of them.
+    """
+
+    name: str
+    size: int
+    actions: int
+    open: Callable[[int], World]
+
+
+def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment:
+    """An environment of Gymnasium by its name; observations of any shape become vectors.
+
+    **Arguments:** `split`: whether every observation x comes as its positive and negative parts, max(x, 0) and
+    max(-x, 0). `options`: of `gymnasium.make`.
+
+    **Raises:** ImportError, with what to install; ValueError for actions that are not discrete, or observations that
+    are no arrays.
+    """
+    gymnasium = _gymnasium()
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    make = functools.partial(gymnasium.make, name, **options)
+
+    def open_world(environments: int) -> World:
+        checks.require_at_least("environments", environments, 1.0)
+        makers = [lambda: Remembered(make())] * environments
+        return World(name, gymnasium.vector.SyncVectorEnv(makers, copy=False, autoreset_mode=mode), split)
+
+    try:
+        one = make()
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ImportError(f"{name} needs more than Gymnasium: {EXTRA} ({error})") from error
+    actions, observations = one.action_space, one.observation_space
+    one.close()
+    if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
+        raise ValueError(f"{name} must have discrete actions that count from 0, got {actions}")
+    if not isinstance(observations, gymnasium.spaces.Box):
+        raise ValueError(f"{name} must have observations in a Box, got {observations}")
+    return HostEnvironment(name, int(np.prod(observations.shape)) * (1 + split), int(actions.n), open_world)
+
+
+def _gymnasium():
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ImportError(f"this environment needs Gymnasium: {EXTRA} ({error})") from error
+    return gymnasium
