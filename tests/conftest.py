@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 import signal
+import tempfile
 
 import hypothesis
 import jax
@@ -11,6 +13,13 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn to files, also where there is a screen
 jax.config.update("jax_enable_x64", True)
+# Programs compiled in one session are kept until it ends: modules, workers and processes that tests start share them.
+OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OWN_CACHE:
+    for name, value in (("compilation_cache_dir", tempfile.mkdtemp(prefix="cetsim-tests-")),
+                        ("persistent_cache_min_compile_time_secs", 0.3)):  # fmt: skip
+        os.environ[f"JAX_{name.upper()}"] = str(value)  # of processes that tests start
+        jax.config.update(f"jax_{name}", value)
 # Must come before the first import of cetsim: pytest imports this module before those of the tests.
 install_import_hook("cetsim", "beartype.beartype")
 # No deadline, since the first example of a test compiles.
@@ -20,6 +29,12 @@ hypothesis.settings.load_profile("same every time")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell, where it would stay ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure():
+    """Removes what this session compiled."""
+    if OWN_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
