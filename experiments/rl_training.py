@@ -1,7 +1,5 @@
 """Training of conditions on reinforcement learning, those of one program at once, and what is measured on the way."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -42,7 +40,6 @@ class Trainer(Program):
         if self.on_host and width > 1:
             raise ValueError(f"a simulator on the host must be run one condition at a time, got {width}")
         self.run = (HostRun if self.on_host else ActorCriticRun)(environment, stage.settings())
-        self.late = math.ceil(round(stage.options.longest / stage.options.dt) / self.run.settings.rollout)
         self.ends = np.unique(np.linspace(0, stage.updates, POINTS + 1).round().astype(int))[1:].tolist()
         self.measured_at = {*self.ends[POINTS // MEASURED - 1 :: POINTS // MEASURED], stage.updates}
         # Runs are mapped over learning rates and keys alone: the trace is the same for all, and what depends on it.
@@ -53,7 +50,7 @@ class Trainer(Program):
         )
         evaluate = lambda state, key: self.run.evaluate(state, key, stage.options.episodes, MAX_STEPS)  # noqa: E731
         self._mapped_evaluate = jax.jit(over_lanes(evaluate))
-        align = lambda state, key: policy_alignment(self.run, self._with_trace(state), key, ROLLOUTS, self.late)  # noqa: E731
+        align = lambda state, key: policy_alignment(self.run, self._with_trace(state), key, ROLLOUTS)  # noqa: E731
         self._mapped_align = jax.jit(over_lanes(align))
 
     def _with_rate(self, rate):
@@ -105,7 +102,7 @@ class Trainer(Program):
             return
         keys = [jax.random.fold_in(jax.random.fold_in(key, ALIGNMENT_KEY), frames) for key in keys]
         if self.on_host:
-            cosines = np.asarray(policy_alignment(self.run, state, keys[0], ROLLOUTS, self.late))[None]
+            cosines = np.asarray(policy_alignment(self.run, state, keys[0], ROLLOUTS))[None]
         else:
             cosines = np.asarray(self._mapped_align(state, jnp.stack(keys)))
         for layer in range(cosines.shape[-1]):

@@ -181,15 +181,16 @@ def test_the_critic_learns_at_a_rate_of_its_own():
     close(jax.tree.map(lambda leaf: 10 * leaf, moved(plain)), moved(fast))
 
 
-def test_what_is_remembered_exactly_points_along_the_policy_gradient():
-    def cosines(lag, rollouts, **options):
-        trace = DelayLine(lag, DT, lag)
-        state = RUN.init(Hyperparameters(1e-2, trace, FixedDelay(2.2, DT, 2.2), **options), jax.random.key(3))
-        return jit(lambda key: policy_alignment(RUN, state, key, rollouts, 1))(jax.random.key(4))
+@pytest.mark.parametrize("lag", [0.0, 1.0, 2.2, 5.0])  # steps of 0.2; a rollout has 11
+def test_what_is_remembered_exactly_points_along_the_policy_gradient(lag):
+    def cosines(peak, room):
+        trace = DelayLine(peak, DT, room)
+        state = RUN.init(Hyperparameters(1e-2, trace, FixedDelay(lag, DT, room)), jax.random.key(3))
+        return jit(lambda key: policy_alignment(RUN, state, key, 3))(jax.random.key(4))
 
-    np.testing.assert_allclose(cosines(2.2, 3, lam=0.0), 1.0, atol=1e-10)
-    assert (cosines(2.2, 60) > 0.99).all()  # the λ-trace of the last steps is cut
-    assert (cosines(1.8, 60) < 0.97).all()
+    for room in (lag, lag + 3.0):  # how much later signals might be matters as little
+        np.testing.assert_allclose(cosines(lag, room), 1.0, atol=1e-10)
+    assert (cosines(lag + 0.4, lag + 0.4) < 0.97).all()
 
 
 def test_undelayed_changes_nothing_but_when():

@@ -166,16 +166,16 @@ def test_it_learns():
     assert RUN.evaluate(state, jax.random.key(13), 60).mean() > before + 2.0
 
 
-def alignment(hyper, rollouts, late):
-    return policy_alignment(RUN, RUN.init(hyper, jax.random.key(3)), jax.random.key(4), rollouts, late)
+def alignment(hyper, rollouts):
+    return policy_alignment(RUN, RUN.init(hyper, jax.random.key(3)), jax.random.key(4), rollouts)
 
 
 def test_updates_are_compared_with_the_policy_gradient():
     blurred, signal = CascadingTrace(3, 2.2, 0.2), FixedDelay(2.2, 0.2, 2.2)
-    exact = Hyperparameters(1e-2, DelayLine(2.2, 0.2, 2.2), signal, lam=0.0)
-    np.testing.assert_allclose(alignment(without_delay(1e-2), 2, 0), 1.0, rtol=1e-12)
-    np.testing.assert_allclose(alignment(exact, 3, 1), 1.0, atol=1e-10)
-    cosines = alignment(Hyperparameters(1e-2, blurred, signal), 12, 1)
+    exact = Hyperparameters(1e-2, DelayLine(2.2, 0.2, 2.2), signal)
+    np.testing.assert_allclose(alignment(without_delay(1e-2), 2), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(alignment(exact, 3), 1.0, atol=1e-10)
+    cosines = alignment(Hyperparameters(1e-2, blurred, signal), 12)
     assert cosines.shape == (2,)
     assert ((cosines > 0.9) & (cosines < 0.998)).all()
 
@@ -186,15 +186,13 @@ def test_alignment_leaves_the_run_as_it_was(monkeypatch):
     world = type(state.world)
     monkeypatch.setattr(world, "reset", lambda self, key, own=world.reset: opened.append(self) or own(self, key))
     monkeypatch.setattr(world, "close", lambda self, own=world.close: closed.append(self) or own(self))
-    cosines = policy_alignment(RUN, state, jax.random.key(4), 2, 1)
+    cosines = policy_alignment(RUN, state, jax.random.key(4), 2)
     assert len(opened) == 1
     assert closed == opened
     assert state.world not in opened
     same(RUN.advance(state, 1)[0].agent, RUN.advance(other, 1)[0].agent)
-    same(policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(4), 2, 1), cosines)
-    assert not np.array_equal(
-        policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(5), 2, 1), cosines
-    )
+    same(policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(4), 2), cosines)
+    assert not np.array_equal(policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(5), 2), cosines)
 
 
 def test_observations_split_by_sign():

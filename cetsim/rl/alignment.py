@@ -1,11 +1,12 @@
 """How far the actor's late update points along the policy gradient that comes at once."""
 
+import math
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from cetsim import metrics
 from cetsim.rl.a2c import ActorCriticRun, TrainState
@@ -15,24 +16,25 @@ from cetsim.rl.late_layer import LayerState
 
 
 def policy_alignment(
-    run: ActorCriticRun | HostRun, state: TrainState | HostState, key: Array, rollouts: int, late: int
+    run: ActorCriticRun | HostRun, state: TrainState | HostState, key: Array, rollouts: int
 ) -> Float[Array, " layers"]:
     """Cosine of the angle between the two updates of each layer of the actor, from the bottom up, weights held.
 
-    Both see the same `rollouts`, starting with no past; the update by traces is summed `late` rollouts later, the delay
-    in whole rollouts, when their signals come. The critic is left out, late or not. The rollouts go on from where the
-    run is; on the host they are of a world of their own, from its first episodes on, and the run's stays where it is.
+    Both learn from the TD errors of the same `rollouts`, starting with no past, and from none after them; as many more
+    are played as the signals are late, so that all come. The critic is left out, late or not. The rollouts go on from
+    where the run is; on the host they are of a world of their own, from its first episodes on, and the run's stays
+    where it is.
     """
     agent, learner = state.agent, run.learner
     hypers = agent.hyper, undelayed(agent.hyper)
-    index = jnp.arange(rollouts + late)
-    counted = jnp.stack([index >= late, index < rollouts], axis=1).astype(float)
     nothing = jax.tree.map(jnp.zeros_like, agent.params.actor)
     sides = [_Side(learner.no_past(hyper, agent.params), nothing) for hyper in hypers]
+    room = max(layer.under_way.td_error.shape[1] for layer in sides[0].layers)  # steps that a signal may be late
+    sent = jnp.arange(rollouts + math.ceil(room / run.settings.rollout)) < rollouts
     if isinstance(run, HostRun):
-        sides = _on_host(run, agent, hypers, sides, key, counted)
+        sides = _on_host(run, agent, hypers, sides, key, sent)
     else:
-        sides = _in_jax(run, state, hypers, sides, key, counted)
+        sides = _in_jax(run, state, hypers, sides, key, sent)
     weights = [[layer.weight for layer in side.total.layers if isinstance(layer, eqx.nn.Linear)] for side in sides]
     return jnp.stack([metrics.cosine(a, b) for a, b in zip(*weights, strict=True)])
 
@@ -44,29 +46,29 @@ class _Side(NamedTuple):
     total: eqx.nn.Sequential
 
 
-def _in_jax(run: ActorCriticRun, state: TrainState, hypers, sides: list[_Side], key: Array, counted) -> list[_Side]:
+def _in_jax(run: ActorCriticRun, state: TrainState, hypers, sides: list[_Side], key: Array, sent) -> list[_Side]:
     """Both updates after rollouts that go on from the run's world."""
 
     def go_on(carry, now):
         world, sides = carry
-        key, counted = now
+        key, sent = now
         world, rollout = run.roll_out(state.agent.params, world, key)
-        return (world, _add(run.learner, state.agent, hypers, sides, rollout, counted)), None
+        return (world, _add(run.learner, state.agent, hypers, sides, rollout, sent)), None
 
-    keys = jax.random.split(key, len(counted))
-    return jax.lax.scan(go_on, (state.world, sides), (keys, counted))[0][1]
+    keys = jax.random.split(key, len(sent))
+    return jax.lax.scan(go_on, (state.world, sides), (keys, sent))[0][1]
 
 
-def _on_host(run: HostRun, agent: AgentState, hypers, sides: list[_Side], key: Array, counted) -> list[_Side]:
+def _on_host(run: HostRun, agent: AgentState, hypers, sides: list[_Side], key: Array, sent) -> list[_Side]:
     """Both updates after rollouts in a world that is opened for them."""
     key, world_key = jax.random.split(key)
     environments, add = run.settings.environments, eqx.filter_jit(_add)
     world = run.environment.open(environments)
     try:
         state = HostState(agent, world, world.steps, world.reset(world_key), jnp.zeros(environments), key)
-        for own, counts in zip(jax.random.split(key, len(counted)), counted, strict=True):
+        for own, sends in zip(jax.random.split(key, len(sent)), sent, strict=True):
             state, rollout = run.roll_out(state, own)
-            sides = add(run.learner, agent, hypers, sides, rollout, counts)
+            sides = add(run.learner, agent, hypers, sides, rollout, sends)
     finally:
         world.close()
     return sides
@@ -78,13 +80,13 @@ def _add(
     hypers: tuple[Hyperparameters, ...],
     sides: list[_Side],
     rollout: Rollout,
-    counted: Float[Array, " sides"],
+    sent: Bool[Array, ""],
 ) -> list[_Side]:
-    """Both updates with what is learned from one more rollout, which counts `counted` times."""
+    """Both updates with what is learned in one more rollout, whose own TD errors are 0 unless `sent`."""
     td_error, _ = learner.judge(agent.hyper, learner.networks(agent.params).critic, rollout)
+    td_error = jnp.where(sent, td_error, 0)
     after = []
-    for hyper, (layers, total), counts in zip(hypers, sides, counted, strict=True):
+    for hyper, (layers, total) in zip(hypers, sides, strict=True):
         layers, gradient = learner.late_gradient(hyper, agent.params, layers, rollout, td_error)
-        total = jax.tree.map(lambda a, b, counts=counts: a + counts * b, total, gradient.actor)
-        after.append(_Side(layers, total))
+        after.append(_Side(layers, jax.tree.map(jnp.add, total, gradient.actor)))
     return after
