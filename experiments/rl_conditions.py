@@ -122,6 +122,7 @@ class Stage:
             "form": "activation",
             "mode": "carry",
             "critic_rate": self.options.critic_rate,
+            "variant": self.options.variant,
         }
         return columns | {name: value for name, value in asdict(condition).items() if name != "retrograde"}
 
@@ -130,11 +131,9 @@ class Stage:
         names = ("critic_rate", "discount", "lam", "entropy", "normalization", "cascade", "episodes")
         own = {name: getattr(self.options, name) for name in names} | {"value": rl_paper.VALUE, "dt": self.options.dt}
         split = self.options.paper.split
-        return (
-            self.columns(condition)
-            | {"measured_on": self.measured_on, "split": split, "settings": asdict(self.settings())}
-            | own
-        )
+        columns = self.columns(condition)
+        del columns["variant"]  # says again what is in the settings and below
+        return columns | {"measured_on": self.measured_on, "split": split, "settings": asdict(self.settings())} | own
 
 
 def open_environment(options: ReinforcementLearning) -> Environment | HostEnvironment:

@@ -40,7 +40,7 @@ PAPER = {
     },
 }
 _RANK = (UNDELAYED[0], "delay line", "CET", "ET")
-_SUBJECT = ("dataset", "network", "critic_rate")
+_SUBJECT = ("dataset", "network", "critic_rate", "variant")
 NOTE_WIDTH, PAGE_NOTE_WIDTH, PAGE_WIDTH = 62, 130, 7.0  # letters, letters, inches
 
 
@@ -53,11 +53,13 @@ class Runs:
             by_run[row["run"]].append(row)
         runs = [_Run(own) for own in by_run.values()]
         last = runs[-1].columns
-        runs = [run for run in runs if all(run.columns[name] == last[name] for name in _SUBJECT)]
+        runs = [
+            run for run in runs if all((run.columns.get(name) or "") == (last.get(name) or "") for name in _SUBJECT)
+        ]
         self.frames = max(run.frames for run in runs)
         kept = {(run.trace, run.delay, run.seed): run for run in runs if run.frames == self.frames}
         self.runs = list(kept.values())
-        self.environment, self.critic_rate = last["dataset"], last["critic_rate"]
+        self.environment, self.critic_rate, self.variant = last["dataset"], last["critic_rate"], last.get("variant")
         self.retrograde = any(run.columns["scenario"] == "retrograde" for run in self.runs)
         self.traces = sorted({run.trace for run in self.runs}, key=lambda key: (_RANK.index(key[0]), -key[1]))
         self.delays = sorted({run.delay for run in self.runs if run.trace != UNDELAYED})
@@ -78,6 +80,7 @@ class Runs:
             f"{self.environment}, {self.runs[0].columns['network']}, {self.frames:,} frames, "
             f"critic's learning rate {self.critic_rate:g} times the actor's, {len(self.seeds)} seed{many}"
         )
+        text += f", {self.variant}" if self.variant else ""
         return text + (f". Left out: {self.diverged} runs that diverged" if self.diverged else "")
 
 

@@ -64,7 +64,8 @@ def redraw(study: Study, options: ReinforcementLearning) -> None:
     require_writable(options.folder)
     tested = {row["run"] for row in rows if row["metric"] == "test_return"}
     rows = [row for row in rows if row["run"] in tested]
-    rows = [row for row in rows if row["dataset"] == NAMES[options.environment]] or rows
+    for name, value in (("dataset", NAMES[options.environment]), ("variant", options.variant)):
+        rows = [row for row in rows if (row.get(name) or "") == value] or rows
     if not rows:
         raise ValueError("there are no rows to draw: the experiment has not finished any run")
     _report(study, rows, options)

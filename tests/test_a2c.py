@@ -1,5 +1,7 @@
 """The actor-critic: its gradient against autodiff and the literal rule, and a run against itself in other pieces."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 from networks import jit
 from worlds import LENGTH, corridor
 
-from cetsim import CascadingTrace, DelayLine, FixedDelay, LayerwiseDelay, RandomDelay
+from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FixedDelay, LayerwiseDelay, RandomDelay
 from cetsim.rl import (
     ActorCriticRun,
     Hyperparameters,
@@ -19,7 +21,7 @@ from cetsim.rl import (
     policy_alignment,
     undelayed,
 )
-from cetsim.rl.actor_trace import Arriving
+from cetsim.rl.actor_trace import ActorState, Arriving, WindowState
 from cetsim.rl.environments import split_signs
 
 DT = 0.2
@@ -27,6 +29,7 @@ SETTINGS = Settings(updates=4, environments=3, rollout=11, hidden=(6, 5))
 
 
 RUN = ActorCriticRun(corridor(), SETTINGS)
+KEY = jax.random.key(0)
 
 
 def hyper(delay=0.0, rate=1e-2, **options):
@@ -97,16 +100,33 @@ def test_td_errors_and_returns_by_hand():
                 np.testing.assert_allclose(targets[t, env], value + later, rtol=1e-10, atol=1e-12)
 
 
+def test_td_errors_where_nothing_was_broken_off():
+    """The common case: what is next observed has its value already."""
+    run = ActorCriticRun(corridor(), Settings(1, 8, LENGTH - 2, (6, 5)))
+    state = run.init(hyper(), jax.random.key(1))
+    rollout, td_error, *_ = first_rollout(run, state)
+    assert not bool(rollout.truncated.any())
+    assert bool(rollout.terminated.any())
+    critic = jax.vmap(jax.vmap(run.learner.networks(state.agent.params).critic))
+    values, afters = (np.asarray(critic(x))[..., 0] for x in (rollout.observation, rollout.final))
+    expected = rollout.reward + 0.99 * np.where(rollout.terminated, 0.0, afters) - values
+    np.testing.assert_allclose(td_error, expected, rtol=1e-10, atol=1e-12)
+
+
 def shifted(rows, fill, late):
     """Rows that come `late` steps later, with what there was before them."""
     return jnp.concatenate([jnp.full_like(rows[:late], fill), rows[: len(rows) - late]])
 
 
-@pytest.mark.parametrize("option", ["", "late_critic", "late_flag", "synaptic_lam"])
+@pytest.mark.parametrize(
+    "option", ["", "late_critic", "late_flag", "synaptic_lam", "reset_cascade", "window", "preactivation"]
+)
 def test_late_credit_is_the_literal_rule(option):
     """Every synapse stepped through time, its signals, TD errors and ends of episodes 3 and 6 steps late."""
-    late_critic, late_flag = option == "late_critic", option == "late_flag"
-    run = ActorCriticRun(corridor(), Settings(1, 3, 11, (6, 5), late_critic=late_critic, late_flag=late_flag))
+    late_critic, late_flag, reset = (option == name for name in ("late_critic", "late_flag", "reset_cascade"))
+    flags = {option: True} if late_critic or late_flag or reset else {}
+    flags |= {"window": {"window": 11}, "preactivation": {"form": "preactivation"}}.get(option, {})
+    run = ActorCriticRun(corridor(), Settings(1, 3, 11, (6, 5), **flags))
     traces = (DelayLine(0.0, DT, 0.0), CascadingTrace(3, 0.6, DT), CascadingTrace(3, 1.2, DT))
     rng, lams = np.random.default_rng(0), [0.95] * 3
     if option == "synaptic_lam":
@@ -114,7 +134,8 @@ def test_late_credit_is_the_literal_rule(option):
     more = {"synaptic_lam": tuple(lams)} if option == "synaptic_lam" else {}
     own = Hyperparameters(1e-2, traces, LayerwiseDelay.stacked(0.6, 3, DT), entropy=0.0, **more)
     state = run.init(own, jax.random.key(2))
-    rollout, td_error, _, _, grads = first_rollout(run, state)
+    rollout, td_error, _, layers, grads = first_rollout(run, state)
+    assert option != "window" or all(isinstance(layer.synapses, WindowState) for layer in layers)
     model = run.learner.networks(state.agent.params)
     pairs = [(model.actor, grads.actor, lambda env: networks.factors_of_policy(model.actor, *seen(env)), 1.0)]
     seen = lambda env: (rollout.observation[:, env], rollout.action[:, env])  # noqa: E731
@@ -126,18 +147,37 @@ def test_late_credit_is_the_literal_rule(option):
         for env in range(3):
             for depth, factors in enumerate(factors_of(env)):
                 late, trace = 3 * (2 - depth), traces[2 - depth]
-                gain = jnp.ones_like(factors.error) if factors.derivative is None else factors.derivative
-                sent = factors.error, td_error[:, env], rollout.alive[:, env]
+                derivative = jnp.ones_like(factors.error) if factors.derivative is None else factors.derivative
+                gain, error = derivative, factors.error
+                if option == "preactivation":
+                    gain, error = jnp.ones_like(error), derivative * error
+                sent = error, td_error[:, env], rollout.alive[:, env]
+                emptied = rollout.alive[:, env] == 0 if reset else None
                 lates = (late, late, late + late_flag)
                 arriving = Arriving(*map(shifted, sent, (0.0, 0.0, 1.0), lates))
                 first = actor_trace.init(trace, gain.shape[1], factors.x.shape[1])
-                _, gradient = jit(actor_trace.literal)(trace, 0.99 * lams[depth], first, factors.x, gain, arriving)
+                rows = factors.x, gain, arriving, emptied
+                _, gradient = jit(actor_trace.literal)(trace, 0.99 * lams[depth], first, *rows)
                 totals[depth] = totals[depth] + scale * gradient / 3
         close(found, networks.gradient_like(network, totals))
 
 
+@pytest.mark.parametrize(("steps", "kept"), [(40, WindowState), (640, ActorState)])
+def test_layers_keep_what_costs_less(steps, kept):
+    run = ActorCriticRun(corridor(), Settings(updates=1))
+    trace, late = CascadingTrace(10, steps * DT, DT), FixedDelay(steps * DT, DT)
+    state = jax.eval_shape(lambda key: run.init(Hyperparameters(1e-3, trace, late), key), jax.random.key(0))
+    synapses = state.agent.layers[1].synapses
+    assert isinstance(synapses, kept)
+    if kept is WindowState:  # all but 1e-4 of the kernel's area, and no longer
+        weights = np.asarray(trace.weights(jnp.arange(10 * steps)))
+        forgotten = 1 - weights.cumsum()[synapses.x.shape[1] - 1] / weights.sum()
+        assert 1e-5 < forgotten < 1e-4
+
+
+@pytest.mark.parametrize("options", [late_layer.EXACT, late_layer.Options("preactivation", True, True)])
 @pytest.mark.parametrize("window", [None, 40])
-def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(window):
+def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(window, options):
     rng, trace, delay = np.random.default_rng(0), CascadingTrace(3, 1.0, DT), FixedDelay(1.0, DT)
     x, derivative, error = (jnp.asarray(rng.normal(size=(24, size))) for size in (4, 3, 3))
     td_error, alive = jnp.asarray(rng.normal(size=24)), jnp.asarray((rng.uniform(size=24) > 0.2) * 1.0)
@@ -145,10 +185,10 @@ def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(win
     @jit
     def learn(state, *rows):
         *factors, td_error, alive = rows
-        return late_layer.learn(trace, delay, 0.9, state, networks.Factors(*factors), td_error, alive)
+        return late_layer.learn(trace, delay, 0.9, state, networks.Factors(*factors), td_error, alive, options)
 
     def summed(edges):
-        state, total = late_layer.init(trace, delay, 3, 4, window), 0.0
+        state, total = late_layer.init(trace, delay, 3, 4, window, options.late_flag), 0.0
         for start, end in zip(edges[:-1], edges[1:], strict=True):  # noqa: RUF007
             rows = (array[start:end] for array in (x, derivative, error, td_error, alive))
             state, gradient = learn(state, *rows)
@@ -170,6 +210,28 @@ def test_a_run_that_is_cut_is_the_same_run_bit_for_bit():
         np.testing.assert_array_equal(left, right)
     assert not whole.agent.diverged
     assert int(told.finished.sum()) > 0
+
+
+def test_learning_rates_fall_to_nothing_over_a_run():
+    falling = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, anneal=True))  # 4 updates
+    before, _ = advance(RUN, RUN.init(hyper(1.0), jax.random.key(3)), 1)
+    moved = lambda run: jax.tree.map(jnp.subtract, advance(run, before, 1)[0].agent.params, before.agent.params)  # noqa: E731
+    close(moved(falling), jax.tree.map(lambda leaf: 0.75 * leaf, moved(RUN)))
+    (last, _), (past, _) = (advance(falling, falling.init(hyper(1.0), jax.random.key(3)), n) for n in (4, 5))
+    close(last.agent.params, past.agent.params)
+
+
+def test_one_clip_for_actor_and_critic():
+    """Adam's ε tells how large a gradient was: far below it, steps are as large as the clip allows."""
+    state = RUN.init(hyper(rate=1.0), jax.random.key(3))
+    moved = {}
+    for clip in (1e-9, 2e-9):
+        run = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, clip=clip))
+        after, _ = advance(run, state, 1)
+        moved[clip] = jax.tree.map(jnp.subtract, after.agent.params, state.agent.params)
+    norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(moved[1e-9])))
+    np.testing.assert_allclose(norm, 1e-9 / 1e-5, rtol=1e-3)
+    close(moved[2e-9], jax.tree.map(lambda leaf: 2 * leaf, moved[1e-9]), 1e-3)
 
 
 def test_the_critic_learns_at_a_rate_of_its_own():
@@ -213,6 +275,20 @@ def test_seeds_and_delays_are_mapped():
     together = jit(jax.vmap(returns))(delays, seeds)
     alone = jit(returns)(delays[1], seeds[1])
     close(jax.tree.map(lambda leaf: leaf[1], together), alone, 1e-7)
+
+
+def test_learning_rates_and_kinds_of_trace_are_mapped():
+    run = ActorCriticRun(corridor(), Settings(4, 3, 11, (6, 5), window=20))
+    kinds = (CascadingTrace(3, 1.0, DT), ExponentialTrace(1.0, DT), DelayLine(1.0, DT))
+    tables, rates = [trace.tabulate(20) for trace in kinds], jnp.asarray([1e-2, 3e-2, 1e-3])
+
+    def trained(rate, trace):
+        own = Hyperparameters(rate, trace, FixedDelay(1.0, DT, max_delay=1.0))
+        return run.advance(run.init(own, jax.random.key(7)), 2)[0].agent.params
+
+    together = jit(jax.vmap(trained))(rates, jax.tree.map(lambda *leaves: jnp.stack(leaves), *tables))
+    for index, table in enumerate(tables):
+        close(jax.tree.map(lambda leaf: leaf[index], together), jit(trained)(rates[index], table))  # noqa: B023
 
 
 def test_it_learns():
@@ -269,6 +345,21 @@ def test_observations_split_by_sign():
             lambda: RUN.init(Hyperparameters(1e-2, DelayLine(0.0), LayerwiseDelay.stacked(0.2, 2)), jax.random.key(0)),
             "`delay` must be one for all or one for each of 3 layers, got 2",
         ),
+        (
+            lambda: Hyperparameters(1e-2, CascadingTrace(3, 1.0, 0.2), FixedDelay(1.0, 0.5)),
+            r"`trace` and `delay` must have one dt, got 0.\d s and 0.\d s",
+        ),
+        (
+            lambda: RUN.init(Hyperparameters(1e-2, CascadingTrace(3, jnp.ones(5), DT), FixedDelay(1.0, DT)), KEY),
+            r"`trace` must be one for all synapses of a layer, got shape \(5,\)",
+        ),
+        (
+            lambda: jax.vmap(
+                lambda peak: RUN.init(Hyperparameters(1e-2, CascadingTrace(3, peak, DT), FixedDelay(1.0, DT, 1.0)), KEY)
+            )(jnp.ones(2)),
+            "`Settings.window` must be given",
+        ),
+        (lambda: Settings(1, window=0), "`window` must be at least 1, got 0"),
         (lambda: networks.actor((4,), key=jax.random.key(0)), r"`sizes` must be at least an input and an output"),
     ],
 )

@@ -111,7 +111,7 @@ def test_a_decay_per_synapse_in_the_literal_form():
     np.testing.assert_allclose(found, gradient, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("form", [actor_trace.literal, actor_trace.chunked])
+@EVERY_FORM
 @pytest.mark.parametrize("index", ["0", "1", "2", "exponential"])
 def test_golden_arrays(index, form):
     """The authors' actor: signal, TD error and flag late by the effective delay; float32 arrays."""
@@ -126,9 +126,22 @@ def test_golden_arrays(index, form):
     decay = golden["gamma"] * golden["lam"]
 
     def of_one(x, gain, *arriving):
-        return form(trace, decay, actor_trace.init(trace, 5, 6), x, gain, Arriving(*arriving))[1]
+        windowed = form is actor_trace.windowed
+        state = actor_trace.init_window(trace, steps, 5, 6) if windowed else actor_trace.init(trace, 5, 6)
+        total, seen = 0.0, []
+        for rows in (slice(0, 31), slice(31, steps)):  # the authors' trace was read after each
+            state, gradient = form(
+                trace, decay, state, x[rows], gain[rows], Arriving(*(each[rows] for each in arriving))
+            )
+            total = total + gradient
+            if windowed:
+                seen.append(jnp.einsum("k,ko,ki->oi", trace.weights(jnp.arange(steps))[::-1], state.gain, state.x))
+            else:
+                seen.append(jnp.tensordot(trace.system().output, state.stages, axes=1))
+        return total, *seen
 
     arrays = map(jnp.asarray, (golden["x"], gain, *arriving))
-    gradients = jax.jit(jax.vmap(of_one, in_axes=1))(*arrays)
-    expected = golden["weight_grad"]
-    np.testing.assert_allclose(gradients.sum(0), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+    gradients, *traces = jax.jit(jax.vmap(of_one, in_axes=1))(*arrays)
+    pairs = zip((gradients.sum(0), *traces), ("weight_grad", "trace_mid", "trace_last"), strict=True)
+    for found, name in pairs:
+        np.testing.assert_allclose(found, golden[name], rtol=0, atol=2e-6 * np.abs(golden[name]).max(), err_msg=name)

@@ -115,6 +115,34 @@ def test_the_paper_settings_go_with_the_environment():
     assert (settings.environments, settings.rollout, settings.hidden) == (4, 128, (256, 256))
 
 
+def test_flags_reach_the_agent():
+    flags = ("anneal", "reset_cascade", "late_critic", "late_flag")
+    for flag in flags:
+        settings = Stage("test", BehavioralRL(**{flag: True}), 1000).settings()
+        assert [getattr(settings, name) for name in flags] == [name == flag for name in flags]
+    assert Stage("test", BehavioralRL(truncation="terminate"), 1000).settings().truncation == "terminate"
+
+
+def test_the_authors_code():
+    stage = Stage("test", PRESETS["authors"], PRESETS["authors"].frames)
+    settings, hyper = stage.settings(), stage.hyperparameters(RLCondition("CET", 10, 8.0, learning_rate=1e-3))
+    assert (settings.truncation, settings.late_flag, settings.anneal) == ("terminate", True, True)
+    assert float(hyper.critic_rate) == 1.0
+    assert isinstance(hyper.trace, FirstStageCascade)
+    assert float(hyper.trace.weights(np.arange(200)).max()) == 1.0
+    assert settings.updates * settings.frames == pytest.approx(5_000_000, abs=512)
+
+
+def test_runs_of_other_settings_are_not_drawn_together(tiny, tmp_path):
+    rows = read_results(tiny / "results.csv")
+    rows = [row for row in rows if row["run"] in {r["run"] for r in rows if r["metric"] == "test_return"}]
+    assert BehavioralRL(anneal=True, lam=0.9).variant == "anneal, lam=0.9"
+    others = [row | {"variant": "anneal", "run": f"{row['run']}, too"} for row in rows]
+    runs = rl_report.Runs([*others, *rows])
+    assert {run.columns["variant"] for run in runs.runs} == {""}
+    assert rl_report.Runs([*rows, *others]).note.endswith(", anneal")
+
+
 # What is recorded.
 
 
@@ -192,7 +220,11 @@ def test_retrograde_end_to_end(tmp_path, capsys, monkeypatch):
         (("--frames", "100"), "--frames must be at least"),
         (
             ("--frames", "40000", "--delays", "4000", "--learning-rates", "1e-3"),
-            "--frames must be at least 80001: one update, and more than the longest delay, 4000 s, in each environment",
+            "--frames must be at least 80384: whole updates, longer than the longest delay, 4000 s",
+        ),
+        (
+            ("--frames", "3071", "--delays", "128", "--learning-rates", "1e-3"),  # 640 steps each, none for a signal
+            "--frames must be at least 3072: whole updates, longer than the longest delay, 128 s",
         ),
         (("--betas", "1.0"), "--betas must be above 0 and below 1, got 1"),
         (("--orders", "1"), "--orders must be 2 to 64"),

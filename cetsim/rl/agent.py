@@ -71,6 +71,9 @@ class Hyperparameters(eqx.Module):
         delays = delay.delays if isinstance(delay, LayerwiseDelay) else (delay,)
         if not all(isinstance(each, FixedDelay) for each in delays):
             raise ValueError(f"`delay` must be a FixedDelay or a LayerwiseDelay of them, got {delay!r}")
+        steps = {each.dt for each in (*(trace if isinstance(trace, tuple) else (trace,)), *delays)}
+        if len(steps) > 1:
+            raise ValueError(f"`trace` and `delay` must have one dt, got {' and '.join(f'{dt:g} s' for dt in steps)}")
         numbers = (learning_rate, discount, lam, entropy, value, critic_rate)
         self.learning_rate, self.discount, self.lam, self.entropy, self.value, self.critic_rate = (
             jnp.asarray(number, dtype=float) for number in numbers
@@ -87,10 +90,11 @@ class Settings:
     `hidden`: units of the hidden layers of actor and critic. `form`: of the rule. `clip`: largest global norm of
     actor's and critic's gradient together. `anneal`: whether the learning rate falls to 0 over the run. `truncation`:
     whether an episode that was broken off is worth what would have come (`"bootstrap"`), or nothing, as in the paper
-    (`"terminate"`). `reset_cascade`: whether synapses forget an episode's activity when it ends, which the paper's do
-    not. `late_critic`: whether the critic too learns through traces from late TD errors. `late_flag`: whether
-    the ends of episodes come one step later still and cut λ-traces there, as in the authors' code. `window`: steps of
-    the past that layers keep the factors of; None takes what costs less, the kernel's own window or the stages of every
+    (`"terminate"`). `reset_cascade`: whether synapses forget an episode's activity the moment it ends, which the
+    paper's do not: what its last steps, of a whole delay, would have been credited with is lost. `late_critic`: whether
+    the critic too learns through traces from late TD errors. `late_flag`: whether the ends of episodes come one step
+    later still and cut λ-traces there, as in the authors' code. `window`: steps of the past that layers keep the
+    factors of; None takes what costs less, the kernel's own window (all but 1e-4 of its area) or the stages of every
     synapse, for which traces must be concrete at `init`.
 
     **Reference:** arXiv:2506.14598, reinforcement learning.
@@ -112,6 +116,8 @@ class Settings:
     def __post_init__(self):
         for name in ("updates", "environments", "rollout"):
             checks.require_at_least(name, getattr(self, name), 1.0)
+        if self.window is not None:
+            checks.require_at_least("window", self.window, 1.0)
         checks.require_in("form", self.form, credit.FORMS)
         checks.require_above("clip", self.clip, 0.0)
         checks.require_in("truncation", self.truncation, ("bootstrap", "terminate"))
@@ -281,6 +287,9 @@ class Learner(eqx.Module):
                 if len(each) != len(linear):
                     many = f"one for all or one for each of {len(linear)} layers"
                     raise ValueError(f"`{name}` must be {many}, got {len(each)}")
+            for trace in traces:
+                if trace.shape:
+                    raise ValueError(f"`trace` must be one for all synapses of a layer, got shape {trace.shape}")
             for layer, lam in zip(linear, lams, strict=True):
                 if synaptic and lam.shape != layer.weight.shape:
                     raise ValueError(
@@ -294,7 +303,7 @@ class Learner(eqx.Module):
         out, inputs = layer.weight.shape[0], layer.weight.shape[1] + (layer.bias is not None)
         window = None if jnp.ndim(rule.lam) else self.settings.window
         if self.settings.window is None and not jnp.ndim(rule.lam):
-            own, stages = trace.window(TAIL), trace.init((), compensated=False).shape[0]
+            own, stages = _window_of(trace), trace.init((), compensated=False).shape[0]
             form = actor_trace.cheaper(stages, own, self.settings.rollout, out, inputs)
             window = own if form == "windowed" else None
         one = late_layer.init(trace, rule.delay, out, inputs, window, self.settings.late_flag)
@@ -321,6 +330,15 @@ class _Rule(NamedTuple):
     delay: FixedDelay
     lam: Float[Array, "..."]
     layer: eqx.nn.Linear
+
+
+def _window_of(trace: AbstractTrace) -> int:
+    try:
+        return trace.window(TAIL)
+    except ValueError as error:
+        raise ValueError(
+            f"`Settings.window` must be given, in steps, where traces are mapped over or traced ({error})"
+        ) from error
 
 
 def without_delay(learning_rate, dt: float = 0.2, **options) -> Hyperparameters:

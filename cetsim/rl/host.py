@@ -115,7 +115,8 @@ class HostRun:
         """Return of as many episodes in a world of their own, with actions drawn from the policy.
 
         They are played as many at a time as in training. Which episodes are played is settled before they begin, so
-        that short ones count no more than long ones.
+        that short ones count no more than long ones. All must end: an environment without a limit of time is given one
+        by `from_gymnasium(..., max_episode_steps=...)`.
         """
         checks.require_at_least("episodes", episodes, 1.0)
         act_key, world_key = jax.random.split(key)

@@ -38,7 +38,7 @@ PRESETS = {
     "demo": RetrogradeRL(seeds=1, frames=250_000),
     "quick": RetrogradeRL(preset="quick", frames=500_000, seeds=2),
     "paper": RetrogradeRL(
-        preset="paper", frames=2_000_000, orders=rl_paper.ORDERS, betas=rl_paper.BETAS,
-        learning_rates=rl_paper.LEARNING_RATES,
+        preset="paper", frames=rl_paper.SETTINGS["cartpole"].frames, anneal=rl_paper.SETTINGS["cartpole"].anneal,
+        orders=rl_paper.ORDERS, betas=rl_paper.BETAS, learning_rates=rl_paper.LEARNING_RATES,
     ),
 }  # fmt: skip

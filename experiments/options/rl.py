@@ -1,6 +1,6 @@
 """Options that all experiments on reinforcement learning share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,6 +11,11 @@ from experiments.options.common import (
     require_orders,
     require_run_flags,
     whole_steps,
+)
+
+VARIANTS = (
+    *("anneal", "normalization", "cascade", "truncation", "reset_cascade", "late_critic", "late_flag"),
+    *("discount", "lam", "entropy"),
 )
 
 
@@ -64,7 +69,7 @@ class ReinforcementLearning:
     anneal: bool = False
     """Whether learning rates fall to 0 over a run, as in the paper in CartPole."""
     reset_cascade: bool = False
-    """Whether synapses forget an episode's activity when it ends."""
+    """Whether synapses forget an episode's activity the moment it ends: that of its last steps before credit comes."""
     late_critic: bool = False
     """Whether the critic too learns through traces from late TD errors."""
     late_flag: bool = False
@@ -96,6 +101,13 @@ class ReinforcementLearning:
         return (self.environments or self.paper.environments) * (self.rollout or self.paper.rollout)
 
     @property
+    def variant(self) -> str:
+        """Options of the agent that are not as by default, such as `"anneal, lam=0.9"`."""
+        own = {each.name: (getattr(self, each.name), each.default) for each in fields(ReinforcementLearning)}
+        own = {name: own[name] for name in VARIANTS if own[name][0] != own[name][1]}
+        return ", ".join(name if value is True else f"{name}={value}" for name, (value, _) in own.items())
+
+    @property
     def longest(self) -> float:
         """The longest delay of any signal, in seconds."""
         raise NotImplementedError
@@ -124,9 +136,9 @@ class ReinforcementLearning:
         require("selection_seed", apart, f"outside the {self.seeds} seeds reported", self.selection_seed)
         require("selection_seed", self.selection_seed >= 0, "at least 0", self.selection_seed)
         shorter = self.frames if self.choices == 1 else min(self.frames, self.selection_frames)
-        need = max(self.frames_of_update, round(self.longest / self.dt) * self.frames_of_update // self._rollout + 1)
+        need = (round(self.longest / self.dt) // self._rollout + 1) * self.frames_of_update
         name = "frames" if shorter == self.frames else "selection_frames"
-        why = f"at least {need}: one update, and more than the longest delay, {self.longest:g} s, in each environment"
+        why = f"at least {need}: whole updates, longer than the longest delay, {self.longest:g} s"
         require(name, shorter >= need, why, shorter)
 
     @property

@@ -33,6 +33,10 @@ ORDERS = (2, 5, 8, 10)
 EPISODES = 100  # of an evaluation
 STEP, RETROGRADE_STEP = 0.2, 0.3  # seconds
 RETROGRADE_DELAY = 120.0  # seconds from layer to layer: 400 steps
-EPISODE_ENDS = "terminate"  # an episode that is broken off counts as one that ended
-"""Together with a cascade that is fed through its first stage (--cascade first_stage) and flags that come a step late
-(--late-flag), this is the authors' code; the critic's learning rate is the actor's (--critic-rate 1)."""
+AUTHORS_CODE = {
+    "critic_rate": 1.0,  # the critic's learning rate is the actor's
+    "truncation": "terminate",  # an episode that is broken off counts as one that ended
+    "cascade": "first_stage",  # which alone is fed
+    "late_flag": True,  # ends of episodes come a step later than TD errors
+}
+"""Options of the experiments by which they do as the authors' code does."""
