@@ -84,7 +84,7 @@ def main() -> int:
     if "cnn" in options.parts:
         figures += costs.cost_of_a_cnn_step(options.rounds)
     if "rl" in options.parts:
-        figures += control.frames_a_second(options.rounds)
+        figures += control.frames_a_second(options.rounds) + control.memory_of_a_long_run()
     if "lunarlander" in options.parts:
         figures += control.share_of_the_simulator(options.rounds)
     if "sweep" in options.parts:
