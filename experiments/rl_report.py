@@ -167,7 +167,7 @@ def draw_final(runs: Runs, options: ReinforcementLearning) -> list[Path]:
         axis.set_xlabel("delay of credit (s)")
         axis.set_ylabel(f"mean return of {options.episodes} episodes")
         figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
-        note = f"{runs.note}. Marks: means; bars: range of seeds."
+        note = f"{runs.note}." + (" Marks: means; bars: range of seeds." if len(runs.seeds) > 1 else "")
         note += (
             f" Hollow: published ({PAPER_CITATION})." if any(set(v) & set(runs.delays) for v in paper.values()) else ""
         )
@@ -196,7 +196,7 @@ def draw_curves(runs: Runs, options: ReinforcementLearning) -> list[Path]:
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         names = axes[0, 0].get_legend_handles_labels()
         figure.legend(*names, loc="outside upper center", ncols=len(runs.traces) if wide else 3)
-        note = f"{runs.note}. Thick: mean; thin: seeds."
+        note = f"{runs.note}." + (" Thick: mean; thin: seeds." if len(runs.seeds) > 1 else "")
         figures.footnote(figure, textwrap.fill(note, PAGE_NOTE_WIDTH if wide else NOTE_WIDTH))
         return figures.save(figure, options.folder, f"{options.name}-curves")
 
