@@ -80,7 +80,7 @@ class Runs:
             f"{self.environment}, {self.runs[0].columns['network']}, {self.frames:,} frames, "
             f"critic's learning rate {self.critic_rate:g} times the actor's, {len(self.seeds)} seed{many}"
         )
-        text += f", {self.variant}" if self.variant else ""
+        text += f", options: {self.variant}" if self.variant else ""
         return text + (f". Left out: {self.diverged} runs that diverged" if self.diverged else "")
 
 

@@ -140,7 +140,7 @@ def test_runs_of_other_settings_are_not_drawn_together(tiny, tmp_path):
     others = [row | {"variant": "anneal", "run": f"{row['run']}, too"} for row in rows]
     runs = rl_report.Runs([*others, *rows])
     assert {run.columns["variant"] for run in runs.runs} == {""}
-    assert rl_report.Runs([*rows, *others]).note.endswith(", anneal")
+    assert rl_report.Runs([*rows, *others]).note.endswith(", options: anneal")
 
 
 # What is recorded.

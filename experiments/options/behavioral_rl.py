@@ -22,7 +22,7 @@ class BehavioralRL(ReinforcementLearning):
 
     preset: Literal["demo", "quick", "paper", "authors", "space_invaders", "lunarlander"] = "demo"
     """demo: CartPole at two delays, in minutes; quick: in an hour; paper: at all delays with falling learning rates, in
-    half a day; authors: the same as the authors' code has it; space_invaders and lunarlander: two delays each, in
+    half a day; authors: the same with what the authors' code does; space_invaders and lunarlander: two delays each, in
     hours."""
     delays: tuple[float, ...] = (2.0, 8.0)
     """Delays of credit in seconds, multiples of 0.2 s."""
