@@ -6,6 +6,11 @@ import shutil
 import signal
 import tempfile
 
+# Most of the tests' time is XLA compiling; this must stand before jax is imported.
+os.environ["XLA_FLAGS"] = (
+    f"--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true {os.environ.get('XLA_FLAGS', '')}"
+)
+
 import hypothesis
 import jax
 import pytest
