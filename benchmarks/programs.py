@@ -42,7 +42,7 @@ def loss(model, x, labels, buffers):
         over_time = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="time")
         logits, _ = over_time(x, buffers)
     else:
-        logits = jax.vmap(model)(x)
+        logits = jax.vmap(model, axis_name="time")(x)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
@@ -103,7 +103,7 @@ def salient(gradient):
 
     def step(params, state, x, labels):
         model = eqx.combine(params, template)
-        losses = optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), labels)
+        losses = optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model, axis_name="time")(x), labels)
         (rows, events, _), _ = gate.select(losses, gate.init(), jax.random.key(0))
         grads = gradient(model, x[rows], labels[rows], events)
         updates, state = optimizer().update(grads, state, params)

@@ -320,7 +320,7 @@ def _share(events: Events):
 def _losses(model, x, labels, buffers):
     """Loss of every step of a stretch, and the buffers after it."""
     if _is_empty(buffers):
-        logits = jax.vmap(model)(x)
+        logits = jax.vmap(model, axis_name="time")(x)
     else:
         over_time = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="time")
         logits, buffers = over_time(x, *_arguments(buffers))

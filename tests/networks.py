@@ -58,7 +58,7 @@ def stretch(shape=(4,), steps=STEPS, seed=1):
 
 
 def half_square(model, x, target):
-    return 0.5 * jnp.sum((jax.vmap(model)(x) - target) ** 2)
+    return 0.5 * jnp.sum((jax.vmap(model, axis_name="time")(x) - target) ** 2)
 
 
 def gradients(model, x, target, attach, loss=half_square):

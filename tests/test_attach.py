@@ -47,7 +47,7 @@ def test_scalar_third_factor_replaces_every_error(network):
 def test_direct_feedback_alignment_by_signals_from_outside():
     model, (x, target) = mlp(), stretch()
     rng = np.random.default_rng(4)
-    error = jax.vmap(model)(x) - target
+    error = jax.vmap(model, axis_name="time")(x) - target
     directly = {"layers.0": error @ rng.normal(size=(2, 5)), "layers.2": error @ rng.normal(size=(2, 3))}
     overrides = {name: {"signal": signal} for name, signal in directly.items()}
     grads, _ = gradients(model, x, target, lambda m: default(m, overrides=overrides))
@@ -66,7 +66,9 @@ def test_feedback_alignment_sends_errors_through_its_own_weights():
     expected, input_error = simulate(mlp_oracle(model, feedback=back), x, target)
     assert_same(affine_gradients(grads), expected)
     assert_same(input_grad, input_error)
-    np.testing.assert_allclose(jax.vmap(attach(model))(x), jax.vmap(model)(x), rtol=1e-12)
+    np.testing.assert_allclose(
+        jax.vmap(attach(model), axis_name="time")(x), jax.vmap(model, axis_name="time")(x), rtol=1e-12
+    )
 
 
 # Overrides, and models of other kinds.
@@ -135,7 +137,7 @@ def test_equinox_mlp_learns_as_the_same_sequential(form, final):
     names = ("tanh", "tanh", final)
     layers = [oracles.dense(layer, name) for layer, name in zip(mlp.layers, names, strict=True)]
     assert_same(affine_gradients(grads), simulate(layers, x, target, form=form)[0])
-    np.testing.assert_array_equal(jax.vmap(default(mlp))(x), jax.vmap(mlp)(x))
+    np.testing.assert_array_equal(jax.vmap(default(mlp), axis_name="time")(x), jax.vmap(mlp)(x))
 
 
 def test_activation_with_parameters_is_found_inside_a_loss_too():

@@ -211,7 +211,7 @@ def test_pools_of_equinox_are_absorbed(pool):
     @jit
     def update(model, x):
         traced.append(1)
-        loss = lambda m: jnp.sum(jnp.sin(jax.vmap(m)(x)))  # noqa: E731
+        loss = lambda m: jnp.sum(jnp.sin(jax.vmap(m, axis_name="time")(x)))  # noqa: E731
         return eqx.filter_grad(lambda m: loss(cetsim.attach(m, *late())))(model)
 
     made = [eqx.nn.Sequential([conv, eqx.nn.Lambda(jnp.tanh), p]) for p in (pool, remade(pool))]

@@ -220,10 +220,10 @@ def test_golden_arrays(kind, index):
     def attached(model):
         return cetsim.attach(model, scaled, late, events=events, derivative=kind)
 
-    loss = lambda model, x, cotangent: jnp.sum(jax.vmap(model)(x) * cotangent)  # noqa: E731
+    loss = lambda model, x, cotangent: jnp.sum(jax.vmap(model, axis_name="time")(x) * cotangent)  # noqa: E731
     x, cotangent = jnp.asarray(golden["x"]), jnp.asarray(golden["cotangent"])
     grads, input_grad = gradients(model, x, cotangent, attached, loss)
-    np.testing.assert_allclose(jax.vmap(attached(model))(x), golden["output"], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(jax.vmap(attached(model), axis_name="time")(x), golden["output"], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(grads.layers[0].weight, golden["weight_grad"], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(input_grad, golden["input_grad"], rtol=1e-10, atol=1e-12)
     if kind == "cascade":

@@ -102,9 +102,9 @@ def test_golden_arrays(kind, index):
     def attach(model):
         return cetsim.attach(model, trace, delay, form=form)
 
-    loss = lambda model, x, cotangent: jnp.sum(jax.vmap(model)(x) * cotangent)  # noqa: E731
+    loss = lambda model, x, cotangent: jnp.sum(jax.vmap(model, axis_name="time")(x) * cotangent)  # noqa: E731
     grads, input_grad = gradients(model, x, cotangent, attach, loss)
-    np.testing.assert_allclose(jax.vmap(attach(model))(x), golden["output"], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(jax.vmap(attach(model), axis_name="time")(x), golden["output"], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(grads.layers[0].weight, golden["weight_grad"], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(input_grad, golden["input_grad"], rtol=1e-10, atol=1e-12)
 
@@ -128,7 +128,9 @@ def test_outputs_are_unchanged(network):
     make, _, shape = NETWORKS[network]
     for activation in ACTIVATIONS:
         model, (x, _) = make(activation), stretch(shape)
-        np.testing.assert_array_equal(jax.vmap(default(model))(x), jax.vmap(model)(x))
+        np.testing.assert_array_equal(
+            jax.vmap(default(model), axis_name="time")(x), jax.vmap(model, axis_name="time")(x)
+        )
 
 
 def test_signals_after_the_end_are_read_on_request():

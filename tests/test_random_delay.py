@@ -330,7 +330,7 @@ def test_every_signal_of_a_stream_arrives_once_in_the_end(distribution):
     """Silence after the last signal lets all arrive that are under way: as if late ones were kept."""
     model, delay, (x, target) = small(), LATE[distribution], random_data(steps=LENGTH)
     x, target = (jnp.concatenate([rows[: LENGTH - 12], 0 * rows[:12]]) for rows in (x, target))
-    target = target.at[LENGTH - 12 :].set(jax.vmap(model)(x[LENGTH - 12 :]))  # no error
+    target = target.at[LENGTH - 12 :].set(jax.vmap(model, axis_name="time")(x[LENGTH - 12 :]))  # no error
     stream, _ = in_stretches(model, delay, x, target, range(4, LENGTH, 4))
     arrivals = delay.arrivals(jnp.arange(LENGTH, dtype=float))
     loops = [event_by_event(TRACE, f, arrivals) for f in factors_of(model, x, target)]

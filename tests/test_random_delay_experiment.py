@@ -244,7 +244,9 @@ def test_updates_are_made_with_the_draws_of_their_stretch(distribution):
 
         def loss(model, weights, attach):
             model = cetsim.attach(model, trace, late) if attach else model
-            each = optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x[:batch]), labels[:batch])
+            each = optax.softmax_cross_entropy_with_integer_labels(
+                jax.vmap(model, axis_name="time")(x[:batch]), labels[:batch]
+            )
             return jnp.mean(weights * each)
 
         arrived = jnp.where(late.arrivals(jnp.arange(batch, dtype=float)) < batch, 1.0, 0.0)

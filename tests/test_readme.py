@@ -18,7 +18,7 @@ def test_example_runs_and_differs_from_backprop_only_in_the_gradient():
     source, names = EXAMPLES[0], {}
     exec(compile(source, "README.md", "exec"), names)
     plain = lambda model: names["optax"].softmax_cross_entropy_with_integer_labels(  # noqa: E731
-        jax.vmap(model)(names["x"]), names["labels"]
+        jax.vmap(model, axis_name="time")(names["x"]), names["labels"]
     )
     np.testing.assert_allclose(names["value"], plain(names["model"]).mean(), rtol=1e-12)
     backprop = eqx.filter_grad(lambda model: plain(model).mean())(names["model"])
@@ -33,8 +33,8 @@ def test_example_of_events_runs():
         exec(compile(source, "README.md", "exec"), names)
     plain = names["eqx"].nn.MLP(8, 3, width_size=32, depth=2, key=jax.random.key(0))
     few = names["x"][:4]
-    np.testing.assert_allclose(jax.vmap(names["model"])(few), jax.vmap(plain)(few), rtol=1e-12)
-    grads = eqx.filter_grad(lambda model: jax.vmap(model)(few).sum())(names["model"])
+    np.testing.assert_allclose(jax.vmap(names["model"], axis_name="time")(few), jax.vmap(plain)(few), rtol=1e-12)
+    grads = eqx.filter_grad(lambda model: jax.vmap(model, axis_name="time")(few).sum())(names["model"])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
 

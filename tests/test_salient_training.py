@@ -63,14 +63,14 @@ def test_an_update_is_the_rules_gradient_on_the_events(derivative):
     x, labels = (rows[0] for rows in run.settings.shown.show(frames, run.x, run.labels))
     model = eqx.combine(state.params, make_model(jax.random.key(0)))
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    losses = cross_entropy(jax.vmap(model)(x), labels)
+    losses = cross_entropy(jax.vmap(model, axis_name="time")(x), labels)
     rows = np.sort(np.argsort(np.asarray(losses))[-4:])
 
     def loss(model):
         own = state.hyper
         options = {"events": Events(rows, BATCH), "derivative": derivative}
         attached = cetsim.attach(model, own.trace, own.delay, **options)
-        return jnp.mean(cross_entropy(jax.vmap(attached)(x[rows]), labels[rows]))
+        return jnp.mean(cross_entropy(jax.vmap(attached, axis_name="time")(x[rows]), labels[rows]))
 
     grads = eqx.filter(eqx.filter_grad(loss)(model), eqx.is_inexact_array)
     rate = 1e-2 * float(run.settings.schedule(0))

@@ -114,7 +114,7 @@ def test_what_lies_beyond_the_window_is_below_its_tail():
     trace, (x, target) = CascadingTrace(3, 1.0, DT), stretch(steps=60)
     model = eqx.nn.Sequential([eqx.nn.Linear(4, 2, key=jax.random.key(0))])
     exact, _ = in_stretches(carry(model, trace, window=60), x, target, range(0, 60, 5))
-    error = np.abs(jax.vmap(model)(x) - target)
+    error = np.abs(jax.vmap(model, axis_name="time")(x) - target)
     bound = np.sum(error, axis=0)[:, None] * np.abs(x).max()
     for tail in (1e-1, 1e-3, 1e-6):
         window = trace.window(tail)
@@ -163,7 +163,7 @@ def test_what_is_refused():
     attached = carry(model, window=10)
     state = cetsim.streaming_init(attached, x[0])
     with pytest.raises(ValueError, match="runs inside `streaming_value_and_grad`"):
-        jax.vmap(attached)(x)
+        jax.vmap(attached, axis_name="time")(x)
     with pytest.raises(ValueError, match=r"the state must have the layers \['layers.0'.*got \['layers.0'\]"):
         next_stretch(attached, {"layers.0": state["layers.0"]}, x, target)
     with pytest.raises(ValueError, match="attached with boundary='reset': nothing is carried"):

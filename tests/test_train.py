@@ -86,7 +86,7 @@ class TestAdvance:
 
         def loss(model):
             model = cetsim.attach(model, h.trace, h.delay, error_gate=1e-8)
-            logits = jax.vmap(model)(run.x[rows])
+            logits = jax.vmap(model, axis_name="time")(run.x[rows])
             return optax.softmax_cross_entropy_with_integer_labels(logits, run.labels[rows]).mean()
 
         value, grads = jit(eqx.filter_value_and_grad(loss))(model)
@@ -187,7 +187,7 @@ class TestAlignment:
 
         def loss(model, weights, attach):
             model = cetsim.attach(model, h.trace, h.delay) if attach else model
-            each = optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), labels)
+            each = optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model, axis_name="time")(x), labels)
             return jnp.mean(weights * each)
 
         gradient = jit(eqx.filter_grad(loss))
