@@ -11,9 +11,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Real
 
-from cetsim import checks
+from cetsim import checks, steps
 
 DISTRIBUTIONS = ("uniform", "gamma")
 
@@ -41,18 +41,18 @@ class AbstractDelay(eqx.Module):
         """Whether the delay knows, where it has to, at which step of the run its stretch begins."""
 
     @abc.abstractmethod
-    def arrivals(self, write_steps: Float[Array, " signals"]) -> Float[Array, " signals"]:
+    def arrivals(self, write_steps: Real[Array, " signals"]) -> Real[Array, " signals"]:
         """Steps at which the signals that belong to activity at `write_steps` arrive."""
 
     @abc.abstractmethod
     def at(self, origin) -> "AbstractDelay":
         """The delay in a stretch whose step 0 is step `origin` of the run."""
 
-    def arrived(self, steps: int) -> Float[Array, " steps"]:
-        """1 for each step of a stretch of `steps` whose signal arrives within it, else 0."""
+    def arrived(self, length: int) -> Float[Array, " length"]:
+        """1 for each step of a stretch of `length` steps whose signal arrives within it, else 0."""
         if self.keep_late:
-            return jnp.ones(steps)
-        return jnp.where(self.arrivals(jnp.arange(steps, dtype=float)) < steps, 1.0, 0.0)
+            return jnp.ones(length)
+        return jnp.where(self.arrivals(jnp.arange(length)) < length, 1.0, 0.0)
 
 
 class FixedDelay(AbstractDelay):
@@ -60,7 +60,8 @@ class FixedDelay(AbstractDelay):
 
     **Arguments:**
 
-    - `delay`: in seconds, at least 0, a multiple of `dt`; an array leaf, shared by all signals of a layer.
+    - `delay`: in seconds, at least 0, a multiple of `dt`; kept in whole steps, an array leaf that all signals of a
+      layer share.
     - `dt`: length of a step, in seconds.
     - `max_delay`: longest delay that streams make room for; needed only where the delay is traced.
     - `keep_late`: whether signals that arrive after a stretch's last step are still read (as if the stretch went on in
@@ -69,7 +70,7 @@ class FixedDelay(AbstractDelay):
     **Raises:** ValueError for a delay that is negative, above `max_delay` or no multiple of `dt`.
     """
 
-    delay: Float[Array, ""]
+    steps: Int[Array, ""]
     dt: float = eqx.field(static=True)
     max_delay: float | None = eqx.field(static=True)
     keep_late: bool = eqx.field(static=True)
@@ -83,28 +84,28 @@ class FixedDelay(AbstractDelay):
             checks.require_whole_steps("max_delay", max_delay, dt)
             if not checks.is_traced(delay) and np.asarray(delay) > max_delay:
                 raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {delay!r}")
-        self.delay = jnp.asarray(delay, dtype=float)
+        self.steps = steps.from_seconds("delay", delay, dt)
         self.dt, self.keep_late = float(dt), bool(keep_late)
         self.max_delay = None if max_delay is None else float(max_delay)
 
     @property
-    def steps(self) -> Float[Array, ""]:
-        """The delay in whole steps."""
-        return jnp.round(self.delay / self.dt)
+    def delay(self) -> Float[Array, ""]:
+        """The delay in seconds."""
+        return self.steps * jnp.asarray(self.dt)
 
     @property
     def max_steps(self) -> int:
         """Longest delay in steps, known before tracing."""
-        return _room(_concrete(self.delay) if self.max_delay is None else self.max_delay, self.dt)
+        return int(_concrete(self.steps)) if self.max_delay is None else _room(self.max_delay, self.dt)
 
     @property
     def placed(self) -> bool:
         """True: the delay is the same at every step."""
         return True
 
-    def arrivals(self, write_steps: Float[Array, " signals"]) -> Float[Array, " signals"]:
+    def arrivals(self, write_steps: Real[Array, " signals"]) -> Real[Array, " signals"]:
         """Steps at which the signals that belong to activity at `write_steps` arrive."""
-        return write_steps + self.steps
+        return steps.count(write_steps) + self.steps
 
     def at(self, origin) -> "FixedDelay":
         """The delay itself, which is the same at every step."""
@@ -157,7 +158,7 @@ class RandomDelay(AbstractDelay):
             checks.require_whole_steps("max_delay", max_delay, dt)
         if not checks.is_traced(mean) and not checks.is_traced(spread):
             _check_together(float(mean), float(spread), dt, distribution, max_delay)
-        self.mean, self.spread = jnp.asarray(mean, dtype=float), jnp.asarray(spread, dtype=float)
+        self.mean, self.spread = steps.exact("mean", mean, dt), steps.exact("spread", spread, dt)
         self.key, self.origin = jax.random.key(0) if key is None else key, None
         self.dt, self.distribution, self.keep_late = float(dt), distribution, bool(keep_late)
         self.max_delay = None if max_delay is None else float(max_delay)
@@ -185,13 +186,14 @@ class RandomDelay(AbstractDelay):
             raise ValueError(f"`origin` must be one integer, got {origin!r}")
         return eqx.tree_at(lambda delay: delay.origin, self, origin, is_leaf=lambda leaf: leaf is None)
 
-    def arrivals(self, write_steps: Float[Array, " signals"]) -> Float[Array, " signals"]:
+    def arrivals(self, write_steps: Real[Array, " signals"]) -> Real[Array, " signals"]:
         """Steps at which the signals that belong to activity at `write_steps` arrive."""
-        steps = jnp.round(write_steps).astype(int) + (0 if self.origin is None else self.origin)
-        late = jnp.round(jax.vmap(self._draw)(steps) / self.dt)
+        write_steps = steps.count(write_steps)
+        place = jnp.round(write_steps).astype(jnp.int32) + (0 if self.origin is None else self.origin)
+        late = jnp.round(jax.vmap(self._draw)(place) / self.dt)
         # Checked before tracing, and only there: a traced spread may be too wide.
-        late = jnp.clip(late, 0.0, None if self.max_delay is None else self.max_steps)
-        return write_steps + late.astype(write_steps.dtype)
+        late = jnp.clip(late, 0.0, steps.largest(late.dtype) if self.max_delay is None else self.max_steps)
+        return write_steps + late.astype(jnp.int32)
 
     def _draw(self, step):
         """Delay of the signal of one step of the run, in seconds."""

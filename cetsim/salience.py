@@ -73,7 +73,7 @@ def _place(chosen: Bool[Array, " steps"], places: int, placement: str, key: Arra
     if placement == "random":
         drawn = jax.random.permutation(key, steps)[:places]
         times = jnp.sort(jnp.where(happened, drawn, steps))
-    return Selection(rows, Events(times.astype(float), steps, happened), jnp.maximum(count - places, 0))
+    return Selection(rows, Events(times, steps, happened), jnp.maximum(count - places, 0))
 
 
 class NoGate(AbstractGate):

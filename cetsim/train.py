@@ -258,7 +258,7 @@ class SupervisedRun(eqx.Module):
         if hyper.salience is None:
             return None
         places = hyper.salience.places(self.settings.batch)
-        return Events(jnp.zeros(places), self.settings.batch, jnp.zeros(places, bool))
+        return Events(jnp.zeros(places, int), self.settings.batch, jnp.zeros(places, bool))
 
     def _attach(self, model, hyper: Hyperparameters, delay, windows: dict | None, events: Events | None = None):
         """The model with its traces; `windows`: steps that each layer's stream remembers, None to start empty."""
@@ -314,7 +314,7 @@ def _loss(model, x, labels, buffers, weights=1.0):
 
 def _share(events: Events):
     """Weights that make a mean over the places of events one over those that happened."""
-    return events.only(jnp.ones_like(events.times)) * (events.times.shape[0] / jnp.maximum(1, events.happened.sum()))
+    return events.only(jnp.ones(events.times.shape)) * (events.times.shape[0] / jnp.maximum(1, events.happened.sum()))
 
 
 def _losses(model, x, labels, buffers):

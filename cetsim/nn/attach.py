@@ -18,7 +18,18 @@ from cetsim.traces import AbstractTrace
 
 BOUNDARIES = ("reset", "carry")
 FORMS = (*credit.FORMS, "authors")
-_OPTIONS = ("trace", "delay", "form", "error_gate", "signal", "feedback", "activation", "window", "derivative")
+_OPTIONS = (
+    "trace",
+    "delay",
+    "form",
+    "error_gate",
+    "signal",
+    "reward",
+    "feedback",
+    "activation",
+    "window",
+    "derivative",
+)
 _UNKNOWN = object()
 
 
@@ -31,15 +42,18 @@ def attach(
     error_gate=0.0,
     boundary: str = "reset",
     signal=None,
+    reward=None,
     window: int | None = None,
     derivative: str = "ideal",
     events: Events | None = None,
+    length=None,
     overrides: dict | None = None,
 ):
     """The model with a trace on every synapse of its `Linear` and `Conv2d` layers; its outputs are unchanged.
 
     The gradient of a loss of the attached model is the update that the synapses would make: attach inside the loss,
-    differentiate and optimise as usual. Map the model over time with `jax.vmap` (the innermost axis is time).
+    differentiate and optimise as usual. Map the model over time by `jax.vmap(model, axis_name="time")`; every other
+    map, inside or outside of that one, is a batch, tokens, conditions or an ensemble.
 
     **Arguments:**
 
@@ -53,12 +67,19 @@ def attach(
       Sequential or MLP, whose activation cannot be seen, need `"preactivation"` or an override of `activation`.
     - `error_gate`: activity enters the trace only at steps where ‖∂ℓ/∂a‖² is above it; 0 is off.
     - `boundary`: `"reset"` starts every stretch empty, `"carry"` goes with `streaming_value_and_grad`.
-    - `signal`: stands in for ∂ℓ/∂a: a scalar third factor `[time]`, or `[time, *out]`.
+    - `signal`: stands in for ∂ℓ/∂a, with its sign and by the steps that it belongs to: `[time]`, or `[time, *out]` of
+      one layer. The gradient is then Σ_t signal(t) · trace, a sum over steps and over whatever else is mapped.
+    - `reward`: a scalar third factor `[time]` such as dopamine, by the steps that earned it, `delay` later seen by all
+      post-neurons alike: weights change along +Σ_t reward(t) · trace (the gradient is minus that), whatever the loss;
+      a sum over steps and over batches, so divide it for a mean. Rewards given by the steps at which they come take
+      `FixedDelay(0.0)`. The loss must read the model's outputs (their sum will do), or jax never asks for a gradient.
     - `window`: steps that a stream remembers; by default those outside which 1e-6 of the kernel's area lies.
     - `derivative`: how f'(z), which errors pass on their way down, waits for them in each layer: `"ideal"`, as it was,
       or in a `"cascade"`, the layer's trace, at the soma (with `boundary="reset"`, since what a stream sends down at
       once cannot wait).
     - `events`: the steps of the stretch that the model is mapped over, where these are not all.
+    - `length`: steps of the stretch that are real, a whole number that may be traced, where padding follows: nothing
+      enters a trace, is sent or arrives from there on.
     - `overrides`: by layer name (see `layer_names`), a dict of the arguments above that differ there, also `feedback`
       (weights that errors travel down through) and, for a layer whose activation cannot be seen, `activation`: None if
       it has none, or a function that the block then applies in the model's stead; or None to train the layer by plain
@@ -69,7 +90,17 @@ def attach(
     **Raises:** ValueError for options outside their range, layers that do not exist or an activation that is unknown
     or not elementwise.
     """
-    common = dict(form=form, error_gate=error_gate, signal=signal, window=window, derivative=derivative)
+    common = dict(form=form, error_gate=error_gate, signal=signal, reward=reward, window=window, derivative=derivative)
+    if length is not None:
+        length = jnp.asarray(length)
+        if length.ndim != 0 or not jnp.issubdtype(length.dtype, jnp.integer):
+            raise ValueError(
+                f"`length` must be one whole number of steps (map over sequences with jax.vmap), got {length!r}"
+            )
+        if events is not None and boundary == "carry":
+            raise ValueError(
+                "`length` and `events` do not go together with boundary='carry': say `Events(times, steps)`"
+            )
     overrides = {} if overrides is None else overrides
     checks.require_in("boundary", boundary, BOUNDARIES)
     known = layer_names(model)
@@ -86,7 +117,7 @@ def attach(
         if name in overrides and overrides[name] is None:
             return None
         options = {"trace": traces[name], "delay": delays[name]} | common | overrides.get(name, {})
-        return _block(name, affine, activation, pool, boundary, events, **options)
+        return _block(name, affine, activation, pool, boundary, events, length, **options)
 
     return _rewrite(model, (), make)
 
@@ -257,12 +288,14 @@ def _block(
     pool,
     boundary,
     events,
+    length,
     *,
     trace,
     delay,
     form,
     error_gate,
     signal,
+    reward,
     window,
     derivative,
     feedback=None,
@@ -305,11 +338,16 @@ def _block(
             f"layer {name!r}: derivative='cascade' needs boundary='reset': a stream sends errors down at once, "
             "and they cannot wait for a cascade that later stretches add to"
         )
+    if reward is not None:
+        if signal is not None or jnp.ndim(reward) != 1:
+            wrong = "both" if signal is not None else f"shape {jnp.shape(reward)}"
+            raise ValueError(f"layer {name!r}: `reward` must be [time], and stands alone or `signal` does, got {wrong}")
+        signal = -jnp.asarray(reward, dtype=float)  # L descends, a reward is ascended
     signal = None if signal is None else jnp.asarray(signal)
     if form != "activation" or signal is not None:  # L is not the error that comes through the pool
         pool = None
     gate = jnp.asarray(error_gate, dtype=float)
-    synapses = Synapses(trace, delay, gate, signal, form, window, pool, derivative, events)
+    synapses = Synapses(trace, delay, gate, signal, form, window, pool, derivative, events, length=length, name=name)
     return TracedBlock(affine, activation, pool, Held(feedback), Held(synapses))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cetsim import checks, state_space
+from cetsim import checks, state_space, steps
 from cetsim.state_space import LinearSystem
 
 READS = ("before", "after")
@@ -56,7 +56,9 @@ class AbstractTrace(eqx.Module):
 
         **Returns:** weights, shape `[*lags.shape, *self.shape]`.
         """
-        lags = jnp.asarray(lags, dtype=jax.tree.leaves(self)[0].dtype)
+        lags = steps.count(lags)
+        if self._rounds:  # others look their lags up, and those are counted exactly
+            lags = lags.astype(jax.tree.leaves(self)[0].dtype)
         return self._mapped(type(self)._weights, (None,), lags.ndim)(self, lags)
 
     def init(self, shape: tuple[int, ...], compensated: bool | None = None) -> Float[Array, "rows *shape"]:
