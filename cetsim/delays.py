@@ -37,6 +37,11 @@ class AbstractDelay(eqx.Module):
 
     @property
     @abc.abstractmethod
+    def min_steps(self) -> int:
+        """A number of steps below which no delay is, 0 where that is not known before tracing."""
+
+    @property
+    @abc.abstractmethod
     def placed(self) -> bool:
         """Whether the delay knows, where it has to, at which step of the run its stretch begins."""
 
@@ -97,6 +102,11 @@ class FixedDelay(AbstractDelay):
     def max_steps(self) -> int:
         """Longest delay in steps, known before tracing."""
         return int(_concrete(self.steps)) if self.max_delay is None else _room(self.max_delay, self.dt)
+
+    @property
+    def min_steps(self) -> int:
+        """The delay in steps, 0 where it is traced."""
+        return 0 if checks.is_traced(self.steps) else int(self.steps)
 
     @property
     def placed(self) -> bool:
@@ -173,6 +183,13 @@ class RandomDelay(AbstractDelay):
                 "a stream with gamma distributed delays needs `max_delay`, in seconds, to make room for signals"
             )
         return _room(_concrete(self.mean) + _concrete(self.spread) / 2, self.dt)
+
+    @property
+    def min_steps(self) -> int:
+        """Shortest delay in steps, 0 where it is not known before tracing."""
+        if self.distribution == "gamma" or checks.is_traced(self.mean) or checks.is_traced(self.spread):
+            return 0
+        return int((float(self.mean) - float(self.spread) / 2) / self.dt)
 
     @property
     def placed(self) -> bool:

@@ -92,11 +92,11 @@ def attach(
     """
     common = dict(form=form, error_gate=error_gate, signal=signal, reward=reward, window=window, derivative=derivative)
     if length is not None:
-        length = jnp.asarray(length)
-        if length.ndim != 0 or not jnp.issubdtype(length.dtype, jnp.integer):
+        if jnp.ndim(length) != 0 or not jnp.issubdtype(getattr(length, "dtype", type(length)), jnp.integer):
             raise ValueError(
                 f"`length` must be one whole number of steps (map over sequences with jax.vmap), got {length!r}"
             )
+        length = jnp.asarray(length)
         if events is not None and boundary == "carry":
             raise ValueError(
                 "`length` and `events` do not go together with boundary='carry': say `Events(times, steps)`"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cetsim import streams
-from cetsim.nn.synapse import TIME, Synapses, learn_from_traces, place_in_time
+from cetsim.nn.synapse import TIME, Synapses, learn_from_traces, place_in_time, warn_if_none_can_arrive
 from cetsim.streams import StreamState
 
 Affine = (eqx.nn.Linear, eqx.nn.Conv2d)
@@ -86,6 +86,7 @@ class TracedBlock(eqx.Module):
         **Raises:** ValueError outside a map over time, and in a stream outside of `streaming_value_and_grad`.
         """
         m = place_in_time(self.synapses.name)
+        warn_if_none_can_arrive(self.synapses, jax.lax.psum(1, TIME))
         z = below = self._errors_travel(x)
         activity, derivative = z, None
         if self.activation is not None:

@@ -7,15 +7,17 @@ All others (batches, tokens, conditions, ensembles) are mapped over, inside and 
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from cetsim import credit, streams
+from cetsim import checks, credit, streams
 from cetsim.delays import AbstractDelay
 from cetsim.events import Events
 from cetsim.streams import StreamState
@@ -120,6 +122,7 @@ def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | No
     if state is None:
         horizon, regular = None if delay.keep_late else end, delay.regular and events is None
         matrix = credit.credit_matrix(synapses.trace, delay.arrivals(now), now, horizon, regular)
+        _warn_of_lost_signals(synapses.name, error, matrix)
         if cascades:
             passed = credit.recall(matrix, synapses.real(derivative)).astype(derivative.dtype)
     unpool = lambda rows: synapses.unpool(derivative, rows)  # noqa: E731
@@ -136,6 +139,30 @@ def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | No
         return present, None, past, dataclasses.replace(state, runs=runs)
     down = passed * unpool(from_above) if cascades else None
     return gain * unpool(credit.remember(matrix, signal)), down, None, None
+
+
+NOTHING_ARRIVES = (
+    "so that its weights do not learn: make stretches longer than the delay, read signals that come after the end "
+    "(`keep_late=True`), or let time go on from stretch to stretch (boundary='carry')"
+)
+
+
+def warn_if_none_can_arrive(synapses: Synapses, rows: int) -> None:
+    """Warns where the delay, as far as it is known before tracing, is as long as the stretch."""
+    steps = rows if synapses.events is None else synapses.events.steps
+    if synapses.window is None and not synapses.delay.keep_late and synapses.delay.min_steps >= steps:
+        late = f"they come {synapses.delay.min_steps} steps late in a stretch of {steps}"
+        warnings.warn(f"no learning signal reaches layer {synapses.name!r}: {late}, {NOTHING_ARRIVES}", stacklevel=3)
+
+
+def _warn_of_lost_signals(name: str, error, matrix) -> None:
+    """Warns where there are learning signals, but none that arrives; seen outside of jit alone."""
+    if any(map(checks.is_traced, (error, matrix))):
+        return
+    sent = np.any(np.asarray(error) != 0, axis=tuple(range(1, error.ndim)))
+    if np.any(sent) and not np.any(np.asarray(matrix)[sent]):
+        lost = "those of all steps whose error is not 0 would come after the end of the stretch"
+        warnings.warn(f"no learning signal reaches layer {name!r}: {lost}, {NOTHING_ARRIVES}", stacklevel=2)
 
 
 class _Axis(NamedTuple):
