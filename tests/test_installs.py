@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,7 +13,6 @@ import venv
 import zipfile
 from email import message_from_bytes
 from pathlib import Path, PurePosixPath
-from shutil import copytree, ignore_patterns
 
 import pytest
 from packaging.requirements import Requirement
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {extra: [Requirement(text) for text in texts] for extra, texts in PROJECT["optional-dependencies"].items()}
 PACKAGE_OF = {"sklearn": "scikit-learn", "PIL": "pillow"}  # where a package's name is not its module's
-NOT_BUILT_FROM = ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "figures", "results", "data.bin")
+SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "cetsim", "experiments", "benchmarks", "tests")
 
 
 def ended(*command, cwd=None) -> subprocess.CompletedProcess:
@@ -58,7 +58,10 @@ def required() -> dict[str, importlib.metadata.Distribution]:
 def wheel(tmp_path_factory):
     """The wheel, built by what is installed here from a copy of the sources."""
     folder = tmp_path_factory.mktemp("wheel")
-    copytree(ROOT, folder / "source", ignore=NOT_BUILT_FROM)
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (folder / "source").mkdir(exist_ok=True)
+        copy(ROOT / name, folder / "source" / name)
     pip = (sys.executable, "-m", "pip", "--isolated", "wheel", "--quiet", "--no-index", "--no-build-isolation")
     run(*pip, "--no-deps", "--wheel-dir", folder, folder / "source", cwd=folder)
     (path,) = folder.glob("*.whl")
