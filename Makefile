@@ -51,9 +51,9 @@ clean:
 # Always looked at, and written only where something differs, so that what depends on it is not made again.
 .venv/made-with: FORCE
 	@wanted=$$($(PYTHON) -c 'import platform, sys; print(sys.base_prefix, platform.python_version()); \
-		sys.exit(sys.version_info < (3, 11))') || { \
-		echo "cetsim needs Python 3.11 or newer, got $(PYTHON): $$($(PYTHON) --version 2>&1)." >&2; \
-		echo "Name another one with: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }; \
+		sys.exit(sys.version_info < (3, 11))' 2>/dev/null) || { \
+		echo "cetsim needs Python 3.11 or newer, got $(PYTHON): $$($(PYTHON) --version 2>&1)" >&2; \
+		echo "Name another one, or its path, with: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }; \
 	if [ "$$wanted $(JAX)" != "$$(cat $@ 2>/dev/null)" ]; then \
 		echo "making .venv with $$wanted"; \
 		$(PYTHON) -m venv --clear .venv && echo "$$wanted $(JAX)" > $@; \
