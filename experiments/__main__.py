@@ -1,6 +1,7 @@
 """Command line: `python -m experiments` lists the experiments, `python -m experiments NAME` runs one."""
 
 import importlib
+import importlib.util
 import signal
 import sys
 import textwrap
@@ -45,6 +46,9 @@ def main(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in EXPERIMENTS:
         return fail(f"unknown experiment {name!r}: choose from {', '.join(EXPERIMENTS)}")
+    missing = [package for package in ("tyro", "matplotlib") if importlib.util.find_spec(package) is None]
+    if missing:
+        return fail(f"the experiments need {' and '.join(missing)}: pip install 'cetsim[experiments]'")
     module, kind, presets = EXPERIMENTS[name]
     chosen = parse(name, kind, presets, rest)
     try:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import platform
 import shutil
 import signal
 import tempfile
@@ -48,6 +49,12 @@ def pytest_collection_modifyitems(items):
     if marked and all(device.platform != "gpu" for device in jax.devices()):
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"jax has no GPU here, only {jax.devices()[0].platform}"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says last what the tests ran on, and how many did not run."""
+    skipped = len(terminalreporter.stats.get("skipped", []))
+    terminalreporter.write_line(f"Python {platform.python_version()}, jax {jax.__version__}: {skipped} skipped")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -263,5 +263,5 @@ def test_a_state_whose_world_has_gone_on_is_refused():
 
 def test_without_gymnasium_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(ImportError, match=r"needs Gymnasium: pip install 'cetsim\[rl\]'"):
+    with pytest.raises(ImportError, match=r"needs gymnasium: pip install 'cetsim\[rl\]'"):
         from_gymnasium("Corridor-v0")

@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("module", "use", "message"),
     [
-        ("pandas", lambda folder: load(folder).dataframe(), "this needs pandas: pip install pandas"),
+        ("pandas", lambda folder: load(folder).dataframe(), r"this needs pandas: pip install 'cetsim\[sweep\]'"),
         ("tensorboardX", lambda folder: to_tensorboard(folder, folder), r"pip install 'cetsim\[log\]'"),
         ("wandb", lambda folder: to_wandb(folder, "p"), r"this needs wandb: pip install 'cetsim\[log\]'"),
     ],

@@ -1,14 +1,16 @@
 """Environments as pure functions, so that rollouts compile together with learning and can be vmapped."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from cetsim.extras import require
+
 STICKY = 0.1  # odds that MinAtar repeats the last action
-EXTRA = "pip install 'cetsim[rl]'"
 
 
 class Step(NamedTuple):
@@ -102,9 +104,6 @@ def _wrap(name: str, environment, parameters, actions) -> Environment:
     return Environment(name, observation.shape[0], int(actions.n), reset, step)
 
 
-def _gymnax():
-    try:
-        import gymnax.wrappers.purerl
-    except ImportError as error:
-        raise ImportError(f"this environment needs gymnax: {EXTRA} ({error})") from error
-    return gymnax
+def _gymnax() -> ModuleType:
+    require("gymnax.wrappers.purerl", extra="rl")
+    return require("gymnax", extra="rl")

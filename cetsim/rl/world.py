@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from cetsim import checks
-from cetsim.rl.environments import EXTRA
+from cetsim.extras import require
 
 
 class HostStep(NamedTuple):
@@ -178,7 +178,7 @@ def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment
     **Raises:** ImportError, with what to install; ValueError for actions that are not discrete, or observations that
     are no arrays.
     """
-    gymnasium = _gymnasium()
+    gymnasium = require("gymnasium", extra="rl")
     mode = gymnasium.vector.AutoresetMode.SAME_STEP
     make = functools.partial(gymnasium.make, name, **options)
 
@@ -190,7 +190,7 @@ def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment
     try:
         one = make()
     except gymnasium.error.DependencyNotInstalled as error:
-        raise ImportError(f"{name} needs more than Gymnasium: {EXTRA} ({error})") from error
+        raise ImportError(f"{name} needs more than Gymnasium: pip install 'cetsim[rl]' ({error})") from error
     actions, observations = one.action_space, one.observation_space
     one.close()
     if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
@@ -198,11 +198,3 @@ def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment
     if not isinstance(observations, gymnasium.spaces.Box):
         raise ValueError(f"{name} must have observations in a Box, got {observations}")
     return HostEnvironment(name, int(np.prod(observations.shape)) * (1 + split), int(actions.n), open_world)
-
-
-def _gymnasium():
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise ImportError(f"this environment needs Gymnasium: {EXTRA} ({error})") from error
-    return gymnasium

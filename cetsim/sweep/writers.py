@@ -15,7 +15,6 @@ python -c "from cetsim.sweep.writers import *; to_tensorboard('results/behaviora
 
 import csv
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -24,11 +23,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from cetsim.extras import require
 from cetsim.sweep.records import OF_A_ROW, RUNS, Records, parse_number, records_of
 
 __all__ = ["Table", "load", "to_tensorboard", "to_wandb"]
@@ -122,7 +121,7 @@ class Table:
 
         **Raises:** ImportError if pandas is not installed.
         """
-        pandas = _needed("pandas", "pip install pandas")
+        pandas = require("pandas", extra="sweep")
         return pandas.DataFrame(
             _columns(record) | {"run": run} | point | {"value": _float(point["value"])}
             for run, record in self.records.items()
@@ -190,16 +189,7 @@ def _array(values: list) -> np.ndarray:
     return array
 
 
-def _needed(module: str, remedy: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"this needs {module}: {remedy}") from error
-
-
 # Feeding others.
-
-_LOG = "pip install 'cetsim[log]'"
 
 
 def to_tensorboard(
@@ -214,7 +204,7 @@ def to_tensorboard(
 
     **Raises:** ImportError without tensorboardX, ValueError if there is nothing to write.
     """
-    tensorboard, logdir = _needed("tensorboardX", _LOG), Path(logdir)
+    tensorboard, logdir = require("tensorboardX", extra="log"), Path(logdir)
 
     def write(record: dict, _: str) -> None:
         place = logdir / _name(record, named_by)
@@ -250,7 +240,7 @@ def to_wandb(
 
     **Raises:** ImportError without wandb, ValueError if there is nothing to write.
     """
-    wandb = _needed("wandb", _LOG)
+    wandb = require("wandb", extra="log")
 
     def write(record: dict, digest: str) -> None:
         # The same record has the same name there, so that one cut short is gone on with.
