@@ -95,7 +95,9 @@ class AbstractTrace(eqx.Module):
 
         return FIRTrace(jnp.moveaxis(self.weights(jnp.arange(size)), 0, -1), dt=self.dt)
 
-    def _concrete(self) -> list[np.ndarray]:
+    def _concrete(self, tail: float) -> list[np.ndarray]:
+        """The parameters on the host, to tell the window that leaves `tail` of the area out."""
+        checks.require_within("tail", tail, "(0, 1)")
         leaves = jax.tree.leaves(self)
         if any(map(checks.is_traced, leaves)):
             raise ValueError("the window of a trace with traced parameters is unknown: give a number of steps instead")

@@ -32,12 +32,13 @@ class DelayLine(AbstractTrace):
         checks.require_dt(dt)
         checks.require_whole_steps("delay", delay, dt)
         if max_delay is not None:
+            max_delay = checks.require_static("max_delay", max_delay)
             checks.require_whole_steps("max_delay", max_delay, dt)
             if not checks.is_traced(delay) and np.max(delay) > max_delay:
-                raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {delay!r}")
+                raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {checks.shown(delay)}")
         self.delay = jnp.asarray(delay, dtype=float)
         self.dt, self.read = float(dt), "after"
-        self.max_delay = None if max_delay is None else float(max_delay)
+        self.max_delay = max_delay
 
     def _weights(self, lags):
         return jnp.where(jnp.abs(lags - jnp.round(self.delay / self.dt)) < 0.5, 1.0, jnp.zeros_like(lags))
