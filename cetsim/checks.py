@@ -51,31 +51,25 @@ def require_finite(name: str, value, booleans: bool = False):
     return array
 
 
-def require_above(name: str, value, bound, why: str = "") -> None:
-    """Raises ValueError unless every entry of a concrete `value` is finite and above `bound`."""
-    array = require_finite(name, value)
-    if not is_traced(array) and not np.all(array > bound):
-        _refuse(name, value, array, array > bound, f"above {bound:g}{why}")
+def require_above(name: str, value, bound, why: str = ""):
+    """`require_finite`, and ValueError unless every entry of a concrete `value` is above `bound`."""
+    return _require_each(name, value, lambda array: array > bound, f"above {bound:g}{why}")
 
 
-def require_at_least(name: str, value, bound: float) -> None:
-    """Raises ValueError unless every entry of a concrete `value` is finite and at least `bound`."""
-    array = require_finite(name, value)
-    if not is_traced(array) and not np.all(array >= bound):
-        _refuse(name, value, array, array >= bound, f"at least {bound:g}")
+def require_at_least(name: str, value, bound: float):
+    """`require_finite`, and ValueError unless every entry of a concrete `value` is at least `bound`."""
+    return _require_each(name, value, lambda array: array >= bound, f"at least {bound:g}")
 
 
-def require_within(name: str, value, interval: str) -> None:
-    """Raises ValueError unless every entry of a concrete `value` lies in an interval such as `"(0, 1]"`."""
-    array = require_finite(name, value)
-    if is_traced(array):
-        return
+def require_within(name: str, value, interval: str):
+    """`require_finite`, and ValueError unless every entry of a concrete `value` is in an interval like `"(0, 1]"`."""
     low, high = (float(end) for end in interval[1:-1].split(","))
-    inside = (array > low if interval[0] == "(" else array >= low) & (
-        array < high if interval[-1] == ")" else array <= high
-    )
-    if not np.all(inside):
-        _refuse(name, value, array, inside, f"in {interval}")
+
+    def inside(array):
+        above = array > low if interval[0] == "(" else array >= low
+        return above & (array < high if interval[-1] == ")" else array <= high)
+
+    return _require_each(name, value, inside, f"in {interval}")
 
 
 def require_one_number(name: str, value) -> None:
@@ -218,6 +212,17 @@ def _are_numbers(dtype, booleans: bool) -> bool:
         return booleans
     real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     return real and not jnp.issubdtype(dtype, np.timedelta64)  # which NumPy counts among the integers
+
+
+def _require_each(name: str, value, is_right, constraint: str):
+    array = require_finite(name, value)
+    if is_traced(array):
+        return array
+    if array.size == 0:
+        raise ValueError(f"`{name}` must be a number or an array of numbers, got none in {shown(value)}")
+    if not np.all(is_right(array)):
+        _refuse(name, value, array, is_right(array), constraint)
+    return array
 
 
 def _refuse(name: str, value, array: np.ndarray, right, constraint: str) -> None:

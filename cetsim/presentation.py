@@ -88,6 +88,7 @@ class Presentation:
 
         **Returns:** frames `[steps, batch]`.
         """
+        steps, batch = checks.require_whole("steps", steps, least=0), checks.require_whole("batch", batch)
         examples = labels.shape[0]
         per_epoch = self.epoch_steps(examples, batch) // batch
         epochs = step // per_epoch + jnp.arange((steps + per_epoch - 2) // per_epoch + 1)

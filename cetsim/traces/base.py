@@ -56,6 +56,7 @@ class AbstractTrace(eqx.Module):
 
         **Returns:** weights, shape `[*lags.shape, *self.shape]`.
         """
+        checks.require_numbers("lags", lags)
         lags = jnp.asarray(lags, dtype=jax.tree.leaves(self)[0].dtype)
         return self._mapped(type(self)._weights, (None,), lags.ndim)(self, lags)
 
@@ -93,6 +94,7 @@ class AbstractTrace(eqx.Module):
         """The trace's first `size` weights as a `FIRTrace`, so that traces of any kind share one program."""
         from cetsim.traces.finite import FIRTrace  # a kind of trace itself
 
+        size = checks.require_whole("size", size)
         return FIRTrace(jnp.moveaxis(self.weights(jnp.arange(size)), 0, -1), dt=self.dt)
 
     def _concrete(self, tail: float) -> list[np.ndarray]:

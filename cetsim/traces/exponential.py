@@ -91,9 +91,9 @@ class DoubleExponentialTrace(AbstractTrace):
 
     def __init__(self, decay=4.0, rise=2.0, ratio=1.0, dt=0.2, read="before", normalization="area"):
         check_options(read, normalization, dt)
-        checks.require_above("decay", decay, 0.0, " s")
-        checks.require_above("rise", rise, 0.0, " s")
-        checks.require_at_least("ratio", ratio, 0.0)
+        decay = checks.require_above("decay", decay, 0.0, " s")
+        rise = checks.require_above("rise", rise, 0.0, " s")
+        ratio = checks.require_at_least("ratio", ratio, 0.0)
         if not any(map(checks.is_traced, (decay, rise, ratio))):
             _check_double_exponential(*np.broadcast_arrays(decay, rise, ratio), normalization)
         parameters = (jnp.asarray(parameter, dtype=float) for parameter in (decay, rise, ratio))

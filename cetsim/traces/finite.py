@@ -88,7 +88,7 @@ class FIRTrace(AbstractTrace):
 
     def __init__(self, taps, dt=0.2):
         checks.require_dt(dt)
-        checks.require_finite("taps", taps)
+        taps = checks.require_finite("taps", taps)
         if np.ndim(taps) == 0 or np.shape(taps)[-1] == 0:
             raise ValueError(f"`taps` must hold at least one lag, got shape {np.shape(taps)}")
         taps = jnp.asarray(taps)
