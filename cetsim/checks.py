@@ -174,7 +174,8 @@ def require_examples(x, fetch: bool = True):
 def require_labels(labels, examples: int, classes: int | None = None):
     """The labels as int32 `[examples]`.
 
-    **Arguments:** `classes`: outputs of the model, which labels number from 0; None where they are not known.
+    **Arguments:** `classes`: outputs of the model, which labels number from 0; None where they are not known yet, and
+    labels of no class are not found.
 
     **Raises:** ValueError unless there is one class number for each of the `examples`, an integer in the model's range.
     """
@@ -186,12 +187,14 @@ def require_labels(labels, examples: int, classes: int | None = None):
         raise ValueError(f"`x` and `labels` must have one length, got {examples} and {len(array)}")
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"`labels` must be class numbers of an integer dtype, got {array.dtype}")
-    if not is_traced(array) and array.size > 0:
-        inside = (array >= 0) & (array < (2**31 if classes is None else classes))
+    if classes is not None and not is_traced(array):
+        inside = (array >= 0) & (array < classes)
         if not np.all(inside):
-            end = "of at least 0" if classes is None else f"from 0 to {classes - 1}, the model having {classes} outputs"
-            first = int(np.argmin(inside))
-            raise ValueError(f"`labels` must be class numbers {end}, got {array[first]} of example {first}")
+            first, last = int(np.argmin(inside)), classes - 1
+            raise ValueError(
+                f"`labels` must be class numbers from 0 to {last}, the model having {classes} outputs, "
+                f"got {array[first]} of example {first}"
+            )
     return jnp.asarray(array.astype(np.int32))
 
 

@@ -205,7 +205,7 @@ class SupervisedRun(eqx.Module):
         **Raises:** ValueError for `x` and `labels` that `SupervisedRun` would refuse, where they are not traced.
         """
         x = _as_seen(checks.require_examples(x, fetch=False), state.params)
-        labels = checks.require_labels(labels, len(x))
+        checks.require_labels(labels, len(x))
         model = eqx.nn.inference_mode(eqx.combine(state.params, self._template()))
         logits = jax.vmap(lambda x: model(x, *_arguments(state.buffers)))(x)
         logits = logits if _is_empty(state.buffers) else logits[0]
@@ -287,6 +287,7 @@ class SupervisedRun(eqx.Module):
 
     def _updated(self, state: TrainState, loss, grads, **changed) -> TrainState:
         """The state after an update by `grads`, and with what else changed."""
+        grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, state.params)  # traces may be finer
         updates, optimizer = self._optimizer(state.hyper).update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         diverged = state.diverged | ~jnp.isfinite(loss)
