@@ -78,7 +78,7 @@ class AbstractTrace(eqx.Module):
         """One step of dt: takes the activity `e` held over it, returns `(state, trace read at this step)`."""
         if state.shape[1:] != jnp.shape(e):
             raise ValueError(f"`e` must have the state's shape {state.shape[1:]}, got {jnp.shape(e)}")
-        return self._mapped(type(self)._step, (1, 0), (1, 0))(self, state, jnp.asarray(e))
+        return self._mapped(type(self)._step, (1, 0), (1, 0))(self, state, jnp.asarray(e, dtype=state.dtype))
 
     def _step(self, state, e):
         system = self._system()
