@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from cetsim import data_files, extras, tiny_imagenet
+from cetsim import checks, data_files, extras, tiny_imagenet
 from cetsim.data_files import DataError, File
 
 NAMES = ("digits", "mnist", "cifar10", "tinyimagenet")
@@ -105,11 +105,11 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     **Raises:** `ValueError` unless both parts get at least one example.
     """
     count = len(dataset.train_y)
-    if not 0 < fraction < 1:
-        raise ValueError(f"validation fraction must be above 0 and below 1, got {fraction!r}")
+    fraction, seed = checks.require_static("fraction", fraction), checks.require_whole("seed", seed, least=0)
+    checks.require_within("fraction", fraction, "(0, 1)")
     kept = count - round(fraction * count)
     if not 0 < kept < count:
-        raise ValueError(f"validation fraction must leave both parts an example, got {fraction!r} of {count}")
+        raise ValueError(f"`fraction` must leave both parts an example, got {fraction!r} of {count}")
     order = np.random.default_rng(seed).permutation(count)
     train, held = order[:kept], order[kept:]
     x, y = dataset.train_x, dataset.train_y

@@ -84,14 +84,15 @@ class FixedDelay(AbstractDelay):
     def __init__(self, delay=4.0, dt=0.2, max_delay=None, keep_late=False):
         checks.require_dt(dt)
         checks.require_whole_steps("delay", delay, dt)
-        _require_one_number("delay", delay)
+        checks.require_one_number("delay", delay)
         if max_delay is not None:
+            max_delay = checks.require_static("max_delay", max_delay)
             checks.require_whole_steps("max_delay", max_delay, dt)
             if not checks.is_traced(delay) and np.asarray(delay) > max_delay:
                 raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {delay!r}")
         self.steps = steps.from_seconds("delay", delay, dt)
-        self.dt, self.keep_late = float(dt), bool(keep_late)
-        self.max_delay = None if max_delay is None else float(max_delay)
+        self.dt, self.keep_late = float(dt), checks.require_flag("keep_late", keep_late)
+        self.max_delay = max_delay
 
     @property
     def delay(self) -> Float[Array, ""]:
@@ -163,15 +164,17 @@ class RandomDelay(AbstractDelay):
         checks.require_in("distribution", distribution, DISTRIBUTIONS)
         for name, value in (("mean", mean), ("spread", spread)):
             checks.require_at_least(name, value, 0.0)
-            _require_one_number(name, value)
+            checks.require_one_number(name, value)
         if max_delay is not None:
+            max_delay = checks.require_static("max_delay", max_delay)
             checks.require_whole_steps("max_delay", max_delay, dt)
         if not checks.is_traced(mean) and not checks.is_traced(spread):
             _check_together(float(mean), float(spread), dt, distribution, max_delay)
         self.mean, self.spread = steps.exact("mean", mean, dt), steps.exact("spread", spread, dt)
         self.key, self.origin = jax.random.key(0) if key is None else key, None
-        self.dt, self.distribution, self.keep_late = float(dt), distribution, bool(keep_late)
-        self.max_delay = None if max_delay is None else float(max_delay)
+        self.dt, self.distribution = float(dt), distribution
+        self.keep_late = checks.require_flag("keep_late", keep_late)
+        self.max_delay = max_delay
 
     @property
     def max_steps(self) -> int:
@@ -238,10 +241,10 @@ class LayerwiseDelay(eqx.Module):
         self.delays = tuple(delays)
         if not self.delays or not all(isinstance(delay, AbstractDelay) for delay in self.delays):
             raise ValueError(f"`delays` must be cetsim's delays, one a layer from the top down, got {delays!r}")
-        for name in ("dt", "keep_late"):
-            values = [getattr(delay, name) for delay in self.delays]
-            if len(set(values)) > 1:
-                raise ValueError(f"delays of all layers must have one `{name}`, got {values}")
+        checks.require_same_dt("delays of all layers", *(delay.dt for delay in self.delays))
+        late = [delay.keep_late for delay in self.delays]
+        if len(set(late)) > 1:
+            raise ValueError(f"delays of all layers must have one `keep_late`, got {late}")
 
     @classmethod
     def stacked(cls, per_layer, layers: int, dt=0.2, max_per_layer=None, keep_late=False) -> "LayerwiseDelay":
@@ -250,9 +253,12 @@ class LayerwiseDelay(eqx.Module):
         **Arguments:** `layers`: their number. `max_per_layer`: longest that streams make room for; needed only where
         `per_layer` is traced. The others as in `FixedDelay`.
         """
-        if layers < 1:
-            raise ValueError(f"`layers` must be at least 1, got {layers}")
+        layers = checks.require_whole("layers", layers)
+        checks.require_dt(dt)
         checks.require_whole_steps("per_layer", per_layer, dt)
+        checks.require_one_number("per_layer", per_layer)
+        if max_per_layer is not None:
+            max_per_layer = checks.require_static("max_per_layer", max_per_layer)
         longest = [None if max_per_layer is None else layer * max_per_layer for layer in range(layers)]
         return cls(FixedDelay(layer * per_layer, dt, longest[layer], keep_late) for layer in range(layers))
 
@@ -269,11 +275,6 @@ class LayerwiseDelay(eqx.Module):
     def at(self, origin) -> "LayerwiseDelay":
         """The delays in a stretch whose step 0 is step `origin` of the run."""
         return LayerwiseDelay(delay.at(origin) for delay in self.delays)
-
-
-def _require_one_number(name: str, value) -> None:
-    if np.ndim(value) != 0:
-        raise ValueError(f"`{name}` must be one number (map over delays with jax.vmap), got shape {np.shape(value)}")
 
 
 def _concrete(seconds) -> float:

@@ -33,8 +33,8 @@ class Events(eqx.Module):
     steps: int = eqx.field(static=True)
 
     def __init__(self, times, steps: int, happened=None):
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`steps` must be a whole number of at least 1, got {steps!r}")
+        steps = checks.require_whole("steps", steps)
+        checks.require_finite("times", times)
         if jnp.ndim(times) != 1 or jnp.size(times) < 1:
             raise ValueError(f"`times` must be [events], at least one, got shape {jnp.shape(times)}")
         if happened is not None and jnp.shape(happened) != jnp.shape(times):

@@ -310,8 +310,7 @@ def _block(
         raise ValueError(f"layer {name!r}: `trace` must be one of cetsim's traces, got {trace!r}")
     if not isinstance(delay, AbstractDelay):
         raise ValueError(f"layer {name!r}: `delay` must be one of cetsim's delays, got {delay!r}")
-    if trace.dt != delay.dt:
-        raise ValueError(f"layer {name!r}: trace and delay must have one dt, got {trace.dt:g} s and {delay.dt:g} s")
+    checks.require_same_dt(f"layer {name!r}: trace and delay", trace.dt, delay.dt)
     checks.require_at_least("error_gate", error_gate, 0.0)
     if jnp.ndim(error_gate) != 0:
         raise ValueError(f"layer {name!r}: `error_gate` must be one number, got shape {jnp.shape(error_gate)}")

@@ -56,6 +56,7 @@ class AbstractTrace(eqx.Module):
 
         **Returns:** weights, shape `[*lags.shape, *self.shape]`.
         """
+        checks.require_numbers("lags", lags)
         lags = steps.count(lags)
         if self._rounds:  # others look their lags up, and those are counted exactly
             lags = lags.astype(jax.tree.leaves(self)[0].dtype)
@@ -79,7 +80,7 @@ class AbstractTrace(eqx.Module):
         """One step of dt: takes the activity `e` held over it, returns `(state, trace read at this step)`."""
         if state.shape[1:] != jnp.shape(e):
             raise ValueError(f"`e` must have the state's shape {state.shape[1:]}, got {jnp.shape(e)}")
-        return self._mapped(type(self)._step, (1, 0), (1, 0))(self, state, jnp.asarray(e))
+        return self._mapped(type(self)._step, (1, 0), (1, 0))(self, state, jnp.asarray(e, dtype=state.dtype))
 
     def _step(self, state, e):
         system = self._system()
@@ -95,9 +96,12 @@ class AbstractTrace(eqx.Module):
         """The trace's first `size` weights as a `FIRTrace`, so that traces of any kind share one program."""
         from cetsim.traces.finite import FIRTrace  # a kind of trace itself
 
+        size = checks.require_whole("size", size)
         return FIRTrace(jnp.moveaxis(self.weights(jnp.arange(size)), 0, -1), dt=self.dt)
 
-    def _concrete(self) -> list[np.ndarray]:
+    def _concrete(self, tail: float) -> list[np.ndarray]:
+        """The parameters on the host, to tell the window that leaves `tail` of the area out."""
+        checks.require_within("tail", tail, "(0, 1)")
         leaves = jax.tree.leaves(self)
         if any(map(checks.is_traced, leaves)):
             raise ValueError("the window of a trace with traced parameters is unknown: give a number of steps instead")

@@ -32,12 +32,13 @@ class DelayLine(AbstractTrace):
         checks.require_dt(dt)
         checks.require_whole_steps("delay", delay, dt)
         if max_delay is not None:
+            max_delay = checks.require_static("max_delay", max_delay)
             checks.require_whole_steps("max_delay", max_delay, dt)
             if not checks.is_traced(delay) and np.max(delay) > max_delay:
-                raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {delay!r}")
+                raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {checks.shown(delay)}")
         self.delay = steps.exact("delay", delay, dt)
         self.dt, self.read = float(dt), "after"
-        self.max_delay = None if max_delay is None else float(max_delay)
+        self.max_delay = max_delay
 
     def _weights(self, lags):
         late = jnp.round(self.delay / self.dt)
@@ -89,7 +90,7 @@ class FIRTrace(AbstractTrace):
 
     def __init__(self, taps, dt=0.2):
         checks.require_dt(dt)
-        checks.require_finite("taps", taps)
+        taps = checks.require_finite("taps", taps)
         if np.ndim(taps) == 0 or np.shape(taps)[-1] == 0:
             raise ValueError(f"`taps` must hold at least one lag, got shape {np.shape(taps)}")
         taps = jnp.asarray(taps)
