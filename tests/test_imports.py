@@ -15,7 +15,7 @@ PACKAGE = ROOT / "cetsim"
 # of a package such as nn count as one module. The top-level __init__ gathers public names from all.
 LAYERS = (
     ("checks", "data_files"),
-    ("tiny_imagenet",),
+    ("tiny_imagenet", "display"),
     ("kernels", "data", "metrics", "presentation", "events"),
     ("state_space", "salience"),
     ("traces",),

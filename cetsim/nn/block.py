@@ -5,12 +5,13 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import wadler_lindig as wl
 
-from cetsim import streams
+from cetsim import display, streams
 from cetsim.nn.synapse import Synapses, learn_from_traces
 from cetsim.streams import StreamState
 
-Affine = (eqx.nn.Linear, eqx.nn.Conv2d)
+Affine = (eqx.nn.Linear, eqx.nn.Conv, eqx.nn.ConvTranspose, eqx.nn.Embedding)
 
 
 class Held:
@@ -18,6 +19,14 @@ class Held:
 
     def __init__(self, value):
         self.value = value
+
+    def __jax_array__(self):
+        """Raises ValueError: Equinox saves what has this method, and without it would drop a trace without a word."""
+        raise ValueError("a trace is no array: save an attached model by `cetsim.save`, or `detach` it first")
+
+    def __array__(self, *args, **options):
+        """Raises ValueError, as `__jax_array__`."""
+        return self.__jax_array__()
 
 
 class Absorbed(eqx.Module):
@@ -46,6 +55,24 @@ class TracedBlock(eqx.Module):
     held: Held
     state: StreamState | Held | None = None
 
+    def __pdoc__(self, **_):
+        """How it is shown, alone and in a model: its layer, activation and pool, and the rule of its synapses."""
+        return wl.TextDoc(f"TracedBlock({', '.join(self._parts())})")
+
+    def _parts(self) -> list[str]:
+        parts = [
+            eqx.tree_pformat(part, width=10**6)
+            for part in (self.affine, self.activation, self.pool)
+            if part is not None
+        ]
+        if not isinstance(self.held, Held):  # of a gradient
+            return parts
+        rule = self.synapses
+        boundary = "'reset'" if rule.window is None else f"'carry', window={rule.window} steps"
+        gate = display.value_text("error_gate", rule.error_gate)
+        rest = [f"form={rule.form!r}", f"error_gate={gate}", f"boundary={boundary}"]
+        return [*parts, display.describe(rule.trace), display.describe(rule.delay), *rest]
+
     @property
     def synapses(self) -> Synapses:
         """The rule that the layer's synapses obey."""
@@ -59,8 +86,7 @@ class TracedBlock(eqx.Module):
         activity, derivative = z, None
         if self.activation is not None:
             activity = self.activation(z)
-            # f is elementwise, so that its derivative is the tangent along ones.
-            derivative = jax.lax.stop_gradient(jax.jvp(self.activation, (z,), (jnp.ones_like(z),))[1])
+            derivative = _slope(self.activation, z)
         if self.pool is not None:
             activity = self.pool(activity)
         if self.activation is None or self.synapses.derivative == "ideal":
@@ -74,7 +100,7 @@ class TracedBlock(eqx.Module):
         if state is None and self.synapses.window is not None:
             raise ValueError("a model attached with boundary='carry' runs inside `streaming_value_and_grad`")
         x = jax.lax.stop_gradient(x)
-        past = None if state is None else jax.vmap(self.affine)(jax.lax.stop_gradient(state.x))
+        past = None if state is None else jax.vmap(self.affine)(_as_input(self.affine, state.x))
         return learn_from_traces(self.affine(x), past, activity, below, derivative, x, state, self.synapses)
 
     def _errors_travel(self, x):
@@ -87,8 +113,29 @@ class TracedBlock(eqx.Module):
         return jax.lax.stop_gradient(frozen(x) - back) + back
 
 
+def plain_layer(affine):
+    """The layer itself, where its weights are normalised."""
+    return affine.layer if isinstance(affine, eqx.nn.WeightNorm) else affine
+
+
 def _input_ndim(affine) -> int:
-    return 1 if isinstance(affine, eqx.nn.Linear) else affine.num_spatial_dims + 1
+    layer = plain_layer(affine)
+    if isinstance(layer, eqx.nn.Linear):
+        return 0 if layer.in_features == "scalar" else 1
+    return 0 if isinstance(layer, eqx.nn.Embedding) else layer.num_spatial_dims + 1
+
+
+def _as_input(affine, remembered):
+    """What a stream remembers of a layer's input, an embedding's as the whole numbers that they are."""
+    remembered = jax.lax.stop_gradient(remembered)
+    return remembered.astype(int) if isinstance(plain_layer(affine), eqx.nn.Embedding) else remembered
+
+
+def _slope(function, z):
+    """f'(z) of an elementwise function, which is its cotangent along ones: by its own derivative, where it has one."""
+    function = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, function)
+    activity, pull = jax.vjp(function, jax.lax.stop_gradient(z))
+    return jax.lax.stop_gradient(pull(jnp.ones_like(activity))[0])
 
 
 def blocks(model) -> dict[str, TracedBlock]:
@@ -105,6 +152,10 @@ def path_name(path) -> str:
 
 def bind(model, states: dict):
     """The model with each named block given its state."""
+    if not blocks(model):
+        raise ValueError(
+            "the model has no traces: attach them with boundary='carry' before the stream begins, not inside the loss"
+        )
     if set(states) != set(blocks(model)):
         raise ValueError(f"the state must have the layers {sorted(blocks(model))}, got {sorted(states)}")
     names = list(states)
@@ -129,7 +180,7 @@ def streaming_init(model, example, *buffers) -> dict[str, StreamState]:
         if synapses.window is None:
             raise ValueError(f"layer {name!r} is attached with boundary='reset': nothing is carried")
         shapes = recorders[name].value
-        dtype = jnp.result_type(block.affine.weight)
+        dtype = jnp.result_type(plain_layer(block.affine).weight)
         states[name] = streams.init_state(synapses.delay, synapses.window, *shapes, dtype, synapses.events)
     return states
 

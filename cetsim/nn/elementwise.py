@@ -1,0 +1,93 @@
+"""Whether a function is an activation: each output depends on its own input alone."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cetsim import checks
+from cetsim.nn.block import plain_layer
+
+
+def is_elementwise(function, layer) -> bool:
+    """Whether each output of `function` depends on its own input alone, tried on numbers of a layer's output shape.
+
+    **Raises:** ValueError where that cannot be told, since the function closes over a value that is traced.
+    """
+    if isinstance(function, (eqx.nn.Dropout, eqx.nn.Identity)) or not callable(function):
+        return False
+    shape = _output_shape(function, layer)
+    numbers = np.linspace(-1.7, 1.9, math.prod(shape)).astype(_dtype(layer))
+    places = {0, len(numbers) // 2}  # two, since a function that turns a row around leaves its middle where it is
+    numbers[0], numbers[len(numbers) // 2] = 0.73, 0.37  # where square roots and logarithms are numbers too
+    others = np.full_like(numbers, 2.1)
+    changed = [np.where(np.arange(len(numbers)) == place, numbers, others) for place in places]
+    out = _evaluate(_apply, function, [row.reshape(shape) for row in (numbers, *changed)])
+    if out is None or out[0].shape != shape:
+        return False
+    return all(out[0].ravel()[place] == row.ravel()[place] for place, row in zip(places, out[1:], strict=True))
+
+
+def is_identity(function, layer) -> bool:
+    """Whether `function` returns its input and leaves errors alone, tried on small and large numbers."""
+    if isinstance(function, eqx.nn.Identity):
+        return True
+    if not is_elementwise(function, layer):
+        return False
+    shape, dtype = _output_shape(function, layer), _dtype(layer)
+    rows = [np.full(shape, number, dtype) for number in (-1e4, -3.0, -0.1, 0.0, 0.1, 3.0, 1e4)]
+    out = _evaluate(_with_derivative, function, rows)
+    return out is not None and all(np.array_equal(pair, (row, row)) for pair, row in zip(out, rows, strict=True))
+
+
+def _evaluate(how, function, rows: list) -> list | None:
+    """What `function` makes of each row; None if it cannot take them."""
+    # Its own parameters may be traced, inside a loss: any numbers in their place tell the same.
+    number = lambda leaf: np.full(leaf.shape, 0.37, leaf.dtype) if checks.is_traced(leaf) else leaf  # noqa: E731
+    function = jax.tree.map(number, function)
+    try:
+        with jax.ensure_compile_time_eval():
+            return [np.asarray(how(function, row)) for row in rows]
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError(
+            f"whether {function!r} is an activation cannot be told, since it uses a value that is traced here: "
+            "make it an eqx.Module that holds the value in a field"
+        ) from error
+    except Exception:  # what is made for another shape may raise anything
+        return None
+
+
+@eqx.filter_jit
+def _apply(function, x):
+    # Compiled, since functions with a derivative of their own, such as relu, are traced under a vmap otherwise, even
+    # where everything is to be evaluated at once.
+    return function(x)
+
+
+@eqx.filter_jit
+def _with_derivative(function, x):
+    """f(x), and what f passes back of x as an error."""
+    out, pull = jax.vjp(function, x)
+    return jnp.stack([out, pull(x.astype(out.dtype))[0]])
+
+
+def _dtype(layer):
+    return jnp.result_type(jax.tree.leaves(eqx.filter(layer, eqx.is_inexact_array))[0])
+
+
+def _output_shape(function, layer) -> tuple[int, ...]:
+    """Shape of a layer's output; of a small image in a convolution, or one of the size of the function's parameters."""
+    layer = plain_layer(layer)
+    if isinstance(layer, eqx.nn.Embedding):
+        return (layer.embedding_size,)
+    if isinstance(layer, eqx.nn.Linear):
+        return () if layer.out_features == "scalar" else (layer.out_features,)
+    last = getattr(layer, "layout", None) == "channels_last"
+    space = [2 + axis for axis in range(layer.num_spatial_dims)]
+    for leaf in jax.tree.leaves(function):
+        if eqx.is_array(leaf) and leaf.ndim == len(space) + 1:
+            own = leaf.shape[:-1] if last else leaf.shape[1:]
+            space = [size if size > 1 else small for size, small in zip(own, space, strict=True)]
+    return (*space, layer.out_channels) if last else (layer.out_channels, *space)
