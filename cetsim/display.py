@@ -13,9 +13,17 @@ _SHOWN = 6  # numbers of an array; of a longer one, the range
 
 def describe(module: eqx.Module) -> str:
     """`Kind(field=value, ...)` of a trace or a delay; fields that are None are left out."""
-    fields = [(field.name, getattr(module, field.name, None)) for field in dataclasses.fields(module)]
+    fields = [_field(module, field.name) for field in dataclasses.fields(module)]
     shown = [f"{name}={value_text(name, value)}" for name, value in fields if value is not None]
     return f"{type(module).__name__}({', '.join(shown)})"
+
+
+def _field(module, name: str) -> tuple:
+    value = getattr(module, name, None)
+    if name != "steps" or value is None:
+        return name, value
+    # A delay that is kept in steps; 3 steps of 0.2 s are 0.6 s, which floats make 0.6000000000000001.
+    return "delay", value if checks.is_traced(value) else round(float(value) * module.dt, 9)
 
 
 def value_text(name: str, value) -> str:

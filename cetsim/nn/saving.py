@@ -15,13 +15,7 @@ from cetsim.nn.block import Held, TracedBlock, blocks, plain_layer
 
 _MAGIC = b"cetsim model 1\n"
 _SHORT = 64  # numbers of an array that are written out; of a longer one, a digest
-_OF_A_STRETCH = (
-    "signal",
-    "reward",
-    "events",
-    "pool",
-    "origin",
-)  # of one stretch, or of the model
+_OF_A_STRETCH = ("signal", "events", "length", "name", "pool", "origin")  # or of the model
 
 
 def save(path_or_file, model) -> None:

@@ -122,7 +122,7 @@ def _delay(delay) -> float | Range | None:
 
 
 def _one_or_range(values) -> float | Range:
-    low, high = (float(str(end)) for end in (np.min(values), np.max(values)))  # 0.2 in float32 too
+    low, high = (round(float(str(end)), 9) for end in (np.min(values), np.max(values)))  # 0.2 in float32 too
     return low if low == high else (low, high)
 
 
