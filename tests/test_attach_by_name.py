@@ -75,9 +75,7 @@ def test_traces_and_delays_by_name_are_those_layers_update():
     factors, _ = oracles.backward(layers, np.asarray(x), output - np.asarray(target))
     rules = (traces["layers.0"], 3), (traces["layers.2"], 0), (traces["layers"], 1)
     wanted = [oracles.update(*rule, layer) for rule, layer in zip(rules, factors, strict=True)]
-    # Nothing arrives where neither trace nor delay holds a lag, which the second layer's do not.
-    assert not np.any(grads.layers[2].weight) and not np.any(wanted[1][0])  # noqa: PT018
-    assert_same(affine_gradients(grads)[::2], wanted[::2])
+    assert_same(affine_gradients(grads), wanted)
 
 
 def test_one_chain_of_calls_needs_no_names():
@@ -100,8 +98,6 @@ def test_traces_by_order_are_told_of_too():
             "`trace` names the layer 'layers.1'; the model has layers.0, layers.2",
         ),
         ("delay", {"layers.0": DELAY}, "`delay` names no delay for layer 'layers.2'; it has layers.0"),
-        ("delay", {"layers": 0.6}, "'layers.0': `delay` must be one of cetsim's delays, got 0.6"),
-        ("trace", {"layers": None}, "`trace` names no trace for layer 'layers.0'"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(option, given, message):
