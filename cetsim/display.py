@@ -32,7 +32,7 @@ def value_text(name: str, value) -> str:
     if isinstance(value, str | bool | int) or value is None:
         return repr(value)
     if checks.is_traced(value):
-        return f"traced {value.aval.str_short(short_dtypes=True)}"
+        return f"traced {value.dtype}[{', '.join(map(str, value.shape))}]"
     if not isinstance(value, float | np.ndarray | np.generic) and not eqx.is_inexact_array(value):
         return eqx.tree_pformat(value)
     array = np.asarray(value)

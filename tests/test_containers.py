@@ -215,8 +215,22 @@ def test_activations_with_parameters_for_every_pixel():
 
 def test_a_cascade_of_derivatives_has_to_know_the_activation():
     model = Calls(eqx.nn.Sequential([linear(4, 3), TANH]), linear(3, 2, 2))
-    with pytest.raises(ValueError, match=r"'head' stands outside .*, which derivative='cascade' has to know"):
+    with pytest.raises(ValueError, match=r"'head' stands outside .*, but derivative='cascade' has to know"):
         default(model, form="preactivation", derivative="cascade")
+
+
+def test_a_signal_that_is_handed_in_stands_for_the_error_of_the_activation():
+    model, signal = Calls(eqx.nn.Sequential([linear(4, 3), TANH]), linear(3, 2, 2)), jnp.ones(11)
+    with pytest.raises(ValueError, match=r"'head' stands outside .*, but a signal that is handed in"):
+        default(model, form="preactivation", signal=signal)
+    default(model, form="preactivation", signal=signal, overrides={"head": {"activation": None}})
+
+
+def test_weights_are_not_read_past_their_trace():
+    model = default(eqx.nn.Sequential([linear(4, 3)]))
+    with pytest.raises(AttributeError, match=r"a layer with a trace is only called. .* at `.affine.weight`, and"):
+        _ = model.layers[0].weight
+    assert not hasattr(model.layers[0], "bias")
 
 
 def test_an_mlp_that_scans_over_its_layers_is_refused():

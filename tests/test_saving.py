@@ -37,7 +37,7 @@ def test_a_model_comes_back_with_its_traces(tmp_path, boundary):
 
 CHANGES = {
     "trace": (dict(trace=CascadingTrace(3, 0.5000001, DT)), "`trace.delay` is 0.5 in the file and 0.5000001 in"),
-    "kind": (dict(trace=ExponentialTrace(0.5, DT)), "layer 'layers.0': `trace.delay` is 0.5 in the file and None in"),
+    "kind": (dict(trace=ExponentialTrace(0.5, DT)), "`trace.kind` is 'CascadingTrace' in the file and 'Exponential"),
     "order": (
         dict(trace=CascadingTrace(4, 0.5, DT)),
         "`trace.order` is 3 in the file and 4 in `like`: attach the trace",

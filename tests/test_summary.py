@@ -84,7 +84,7 @@ def test_it_is_shown_as_a_table():
     first = [cell.strip() for cell in lines[2].split("  ") if cell.strip()]
     assert first == ["layers.0", "Linear", "5 x 4", "CascadingTrace(3)", "0.5", "0.6", "reset", "600 B", "0 B"]
     assert len(lines) == 5
-    assert "14 kB" in str(cetsim.summary(default(eqx.nn.Sequential([eqx.nn.Linear(99, 6, key=KEY)]))))
+    assert "14.4 kB" in str(cetsim.summary(default(eqx.nn.Sequential([eqx.nn.Linear(99, 6, key=KEY)]))))
 
 
 def test_models_without_traces_and_states_of_others_are_refused():

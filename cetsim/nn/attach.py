@@ -54,7 +54,8 @@ def attach(
     - `form`: `"activation"`, `"preactivation"` or `"authors_linear"` (see `credit.synaptic_factors`), or `"authors"`,
       `"authors_linear"` for Linear and `"activation"` for other layers, as in the authors' code. Only `"preactivation"`
       does without the activation, which cannot be seen where a module's own code calls it.
-    - `error_gate`: activity enters the trace only at steps where ‖∂ℓ/∂a‖² is above it; 0 is off.
+    - `error_gate`: activity enters the trace only at steps where ‖∂ℓ/∂a‖² is above it; 0 is off. Where the activation
+      is not known, a is what the layer itself returns.
     - `boundary`: `"reset"` starts every stretch empty, `"carry"` goes with `streaming_value_and_grad`.
     - `signal`: stands in for ∂ℓ/∂a: a scalar third factor `[time]`, or `[time, *out]`.
     - `window`: steps that a stream remembers; by default those outside which 1e-6 of the kernel's area lies.
@@ -138,7 +139,8 @@ def _warn_of_rest(model, sites: list[Site], overrides: dict) -> None:
     left = [name for name, options in overrides.items() if options is None]
     rest = surgery.parameters(model, [site.name for site in sites] + left)
     if rest:
-        named = ", ".join(f"{path_name(place.path)} ({type(place.node).__name__})" for place in rest)
+        kinds = ["array" if eqx.is_array(place.node) else type(place.node).__name__ for place in rest]
+        named = ", ".join(f"{path_name(place.path)} ({kind})" for place, kind in zip(rest, kinds, strict=True))
         silent = ", ".join(f"{path_name(place.path)!r}: None" for place in rest)
         warnings.warn(
             f"no trace: {named}. What these hold learns by plain, undelayed backprop; if that is meant, "
@@ -191,8 +193,13 @@ class _Behind(NamedTuple):
 
 def _look_behind(site: Site) -> _Behind:
     pools = (eqx.nn.AvgPool2d, AvgPool2d)
-    passed = [p for p in site.behind if isinstance(p.node, pools) or not is_identity(p.node, site.layer)]
-    active = [not isinstance(p.node, pools) and is_elementwise(p.node, site.layer) for p in passed]
+    passed, active = [], []
+    for place in site.behind:
+        elementwise = not isinstance(place.node, pools) and is_elementwise(place.node, site.layer)
+        if isinstance(place.node, eqx.nn.Identity) or (elementwise and is_identity(place.node, site.layer)):
+            continue
+        passed.append(place)
+        active.append(elementwise)
     if not any(active):
         function = _own_function(passed)
         fault = None if function is None else f"has the activation {function!r}, which is not elementwise"
@@ -241,7 +248,8 @@ def _block(
     checks.require_in("derivative", derivative, DERIVATIVES)
     if form == "authors":
         form = "authors_linear" if isinstance(site.layer, eqx.nn.Linear) else "activation"
-    behind = _known(site, _look_behind(site), form, derivative, given)
+    needs = _needs(form, derivative, signal)
+    behind = _known(site, _look_behind(site), needs, given)
     _check_rule(name, plain_layer(site.layer), trace, delay, feedback)
     checks.require_at_least("error_gate", error_gate, 0.0)
     if jnp.ndim(error_gate) != 0:
@@ -265,8 +273,17 @@ def _block(
     return _Built(block, tuple(place for place in behind[:2] if place is not None))
 
 
-def _known(site: Site, behind: _Behind, form: str, derivative: str, given: dict) -> _Behind:
-    """What stands behind the layer, as far as the form has to know."""
+def _needs(form: str, derivative: str, signal) -> str | None:
+    """The option that has to know the activation, if any does."""
+    if form != "preactivation":
+        return f"form={form!r}"
+    if derivative == "cascade":
+        return "derivative='cascade'"
+    return None if signal is None else "a signal that is handed in, which stands in for ∂ℓ/∂a,"
+
+
+def _known(site: Site, behind: _Behind, needs: str | None, given: dict) -> _Behind:
+    """What stands behind the layer, as far as an option needs to know."""
     if "activation" in given:
         if behind.hidden is None:
             raise ValueError(f"layer {site.name!r}: its activation is known from the model and cannot be overridden")
@@ -276,12 +293,11 @@ def _known(site: Site, behind: _Behind, form: str, derivative: str, given: dict)
                 f"would apply {given['activation']!r} once more: put layer and activation in an eqx.nn.Sequential"
             )
         return _Behind()
-    if behind.hidden is not None and (form != "preactivation" or derivative == "cascade"):
-        what = f"form={form!r}" if form != "preactivation" else f"derivative={derivative!r}"
+    if behind.hidden is not None and needs is not None:
         raise ValueError(
-            f"layer {site.name!r} {behind.hidden}, which {what} has to know: use form='preactivation', put the layer "
-            f"and one activation directly behind it in an eqx.nn.Sequential, or say that it has none by "
-            f"overrides={{{site.name!r}: {{'activation': None}}}}"
+            f"layer {site.name!r} {behind.hidden}, but {needs} has to know its activation: use form='preactivation' "
+            "without such options, put the layer and one activation directly behind it in an eqx.nn.Sequential, or say "
+            f"that it has none by overrides={{{site.name!r}: {{'activation': None}}}}"
         )
     return behind
 

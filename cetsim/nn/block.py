@@ -74,6 +74,16 @@ class TracedBlock(eqx.Module):
         return [*parts, display.describe(rule.trace), display.describe(rule.delay), *rest]
 
     @property
+    def weight(self):
+        """Raises AttributeError: what reads the weights past the trace would have them learn by undelayed backprop."""
+        raise AttributeError(
+            "a layer with a trace is only called. Where something else has to read its weights, they are at "
+            "`.affine.weight`, and what they learn from there is not delayed"
+        )
+
+    bias = weight
+
+    @property
     def synapses(self) -> Synapses:
         """The rule that the layer's synapses obey."""
         return self.held.value

@@ -31,15 +31,14 @@ def is_elementwise(function, layer) -> bool:
 
 
 def is_identity(function, layer) -> bool:
-    """Whether `function` returns its input and leaves errors alone, tried on small and large numbers."""
-    if isinstance(function, eqx.nn.Identity):
-        return True
-    if not is_elementwise(function, layer):
-        return False
+    """Whether an elementwise function returns its input and leaves errors alone, tried on small and large numbers."""
     shape, dtype = _output_shape(function, layer), _dtype(layer)
     rows = [np.full(shape, number, dtype) for number in (-1e4, -3.0, -0.1, 0.0, 0.1, 3.0, 1e4)]
-    out = _evaluate(_with_derivative, function, rows)
-    return out is not None and all(np.array_equal(pair, (row, row)) for pair, row in zip(out, rows, strict=True))
+    out = _evaluate(_apply, function, rows)
+    if out is None or not all(map(np.array_equal, out, rows)):
+        return False
+    pairs = _evaluate(_with_derivative, function, rows)
+    return pairs is not None and all(np.array_equal(pair, (row, row)) for pair, row in zip(pairs, rows, strict=True))
 
 
 def _evaluate(how, function, rows: list) -> list | None:

@@ -109,7 +109,7 @@ def _compare(saved: dict, own: dict) -> None:
         )
     for name, rule in own.items():
         other, mine = _flat(saved[name]), _flat(json.loads(json.dumps(rule)))
-        for key in sorted(other.keys() | mine.keys()):
+        for key in [*mine, *other]:
             if other.get(key) != mine.get(key):
                 raise ValueError(
                     f"layer {name!r}: `{key}` is {other.get(key)!r} in the file and {mine.get(key)!r} in `like`: "
