@@ -11,9 +11,8 @@ from cetsim import checks, credit
 from cetsim.delays import AbstractDelay, LayerwiseDelay
 from cetsim.events import Events
 from cetsim.nn import surgery
+from cetsim.nn.activations import Behind, look_behind
 from cetsim.nn.block import Absorbed, Held, TracedBlock, path_name, plain_layer
-from cetsim.nn.conv import AvgPool2d
-from cetsim.nn.elementwise import is_elementwise, is_identity
 from cetsim.nn.surgery import Place, Site
 from cetsim.nn.synapse import DERIVATIVES, Synapses
 from cetsim.traces import AbstractTrace
@@ -183,43 +182,6 @@ def _by_name(option: str, each: dict, names: list[str], own: dict) -> dict:
     return values
 
 
-class _Behind(NamedTuple):
-    """What stands behind a layer. **Fields:** `hidden`: why its activation is not known; None if it is."""
-
-    activation: Place | None = None
-    pool: Place | None = None
-    hidden: str | None = None
-
-
-def _look_behind(site: Site) -> _Behind:
-    pools = (eqx.nn.AvgPool2d, AvgPool2d)
-    passed, active = [], []
-    for place in site.behind:
-        elementwise = not isinstance(place.node, pools) and is_elementwise(place.node, site.layer)
-        if isinstance(place.node, eqx.nn.Identity) or (elementwise and is_identity(place.node, site.layer)):
-            continue
-        passed.append(place)
-        active.append(elementwise)
-    if not any(active):
-        function = _own_function(passed)
-        fault = None if function is None else f"has the activation {function!r}, which is not elementwise"
-        return _Behind(hidden=fault or site.hidden)
-    if active.index(True) > 0 or sum(active) > 1:
-        return _Behind(hidden="has an activation behind it, but not directly or not alone")
-    pool = passed[1] if isinstance(site.layer, eqx.nn.Conv2d) and isinstance(_node(passed[1:]), pools) else None
-    return _Behind(passed[0], pool)
-
-
-def _own_function(places: list[Place]):
-    """The function that an `eqx.nn.MLP` applies to each number by itself, where this is what comes first."""
-    own = places and places[0].path[-1] in map(jax.tree_util.GetAttrKey, ("activation", "final_activation"))
-    return places[0].node if own else None
-
-
-def _node(places: list[Place]):
-    return places[0].node if places else None
-
-
 class _Built(NamedTuple):
     """A block and the places of what it now applies."""
 
@@ -247,9 +209,9 @@ def _block(
     checks.require_in("form", form, FORMS)
     checks.require_in("derivative", derivative, DERIVATIVES)
     if form == "authors":
-        form = "authors_linear" if isinstance(site.layer, eqx.nn.Linear) else "activation"
+        form = "authors_linear" if isinstance(plain_layer(site.layer), eqx.nn.Linear) else "activation"
     needs = _needs(form, derivative, signal)
-    behind = _known(site, _look_behind(site), needs, given)
+    behind = _known(site, look_behind(site), needs, given)
     _check_rule(name, plain_layer(site.layer), trace, delay, feedback)
     checks.require_at_least("error_gate", error_gate, 0.0)
     if jnp.ndim(error_gate) != 0:
@@ -282,7 +244,7 @@ def _needs(form: str, derivative: str, signal) -> str | None:
     return None if signal is None else "a signal that is handed in, which stands in for ∂ℓ/∂a,"
 
 
-def _known(site: Site, behind: _Behind, needs: str | None, given: dict) -> _Behind:
+def _known(site: Site, behind: Behind, needs: str | None, given: dict) -> Behind:
     """What stands behind the layer, as far as an option needs to know."""
     if "activation" in given:
         if behind.hidden is None:
@@ -292,7 +254,7 @@ def _known(site: Site, behind: _Behind, needs: str | None, given: dict) -> _Behi
                 f"layer {site.name!r}: `activation` can only say that there is none (None), since the model's own code "
                 f"would apply {given['activation']!r} once more: put layer and activation in an eqx.nn.Sequential"
             )
-        return _Behind()
+        return Behind()
     if behind.hidden is not None and needs is not None:
         raise ValueError(
             f"layer {site.name!r} {behind.hidden}, but {needs} has to know its activation: use form='preactivation' "

@@ -1,6 +1,7 @@
-"""Whether a function is an activation: each output depends on its own input alone."""
+"""The activation behind a layer: the one function there each of whose outputs depends on its own input alone."""
 
 import math
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,6 +10,53 @@ import numpy as np
 
 from cetsim import checks
 from cetsim.nn.block import plain_layer
+from cetsim.nn.conv import AvgPool2d
+from cetsim.nn.surgery import Place, Site
+
+
+class Behind(NamedTuple):
+    """What stands behind a layer.
+
+    **Fields:** `activation`, `pool`: their places; None where there is none. `hidden`: why the activation is not known;
+    None if it is.
+    """
+
+    activation: Place | None = None
+    pool: Place | None = None
+    hidden: str | None = None
+
+
+def look_behind(site: Site) -> Behind:
+    """The activation of a layer, and the pool behind that, where they can be told.
+
+    **Raises:** ValueError for a function that closes over a traced value.
+    """
+    pools = (eqx.nn.AvgPool2d, AvgPool2d)
+    passed, active = [], []
+    for place in site.behind:
+        elementwise = not isinstance(place.node, pools) and is_elementwise(place.node, site.layer)
+        if isinstance(place.node, eqx.nn.Identity) or (elementwise and is_identity(place.node, site.layer)):
+            continue
+        passed.append(place)
+        active.append(elementwise)
+    if not any(active):
+        function = _own_function(passed)
+        fault = None if function is None else f"has the activation {function!r}, which is not elementwise"
+        return Behind(hidden=fault or site.hidden)
+    if active.index(True) > 0 or sum(active) > 1:
+        return Behind(hidden="has an activation behind it, but not directly or not alone")
+    pool = passed[1] if isinstance(site.layer, eqx.nn.Conv2d) and isinstance(_node(passed[1:]), pools) else None
+    return Behind(passed[0], pool)
+
+
+def _own_function(places: list[Place]):
+    """The function that an `eqx.nn.MLP` applies to each number by itself, where this is what comes first."""
+    own = places and places[0].path[-1] in map(jax.tree_util.GetAttrKey, ("activation", "final_activation"))
+    return places[0].node if own else None
+
+
+def _node(places: list[Place]):
+    return places[0].node if places else None
 
 
 def is_elementwise(function, layer) -> bool:
