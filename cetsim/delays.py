@@ -5,15 +5,17 @@ a stretch and are negative for what was carried over from before it.
 """
 
 import abc
+from collections.abc import Mapping
 from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import wadler_lindig as wl
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Real
 
-from cetsim import checks, steps
+from cetsim import checks, display, steps
 
 DISTRIBUTIONS = ("uniform", "gamma")
 
@@ -29,6 +31,10 @@ class AbstractDelay(eqx.Module):
     dt: eqx.AbstractVar[float]
     keep_late: eqx.AbstractVar[bool]
     regular: eqx.AbstractClassVar[bool]
+
+    def __pdoc__(self, **_):
+        """How it is shown, alone and inside other modules."""
+        return wl.TextDoc(display.describe(self))
 
     @property
     @abc.abstractmethod
@@ -228,23 +234,27 @@ class RandomDelay(AbstractDelay):
 class LayerwiseDelay(eqx.Module):
     """A delay for each layer, such as that of signals that travel backwards along axons, from layer to layer.
 
-    **Arguments:** `delays`: one a layer, from the top (the output) down, of any kind; alike in `dt` and `keep_late`.
+    **Arguments:** `delays`: one per layer, from the top (the output) down, of any kind; or a dict from names of layers,
+    or of modules that hold some, to delays. Alike in `dt` and `keep_late`.
 
     **Raises:** ValueError for no delay, or delays that differ in `dt` or `keep_late`.
 
     **Reference:** arXiv:2506.14598, retrograde signals: 2 minutes a layer.
     """
 
-    delays: tuple[AbstractDelay, ...]
+    delays: tuple[AbstractDelay, ...] | dict[str, AbstractDelay]
 
     def __init__(self, delays):
-        self.delays = tuple(delays)
-        if not self.delays or not all(isinstance(delay, AbstractDelay) for delay in self.delays):
+        self.delays = dict(delays) if isinstance(delays, Mapping) else tuple(delays)
+        if not self.delays or not all(isinstance(delay, AbstractDelay) for delay in self._each()):
             raise ValueError(f"`delays` must be cetsim's delays, one a layer from the top down, got {delays!r}")
-        checks.require_same_dt("delays of all layers", *(delay.dt for delay in self.delays))
-        late = [delay.keep_late for delay in self.delays]
+        checks.require_same_dt("delays of all layers", *(delay.dt for delay in self._each()))
+        late = [delay.keep_late for delay in self._each()]
         if len(set(late)) > 1:
             raise ValueError(f"delays of all layers must have one `keep_late`, got {late}")
+
+    def _each(self) -> list:
+        return list(self.delays.values() if isinstance(self.delays, dict) else self.delays)
 
     @classmethod
     def stacked(cls, per_layer, layers: int, dt=0.2, max_per_layer=None, keep_late=False) -> "LayerwiseDelay":
@@ -265,15 +275,17 @@ class LayerwiseDelay(eqx.Module):
     @property
     def dt(self) -> float:
         """Length of a step, in seconds."""
-        return self.delays[0].dt
+        return self._each()[0].dt
 
     @property
     def keep_late(self) -> bool:
         """Whether signals that arrive after a stretch's last step are still read."""
-        return self.delays[0].keep_late
+        return self._each()[0].keep_late
 
     def at(self, origin) -> "LayerwiseDelay":
         """The delays in a stretch whose step 0 is step `origin` of the run."""
+        if isinstance(self.delays, dict):
+            return LayerwiseDelay({name: delay.at(origin) for name, delay in self.delays.items()})
         return LayerwiseDelay(delay.at(origin) for delay in self.delays)
 
 

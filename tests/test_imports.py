@@ -15,8 +15,8 @@ PACKAGE = ROOT / "cetsim"
 # of a package such as nn count as one module. The top-level __init__ gathers public names from all.
 LAYERS = (
     ("checks", "extras"),
-    ("data_files",),
-    ("tiny_imagenet",),
+    ("data_files", "steps"),
+    ("tiny_imagenet", "display"),
     ("kernels", "data", "metrics", "presentation", "events"),
     ("state_space", "salience"),
     ("traces",),
@@ -32,7 +32,7 @@ RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES} | set(RANK)
 # What may be imported by an import statement. Optional packages are imported by extras.require, where they are used.
-REQUIRED = {"jax", "equinox", "optax", "numpy", "scipy", "jaxtyping"}
+REQUIRED = {"jax", "equinox", "optax", "numpy", "scipy", "jaxtyping", "wadler_lindig"}
 
 
 def module_of(path: Path) -> str:

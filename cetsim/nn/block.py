@@ -5,12 +5,13 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import wadler_lindig as wl
 
-from cetsim import streams
+from cetsim import display, streams
 from cetsim.nn.synapse import TIME, Synapses, learn_from_traces, place_in_time, warn_if_none_can_arrive
 from cetsim.streams import StreamState
 
-Affine = (eqx.nn.Linear, eqx.nn.Conv2d)
+Affine = (eqx.nn.Linear, eqx.nn.Conv, eqx.nn.ConvTranspose, eqx.nn.Embedding)
 
 
 class Held:
@@ -18,6 +19,14 @@ class Held:
 
     def __init__(self, value):
         self.value = value
+
+    def __jax_array__(self):
+        """Raises ValueError: Equinox saves what has this method, and without it would drop a trace without a word."""
+        raise ValueError("a trace is no array: save an attached model by `cetsim.save`, or `detach` it first")
+
+    def __array__(self, *args, **options):
+        """Raises ValueError, as `__jax_array__`."""
+        return self.__jax_array__()
 
 
 class Absorbed(eqx.Module):
@@ -75,6 +84,34 @@ class TracedBlock(eqx.Module):
     held: Held
     state: StreamState | Held | None = None
 
+    def __pdoc__(self, **_):
+        """How it is shown, alone and in a model: its layer, activation and pool, and the rule of its synapses."""
+        return wl.TextDoc(f"TracedBlock({', '.join(self._parts())})")
+
+    def _parts(self) -> list[str]:
+        parts = [
+            eqx.tree_pformat(part, width=10**6)
+            for part in (self.affine, self.activation, self.pool)
+            if part is not None
+        ]
+        if not isinstance(self.held, Held):  # of a gradient
+            return parts
+        rule = self.synapses
+        boundary = "'reset'" if rule.window is None else f"'carry', window={rule.window} steps"
+        gate = display.value_text("error_gate", rule.error_gate)
+        rest = [f"form={rule.form!r}", f"error_gate={gate}", f"boundary={boundary}"]
+        return [*parts, display.describe(rule.trace), display.describe(rule.delay), *rest]
+
+    @property
+    def weight(self):
+        """Raises AttributeError: what reads the weights past the trace would have them learn by undelayed backprop."""
+        raise AttributeError(
+            "a layer with a trace is only called. Where something else has to read its weights, they are at "
+            "`.affine.weight`, and what they learn from there is not delayed"
+        )
+
+    bias = weight
+
     @property
     def synapses(self) -> Synapses:
         """The rule that the layer's synapses obey."""
@@ -91,8 +128,7 @@ class TracedBlock(eqx.Module):
         activity, derivative = z, None
         if self.activation is not None:
             activity = self.activation(z)
-            # f is elementwise, so that its derivative is the tangent along ones.
-            derivative = jax.jvp(self.activation, (z,), (jnp.ones_like(z),))[1]
+            derivative = _slope(self.activation, z)
         if self.pool is not None:
             activity = self.pool(activity)
         if self.activation is None or self.synapses.derivative == "ideal":
@@ -109,7 +145,7 @@ class TracedBlock(eqx.Module):
             past = self.affine
             for _ in range(state.axes + 1):
                 past = jax.vmap(past)
-            past = past(jax.lax.stop_gradient(state.x)).astype(z.dtype)
+            past = past(_as_input(self.affine, state.x)).astype(z.dtype)
         return learn_from_traces(self.affine(x), past, activity, below, derivative, x, state, self.synapses, m)
 
     def _errors_travel(self, x):
@@ -120,6 +156,24 @@ class TracedBlock(eqx.Module):
             return frozen(x)
         back = eqx.tree_at(lambda layer: layer.weight, frozen, self.feedback.value)(x)
         return jax.lax.stop_gradient(frozen(x) - back) + back
+
+
+def plain_layer(affine):
+    """The layer itself, where its weights are normalised."""
+    return affine.layer if isinstance(affine, eqx.nn.WeightNorm) else affine
+
+
+def _as_input(affine, remembered):
+    """What a stream remembers of a layer's input, an embedding's as the whole numbers that they are."""
+    remembered = jax.lax.stop_gradient(remembered)
+    return remembered.astype(int) if isinstance(plain_layer(affine), eqx.nn.Embedding) else remembered
+
+
+def _slope(function, z):
+    """f'(z) of an elementwise function, which is its cotangent along ones: by its own derivative, where it has one."""
+    function = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, function)
+    activity, pull = jax.vjp(function, jax.lax.stop_gradient(z))
+    return jax.lax.stop_gradient(pull(jnp.ones_like(activity))[0])
 
 
 def blocks(model) -> dict[str, TracedBlock]:
@@ -136,6 +190,10 @@ def path_name(path) -> str:
 
 def bind(model, states: dict):
     """The model with each named block given its state."""
+    if not blocks(model):
+        raise ValueError(
+            "the model has no traces: attach them with boundary='carry' before the stream begins, not inside the loss"
+        )
     if set(states) != set(blocks(model)):
         raise ValueError(f"the state must have the layers {sorted(blocks(model))}, got {sorted(states)}")
     names = list(states)
@@ -172,7 +230,7 @@ def streaming_init(model, example, *buffers, batch: int | tuple[int, ...] = ()) 
             raise ValueError(f"layer {name!r} is attached with boundary='reset': nothing is carried")
         if seen.shapes is None:
             raise ValueError(f"layer {name!r} does not run when the model is called, so that it cannot have a stream")
-        dtype = jnp.result_type(block.affine.weight)
+        dtype = jnp.result_type(plain_layer(block.affine).weight)
         states[name] = streams.init_state(
             synapses.delay, synapses.window, *seen.shapes, dtype, synapses.events, seen.batch
         )

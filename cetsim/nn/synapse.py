@@ -281,7 +281,7 @@ def learn_from_traces(z, past_z, activity, below, derivative, x, state, synapses
 
 
 def _forward(z, past_z, activity, below, derivative, x, state, synapses, m):
-    z, derivative = _at_first_order((z, derivative))
+    z, activity = _at_first_order((z, activity))
     kept = (derivative, x if state is not None else None, state, synapses, m, jnp.zeros((), z.dtype))
     return activity + _nothing(m, synapses, state).astype(activity.dtype), kept
 

@@ -7,9 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import wadler_lindig as wl
 from jaxtyping import Array, Float
 
-from cetsim import checks, state_space, steps
+from cetsim import checks, display, state_space, steps
 from cetsim.state_space import LinearSystem
 
 READS = ("before", "after")
@@ -22,6 +23,10 @@ class AbstractTrace(eqx.Module):
     dt: eqx.AbstractVar[float]
     read: eqx.AbstractVar[str]
     _rounds: ClassVar[bool] = True  # whether a step rounds its state; a shift register only moves it
+
+    def __pdoc__(self, **_):
+        """How it is shown, alone and inside other modules."""
+        return wl.TextDoc(display.describe(self))
 
     @abc.abstractmethod
     def _weights(self, lags):
