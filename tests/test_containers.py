@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rule_oracles as oracles
-from networks import TRACE, assert_same, default, gradients, half_square, simulate, stretch
+from networks import TRACE, assert_same, default, gradients, half_square, jit, simulate, stretch
 
 import cetsim
 from cetsim import DelayLine, FixedDelay
@@ -41,7 +41,7 @@ def test_activations_behind_inner_containers_are_found():
     attached = default(model)
     np.testing.assert_allclose(attached(x[0]), model(x[0]), rtol=1e-14)
     assert eqx.tree_equal(cetsim.detach(attached), model)
-    outside = cetsim.detach(eqx.filter_grad(half_square)(attached, x, target))
+    outside = cetsim.detach(jit(eqx.filter_grad(half_square))(attached, x, target))
     assert jax.tree.structure(outside) == jax.tree.structure(grads)
     assert_same(outside, grads, 1e-13)
 
@@ -99,7 +99,7 @@ def test_preactivation_needs_to_know_of_no_activation():
     assert_same(gradients(model, x, target, undelayed), gradients(model, x, target, lambda m: m), 1e-12)
     grads, _ = gradients(model, x, target, lambda m: default(m, form="preactivation", overrides=late))
     nudges = [jnp.zeros((len(x), units)) for units in (5, 3)]
-    errors = jax.grad(lambda nudges: half_square_nudged(model, x, target, nudges))(nudges)
+    errors = jit(jax.grad(lambda nudges: half_square_nudged(model, x, target, nudges)))(nudges)
     below = jax.vmap(lambda row: jax.nn.relu(model.layers[1](model.layers[0](row))))(x)
     for layer, seen, error in ((grads.layers[0], x, errors[0]), (grads.layers[3], below, errors[1])):
         factors = oracles.Factors(
@@ -183,6 +183,25 @@ def test_updates_of_spiking_layers_have_a_derivative_in_the_delay():
     slope = (jax.jit(size)(0.8 + step) - jax.jit(size)(0.8 - step)) / (2 * step)
     assert abs(slope) > 1e-3
     np.testing.assert_allclose([forwards, backwards], slope, rtol=1e-6)
+
+
+class Noisy(eqx.Module):
+    """An activation that cannot be called without a key."""
+
+    def __call__(self, x, *, key):
+        return jnp.tanh(x + jax.random.normal(key, x.shape))
+
+
+def test_an_activation_that_takes_a_key_is_not_passed_over():
+    with pytest.raises(ValueError, match=r"'layers.0' has something behind it that takes a key and may be its act"):
+        default(eqx.nn.Sequential([linear(4, 5), Noisy()]))
+    default(eqx.nn.Sequential([linear(4, 5), Noisy()]), form="preactivation")
+    for behind in (
+        [eqx.nn.Dropout()],
+        [TANH, Noisy()],
+        [eqx.nn.Lambda(lambda x: x.reshape(5, 1, 1)), eqx.nn.Dropout()],
+    ):
+        default(eqx.nn.Sequential([linear(4, 5), *behind]))
 
 
 def test_what_turns_a_row_around_is_no_activation():

@@ -7,7 +7,7 @@ import layer_oracles
 import numpy as np
 import pytest
 import rule_oracles as oracles
-from networks import DELAY, DT, STEPS, TRACE, assert_different, assert_same, default, gradients, half_square
+from networks import DELAY, DT, STEPS, TRACE, assert_different, assert_same, default, gradients, half_square, jit
 
 import cetsim
 from cetsim import CascadingTrace, DelayLine, FixedDelay
@@ -67,7 +67,7 @@ def test_embeddings_learn_by_the_rule(form):
     table = eqx.nn.Embedding(5, 3, key=KEYS[0])
     model, rng = eqx.nn.Sequential([table, TANH]), np.random.default_rng(2)
     tokens, target = jnp.asarray(rng.integers(0, 5, STEPS)), jnp.asarray(rng.normal(size=(STEPS, 3)))
-    grads = eqx.filter_grad(lambda m: half_square(default(m, form=form), tokens, target))(model)
+    grads = jit(eqx.filter_grad(lambda m: half_square(default(m, form=form), tokens, target)))(model)
     wanted, *_ = layer_oracles.update(table, layer_oracles.embedding, tokens, target, TRACE, 3, form)
     assert_same(grads.layers[0].weight, wanted)
 
@@ -78,12 +78,12 @@ def test_streams_of_embeddings_equal_one_stretch(cut):
     model = eqx.nn.Sequential([eqx.nn.Embedding(5, 3, key=KEYS[0]), TANH, eqx.nn.Linear(3, 2, key=KEYS[1])])
     rng = np.random.default_rng(2)
     tokens, target = jnp.asarray(rng.integers(0, 5, STEPS)), jnp.asarray(rng.normal(size=(STEPS, 2)))
-    whole = eqx.filter_grad(lambda m: half_square(default(m), tokens, target))(model)
+    whole = jit(eqx.filter_grad(lambda m: half_square(default(m), tokens, target)))(model)
     carried = default(model, boundary="carry", window=STEPS)
     state, total = cetsim.streaming_init(carried, tokens[0]), None
     for rows in (slice(0, cut), slice(cut, STEPS)):
         if rows.start < rows.stop:
-            step = eqx.filter_jit(cetsim.streaming_value_and_grad(half_square))
+            step = jit(cetsim.streaming_value_and_grad(half_square))
             _, grads, state = step(carried, state, tokens[rows], target[rows])
             grads = cetsim.detach(grads)
             total = grads if total is None else jax.tree.map(jnp.add, total, grads)
@@ -168,7 +168,7 @@ def attention_factors(model, x, target):
         out, seen = written_out(model, x, nudges)
         return 0.5 * jnp.sum((out - target) ** 2), (out, seen)
 
-    errors, (out, seen) = jax.grad(loss, has_aux=True)(nudges)
+    errors, (out, seen) = jit(jax.grad(loss, has_aux=True))(nudges)
     rows = lambda a: np.asarray(a).reshape(STEPS, -1, a.shape[-1])  # noqa: E731
     return out, [oracles.Factors(rows(x), np.ones_like(rows(e)), rows(e)) for x, e in zip(seen, errors, strict=True)]
 
@@ -177,7 +177,7 @@ def test_attention_learns_token_by_token():
     model, rng = Attention(), np.random.default_rng(3)
     x, target = jnp.asarray(rng.normal(size=(STEPS, TOKENS, SIZE))), jnp.asarray(rng.normal(size=(STEPS, 2)))
     out, factors = attention_factors(model, x, target)
-    np.testing.assert_allclose(jax.vmap(model)(x), out, atol=1e-12)
+    np.testing.assert_allclose(jit(jax.vmap(model))(x), out, atol=1e-12)
     attach = lambda m: default(m, form="preactivation", overrides={"norm": None})  # noqa: E731
     grads, _ = gradients(model, x, target, attach)
     attend = grads.attend
@@ -197,8 +197,8 @@ def test_a_conv1d_is_not_left_to_backprop():
     )  # fmt: skip
     x = jax.random.normal(jax.random.key(1), (40, 1, 5))
     loss = lambda n: jnp.sin(jax.vmap(n, axis_name="time")(x)).sum()  # noqa: E731
-    traced = eqx.filter_grad(lambda n: loss(cetsim.attach(n, CascadingTrace(4, 2.0), FixedDelay(2.0))))(net)
-    assert_different(traced.layers[0].weight, eqx.filter_grad(loss)(net).layers[0].weight)
+    traced = jit(eqx.filter_grad(lambda n: loss(cetsim.attach(n, CascadingTrace(4, 2.0), FixedDelay(2.0)))))(net)
+    assert_different(traced.layers[0].weight, jit(eqx.filter_grad(loss))(net).layers[0].weight)
 
 
 class Tied(eqx.Module):
@@ -240,6 +240,6 @@ def test_layers_in_a_weight_norm_take_a_trace_anywhere():
     loss = lambda m: jax.vmap(m, axis_name="time")(x).sum()  # noqa: E731
     late = lambda m: cetsim.attach(m, DelayLine(1.0), FixedDelay(1.0), form="preactivation")  # noqa: E731
     model = eqx.nn.WeightNorm(eqx.nn.Linear(4, 4, key=KEYS[0]))
-    grads = eqx.filter_grad(lambda m: loss(late(m)))(model)
-    plain = eqx.filter_grad(loss)(model)
+    grads = jit(eqx.filter_grad(lambda m: loss(late(m))))(model)
+    plain = jit(eqx.filter_grad(loss))(model)
     assert_same(jax.tree.map(lambda leaf: leaf * 15 / 20, plain), grads)  # 5 of 20 signals come too late

@@ -39,6 +39,8 @@ def look_behind(site: Site) -> Behind:
             continue
         passed.append(place)
         active.append(elementwise)
+    if passed and not active[0] and _needs_key(passed[0].node, site.layer):
+        return Behind(hidden="has something behind it that takes a key and may be its activation")
     if not any(active):
         function = _own_function(passed)
         fault = None if function is None else f"has the activation {function!r}, which is not elementwise"
@@ -76,6 +78,15 @@ def is_elementwise(function, layer) -> bool:
     if out is None or out[0].shape != shape:
         return False
     return all(out[0].ravel()[place] == row.ravel()[place] for place, row in zip(places, out[1:], strict=True))
+
+
+def _needs_key(function, layer) -> bool:
+    """Whether a function is elementwise, but cannot be called without a key; a Dropout is known to be no activation."""
+    if isinstance(function, eqx.nn.Dropout) or not callable(function):
+        return False
+    rows = [np.zeros(_output_shape(function, layer), _dtype(layer))]
+    keyed = eqx.Partial(function, key=jax.random.key(0))
+    return _evaluate(_apply, function, rows) is None and is_elementwise(keyed, layer)
 
 
 def is_identity(function, layer) -> bool:

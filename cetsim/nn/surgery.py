@@ -188,7 +188,8 @@ def _parameters(node, path: Path, beside: list[str]):
     if isinstance(node, eqx.nn.StateIndex) or (path and any(covers(other, name) for other in beside)):
         return
     whole = path and isinstance(node, eqx.Module) and not any(covers(name, other) for other in beside)
-    if eqx.is_inexact_array(node) or (whole and any(map(eqx.is_inexact_array, jax.tree.leaves(node)))):
+    leaves = jax.tree.leaves(node, is_leaf=lambda other: isinstance(other, eqx.nn.StateIndex)) if whole else []
+    if eqx.is_inexact_array(node) or any(map(eqx.is_inexact_array, leaves)):
         yield Place(path, node)
         return
     for place in children(node, path):
