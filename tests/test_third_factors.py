@@ -15,13 +15,13 @@ T, LATE, DT = 12, 3, 0.2
 TRACE, DELAY = CascadingTrace(3, 0.6, DT), FixedDelay(LATE * DT, DT)
 RNG = np.random.default_rng(0)
 X, REWARD = RNG.normal(size=(T, 4)), RNG.normal(size=T)
-LAYER = eqx.nn.Linear(4, 3, key=jax.random.key(0))
+LAYER = eqx.nn.Sequential([eqx.nn.Linear(4, 3, key=jax.random.key(0))])
 
 
 def change(loss=jnp.sum, layer=LAYER, x=X, delay=DELAY, **options):
     """How the weights change, minus the gradient."""
     attach = lambda m: cetsim.attach(m, TRACE, delay, form="preactivation", **options)  # noqa: E731
-    return -jax.grad(lambda m: loss(jax.vmap(attach(m), axis_name="time")(x)))(layer).weight
+    return -eqx.filter_grad(lambda m: loss(jax.vmap(attach(m), axis_name="time")(x)))(layer).layers[0].weight
 
 
 @pytest.mark.parametrize("late", [0, LATE])
@@ -45,7 +45,7 @@ def test_it_is_a_sum_over_a_batch():
     batch = np.stack([X, 2 * X])
     attach = lambda m: cetsim.attach(m, TRACE, DELAY, form="preactivation", reward=REWARD)  # noqa: E731
     loss = lambda m: jnp.mean(jax.vmap(jax.vmap(attach(m), axis_name="time"))(batch))  # noqa: E731
-    assert_same(-jax.grad(loss)(LAYER).weight, 3 * change(reward=REWARD))
+    assert_same(-eqx.filter_grad(loss)(LAYER).layers[0].weight, 3 * change(reward=REWARD))
 
 
 def test_a_signal_has_the_sign_of_an_error():
@@ -73,9 +73,9 @@ def test_a_reward_of_another_length_is_refused():
 def test_a_delay_as_long_as_the_stretch_is_told_of_under_jit_too(seconds):
     late = FixedDelay(seconds, DT)
     attach = lambda m: cetsim.attach(m, DelayLine(seconds, DT), late, form="preactivation")  # noqa: E731
-    grad = jax.jit(jax.grad(lambda m: jnp.sum(jax.vmap(attach(m), axis_name="time")(X))))
+    grad = eqx.filter_jit(eqx.filter_grad(lambda m: jnp.sum(jax.vmap(attach(m), axis_name="time")(X))))
     with pytest.warns(UserWarning, match=r"no learning signal reaches layer.*make stretches longer.*keep_late=True"):
-        assert not np.any(grad(LAYER).weight)
+        assert not np.any(grad(LAYER).layers[0].weight)
 
 
 def test_a_loss_of_the_last_step_alone_is_told_of():

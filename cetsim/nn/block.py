@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import wadler_lindig as wl
 
 from cetsim import display, streams
-from cetsim.nn.synapse import TIME, Synapses, learn_from_traces, place_in_time, warn_if_none_can_arrive
+from cetsim.nn.synapse import TIME, Synapses, learn_from_traces, place_in_time, why_nothing_arrives
 from cetsim.streams import StreamState
 
 Affine = (eqx.nn.Linear, eqx.nn.Conv, eqx.nn.ConvTranspose, eqx.nn.Embedding)
@@ -123,7 +123,6 @@ class TracedBlock(eqx.Module):
         **Raises:** ValueError outside a map over time, and in a stream outside of `streaming_value_and_grad`.
         """
         m = place_in_time(self.synapses.name)
-        warn_if_none_can_arrive(self.synapses, jax.lax.psum(1, TIME))
         z = below = self._errors_travel(x)
         activity, derivative = z, None
         if self.activation is not None:
@@ -146,7 +145,9 @@ class TracedBlock(eqx.Module):
             for _ in range(state.axes + 1):
                 past = jax.vmap(past)
             past = past(_as_input(self.affine, state.x)).astype(z.dtype)
-        return learn_from_traces(self.affine(x), past, activity, below, derivative, x, state, self.synapses, m)
+        warning = why_nothing_arrives(self.synapses, jax.lax.psum(1, TIME))
+        z = self.affine(x)
+        return learn_from_traces(warning, z, past, activity, below, derivative, x, state, self.synapses, m)
 
     def _errors_travel(self, x):
         """The layer's output, differentiable in its input alone."""

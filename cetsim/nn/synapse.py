@@ -147,12 +147,13 @@ NOTHING_ARRIVES = (
 )
 
 
-def warn_if_none_can_arrive(synapses: Synapses, rows: int) -> None:
-    """Warns where the delay, as far as it is known before tracing, is as long as the stretch."""
+def why_nothing_arrives(synapses: Synapses, rows: int) -> str:
+    """What to tell a user whose delay, as far as it is known before tracing, is as long as the stretch; else nothing."""
     steps = rows if synapses.events is None else synapses.events.steps
-    if synapses.window is None and not synapses.delay.keep_late and synapses.delay.min_steps >= steps:
-        late = f"they come {synapses.delay.min_steps} steps late in a stretch of {steps}"
-        warnings.warn(f"no learning signal reaches layer {synapses.name!r}: {late}, {NOTHING_ARRIVES}", stacklevel=3)
+    if synapses.window is not None or synapses.delay.keep_late or synapses.delay.min_steps < steps:
+        return ""
+    late = f"they come {synapses.delay.min_steps} steps late in a stretch of {steps}"
+    return f"no learning signal reaches layer {synapses.name!r}: {late}, {NOTHING_ARRIVES}"
 
 
 def _warn_of_lost_signals(name: str, error, matrix) -> None:
@@ -266,8 +267,8 @@ def _refuse(primals, tangents):
     )
 
 
-@jax.custom_vjp
-def learn_from_traces(z, past_z, activity, below, derivative, x, state, synapses, m):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def learn_from_traces(warning: str, z, past_z, activity, below, derivative, x, state, synapses, m):
     """Returns `activity`, and on the way back gives every write the credit that its trace earns.
 
     `activity` gets the plain cotangent, so that errors travel down undelayed, and `z` (which carries the weights'
@@ -275,18 +276,20 @@ def learn_from_traces(z, past_z, activity, below, derivative, x, state, synapses
     through `below` instead, pre-activations that are differentiable in the input alone. In a stream, `past_z` gets the
     credit of the steps remembered, and the cotangent of `state` is the state after the stretch, the one way out of a
     backward pass. The output varies along every axis along which the rule does, time first of all, so that its
-    cotangent does too and is not summed over one.
+    cotangent does too and is not summed over one. A `warning` is given where the model is to learn.
     """
     return activity + _nothing(m, synapses, state).astype(activity.dtype)
 
 
-def _forward(z, past_z, activity, below, derivative, x, state, synapses, m):
+def _forward(warning, z, past_z, activity, below, derivative, x, state, synapses, m):
+    if warning:
+        warnings.warn(warning, stacklevel=2)
     z, activity = _at_first_order((z, activity))
     kept = (derivative, x if state is not None else None, state, synapses, m, jnp.zeros((), z.dtype))
     return activity + _nothing(m, synapses, state).astype(activity.dtype), kept
 
 
-def _backward(residuals, error):
+def _backward(warning, residuals, error):
     derivative, x, state, synapses, m, like = residuals
     present, down, past, state = _credit()(m, (synapses, derivative, error, x, state))
     present, down, past = jax.tree.map(lambda rows: rows.astype(like.dtype), (present, down, past))
