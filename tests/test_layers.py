@@ -120,6 +120,9 @@ def test_kernels_per_post_neuron_and_feedback_weights():
     assert cetsim.attach(model, own, DELAY).layers[0].synapses.trace.shape == (4,)
     with pytest.raises(ValueError, match=r"'layers.0': a trace must be shared or have shape \(4,\), got \(3,\)"):
         cetsim.attach(model, CascadingTrace(3, jnp.ones(3), DT), DELAY)
+    normed = eqx.nn.Sequential([eqx.nn.WeightNorm(eqx.nn.Linear(4, 4, key=KEYS[0]))])
+    with pytest.raises(ValueError, match=r"'layers.0': `feedback` does not go with an eqx.nn.WeightNorm"):
+        default(normed, overrides={"layers.0": {"feedback": jnp.ones((4, 4))}})
     table = eqx.nn.Sequential([eqx.nn.Embedding(5, 3, key=KEYS[0])])
     with pytest.raises(ValueError, match=r"'layers.0': `feedback` is for layers that errors pass"):
         default(table, overrides={"layers.0": {"feedback": jnp.ones((5, 3))}})
