@@ -180,7 +180,7 @@ def test_attention_learns_token_by_token():
     model, rng = Attention(), np.random.default_rng(3)
     x, target = jnp.asarray(rng.normal(size=(STEPS, TOKENS, SIZE))), jnp.asarray(rng.normal(size=(STEPS, 2)))
     out, factors = attention_factors(model, x, target)
-    np.testing.assert_allclose(jit(jax.vmap(model))(x), out, atol=1e-12)
+    np.testing.assert_allclose(jit(lambda model, x: jax.vmap(model)(x))(model, x), out, atol=1e-12)
     attach = lambda m: default(m, form="preactivation", overrides={"norm": None})  # noqa: E731
     grads, _ = gradients(model, x, target, attach)
     attend = grads.attend
