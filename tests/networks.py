@@ -62,8 +62,8 @@ def half_square(model, x, target):
 
 
 def once(model, x):
-    """The model's output in a stretch of one step."""
-    return jax.vmap(model, axis_name="time")(x[None])[0]
+    """The model's output for one input, at the first step of a stretch."""
+    return jax.vmap(model, axis_name="time")(jnp.broadcast_to(x, (STEPS, *x.shape)))[0]
 
 
 def gradients(model, x, target, attach, loss=half_square):
