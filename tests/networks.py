@@ -61,9 +61,9 @@ def half_square(model, x, target):
     return 0.5 * jnp.sum((jax.vmap(model, axis_name="time")(x) - target) ** 2)
 
 
-def one_step(model, x):
-    """The output of a traced model for one step, as a stretch of its own."""
-    return jax.vmap(model, axis_name="time")(x[None])[0]
+def once(model, x):
+    """The model's output for one input, at the first step of a stretch."""
+    return jax.vmap(model, axis_name="time")(jnp.broadcast_to(x, (STEPS, *x.shape)))[0]
 
 
 def gradients(model, x, target, attach, loss=half_square):

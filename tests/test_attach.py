@@ -20,7 +20,7 @@ from networks import (
     half_square,
     mlp,
     mlp_oracle,
-    one_step,
+    once,
     simulate,
     stretch,
 )
@@ -254,7 +254,7 @@ def test_what_stands_behind_may_want_another_shape():
     pools = (eqx.nn.MaxPool2d(2), eqx.nn.AvgPool2d(2), eqx.nn.AvgPool2d(1))
     for pool in pools:
         model = sequential(linear(), jax.nn.relu, to_image, pool)
-        np.testing.assert_array_equal(one_step(default(model), jnp.ones(4)), model(jnp.ones(4)))
+        np.testing.assert_array_equal(once(default(model), jnp.ones(4)), once(model, jnp.ones(4)))
     model = images(48, eqx.nn.Lambda(jax.nn.relu), eqx.nn.AvgPool2d(1))
     assert default(model).layers[0].pool is not None  # not another activation
 
@@ -275,7 +275,7 @@ def test_what_stands_behind_may_want_another_shape():
         (dict(overrides={"layers.0": {"lr": 1}}), r"`overrides\['layers.0'\]` must be one of 'trace', .*, got 'lr'"),
         (dict(overrides={"layers.0": {"trace": 3.0}}), "`trace` must be one of cetsim's traces, got 3.0"),
         (dict(overrides={"layers.0": {"delay": 0.6}}), "`delay` must be one of cetsim.s delays, got 0.6"),
-        (dict(overrides={"layers.0": {"delay": FixedDelay(1.0, 1.0)}}), "must have one dt, got 0.2 s and 1.0 s"),
+        (dict(overrides={"layers.0": {"delay": FixedDelay(1.0, 1.0)}}), "must have one dt, got 0.2 s and 1 s"),
         (
             dict(overrides={"layers.0": {"trace": CascadingTrace(3, jnp.ones(4))}}),
             r"'layers.0': a trace must be shared or have shape \(5,\), got \(4,\)",
@@ -334,7 +334,7 @@ def test_a_hidden_layer_of_an_equinox_mlp_cannot_be_left_out_alone():
         default(deep, overrides={"layers.0": None})
     x = jnp.linspace(-1.0, 1.0, 4)
     for model, left in ((shallow, "layers.0"), (deep, "layers.2"), (deep, "layers")):
-        np.testing.assert_array_equal(one_step(default(model, overrides={left: None}), x), model(x))
+        np.testing.assert_array_equal(once(default(model, overrides={left: None}), x), once(model, x))
 
 
 def test_attaching_twice_is_refused():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rule_oracles as oracles
-from networks import TRACE, assert_same, default, gradients, half_square, jit, one_step, simulate, stretch
+from networks import TRACE, assert_same, default, gradients, half_square, jit, once, simulate, stretch
 
 import cetsim
 from cetsim import DelayLine, FixedDelay
@@ -39,7 +39,7 @@ def test_activations_behind_inner_containers_are_found():
     assert_same(learned(grads), updates)
     assert_same(down, below)
     attached = default(model)
-    np.testing.assert_allclose(one_step(attached, x[0]), model(x[0]), rtol=1e-14)
+    np.testing.assert_allclose(once(attached, x[0]), once(model, x[0]), rtol=1e-14)
     assert eqx.tree_equal(cetsim.detach(attached), model)
     outside = cetsim.detach(jit(eqx.filter_grad(half_square))(attached, x, target))
     assert jax.tree.structure(outside) == jax.tree.structure(grads)
@@ -226,7 +226,7 @@ def test_activations_with_parameters_for_every_pixel():
     attached = default(model, overrides={"layers.1": None})
     assert attached.layers[0].activation is not None
     image = jnp.linspace(-1, 1, 16).reshape(1, 4, 4)
-    np.testing.assert_array_equal(one_step(attached, image), model(image))
+    np.testing.assert_array_equal(once(attached, image), once(model, image))
 
 
 # What is refused.
@@ -260,13 +260,13 @@ def test_an_mlp_that_scans_over_its_layers_is_refused():
 
 def test_an_mlp_without_hidden_layers_calls_no_activation():
     model, x = eqx.nn.MLP(4, 2, 5, 0, final_activation=jnp.tanh, key=KEYS[0]), jnp.linspace(-1, 1, 4)
-    np.testing.assert_array_equal(one_step(default(model), x), model(x))
+    np.testing.assert_array_equal(once(default(model), x), once(model, x))
 
 
 def test_an_mlp_that_learns_its_activations_takes_the_preactivation_form():
     model = eqx.nn.MLP(4, 2, 5, 1, eqx.nn.PReLU(), key=KEYS[0])
     attached, x = default(model, form="preactivation", overrides={"activation": None}), jnp.linspace(-1, 1, 4)
-    np.testing.assert_array_equal(one_step(attached, x), model(x))
+    np.testing.assert_array_equal(once(attached, x), once(model, x))
     assert eqx.tree_equal(cetsim.detach(attached), model)
 
 

@@ -120,6 +120,9 @@ def test_kernels_per_post_neuron_and_feedback_weights():
     assert cetsim.attach(model, own, DELAY).layers[0].synapses.trace.shape == (4,)
     with pytest.raises(ValueError, match=r"'layers.0': a trace must be shared or have shape \(4,\), got \(3,\)"):
         cetsim.attach(model, CascadingTrace(3, jnp.ones(3), DT), DELAY)
+    normed = eqx.nn.Sequential([eqx.nn.WeightNorm(eqx.nn.Linear(4, 4, key=KEYS[0]))])
+    with pytest.raises(ValueError, match=r"'layers.0': `feedback` does not go with an eqx.nn.WeightNorm"):
+        default(normed, overrides={"layers.0": {"feedback": jnp.ones((4, 4))}})
     table = eqx.nn.Sequential([eqx.nn.Embedding(5, 3, key=KEYS[0])])
     with pytest.raises(ValueError, match=r"'layers.0': `feedback` is for layers that errors pass"):
         default(table, overrides={"layers.0": {"feedback": jnp.ones((5, 3))}})
@@ -177,7 +180,7 @@ def test_attention_learns_token_by_token():
     model, rng = Attention(), np.random.default_rng(3)
     x, target = jnp.asarray(rng.normal(size=(STEPS, TOKENS, SIZE))), jnp.asarray(rng.normal(size=(STEPS, 2)))
     out, factors = attention_factors(model, x, target)
-    np.testing.assert_allclose(jit(jax.vmap(model))(x), out, atol=1e-12)
+    np.testing.assert_allclose(jit(lambda model, x: jax.vmap(model)(x))(model, x), out, atol=1e-12)
     attach = lambda m: default(m, form="preactivation", overrides={"norm": None})  # noqa: E731
     grads, _ = gradients(model, x, target, attach)
     attend = grads.attend

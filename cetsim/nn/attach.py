@@ -240,7 +240,7 @@ def _block(
     signal = _third_factor(name, signal, reward)
     needs = _needs(form, derivative, signal)
     behind = _known(site, look_behind(site), needs, given)
-    _check_rule(name, plain_layer(site.layer), trace, delay, feedback)
+    _check_rule(name, site.layer, trace, delay, feedback)
     checks.require_at_least("error_gate", error_gate, 0.0)
     if jnp.ndim(error_gate) != 0:
         raise ValueError(f"layer {name!r}: `error_gate` must be one number, got shape {jnp.shape(error_gate)}")
@@ -302,6 +302,9 @@ def _known(site: Site, behind: Behind, needs: str | None, given: dict) -> Behind
 
 def _check_rule(name: str, layer, trace, delay, feedback) -> None:
     """Raises ValueError for a trace, delay or feedback that does not go with the layer."""
+    if feedback is not None and isinstance(layer, eqx.nn.WeightNorm):
+        raise ValueError(f"layer {name!r}: `feedback` does not go with an eqx.nn.WeightNorm, which makes its weights")
+    layer = plain_layer(layer)
     if not isinstance(trace, AbstractTrace):
         raise ValueError(f"layer {name!r}: `trace` must be one of cetsim's traces, got {trace!r}")
     if not isinstance(delay, AbstractDelay):

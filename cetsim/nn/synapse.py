@@ -148,7 +148,7 @@ NOTHING_ARRIVES = (
 
 
 def why_nothing_arrives(synapses: Synapses, rows: int) -> str:
-    """What to tell a user whose delay, as far as it is known before tracing, is as long as the stretch; else nothing."""
+    """What to tell a user whose delay, as far as known before tracing, is as long as the stretch; else nothing."""
     steps = rows if synapses.events is None else synapses.events.steps
     if synapses.window is not None or synapses.delay.keep_late or synapses.delay.min_steps < steps:
         return ""
