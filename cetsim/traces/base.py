@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from cetsim import checks, state_space
 from cetsim.state_space import LinearSystem
@@ -74,7 +74,7 @@ class AbstractTrace(eqx.Module):
         rows = self._stages() * (2 if compensated and self._rounds else 1)
         return jnp.zeros((rows, *shape), dtype=dtype)
 
-    def step(self, state: Float[Array, "rows *shape"], e: Float[Array, "*shape"]):
+    def step(self, state: Float[Array, "rows *shape"], e: Shaped[Array | np.ndarray, "*shape"]):
         """One step of dt: takes the activity `e` held over it, returns `(state, trace read at this step)`."""
         if state.shape[1:] != jnp.shape(e):
             raise ValueError(f"`e` must have the state's shape {state.shape[1:]}, got {jnp.shape(e)}")
