@@ -227,6 +227,8 @@ class SupervisedRun(eqx.Module):
         **Raises:** ValueError for another `over`, and as `evaluate`.
         """
         checks.require_in("over", over, ("arrived", "all"))
+        if over == "arrived" and isinstance(state.hyper.delay, LayerwiseDelay) and state.hyper.salience is None:
+            raise ValueError("over='arrived' needs one delay for all layers: use over='all' where they differ")
         x = _as_seen(checks.require_examples(x, fetch=False), state.params)
         labels = checks.require_labels(labels, len(x), self._classes())
         model, delay = eqx.combine(state.params, self._template()), self._delay(state)
@@ -276,7 +278,7 @@ class SupervisedRun(eqx.Module):
         x, labels, model = x[rows], labels[rows], eqx.nn.inference_mode(model)
         _, grads, stream = self._gradient(model, seen, state.stream, x, labels, events)
         skip = ~jnp.any(events.happened) if stream is None else jnp.zeros((), bool)  # a stream learns from the past too
-        counts = {"attention": attention, "skipped": state.skipped + skip, "missed": state.missed + missed}
+        counts = {"attention": attention, "skipped": state.skipped + skip.astype(int), "missed": state.missed + missed}
         loss = jnp.mean(losses)
         after = self._updated(state, loss, grads, buffers=buffers, stream=stream, **counts)
         kept = {
@@ -288,7 +290,8 @@ class SupervisedRun(eqx.Module):
     def _updated(self, state: TrainState, loss, grads, **changed) -> TrainState:
         """The state after an update by `grads`, and with what else changed."""
         grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, state.params)  # traces may be finer
-        updates, optimizer = self._optimizer(state.hyper).update(grads, state.optimizer, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # in which optax is written
+            updates, optimizer = self._optimizer(state.hyper).update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         diverged = state.diverged | ~jnp.isfinite(loss)
         changed |= {"params": params, "optimizer": optimizer, "step": state.step + 1, "diverged": diverged}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cetsim
-from cetsim import data, metrics, salience, train
+from cetsim import data, metrics, nn, rl, salience, train
 from cetsim.presentation import Presentation
 
 TRACE, LATE = cetsim.CascadingTrace(4, 2.0), cetsim.FixedDelay(2.0)
@@ -24,6 +24,26 @@ RUN = train.SupervisedRun(lambda key: eqx.nn.MLP(3, 2, 4, 1, key=key), X, LABELS
 
 def split(fraction=0.5, seed=0):
     return data.split_validation(DATASET, fraction, seed)
+
+
+def agent(**options):
+    return rl.Hyperparameters(**{"learning_rate": 0.5, "trace": TRACE, "delay": LATE} | options)
+
+
+def conv(**options):
+    options = {"in_channels": 1, "out_channels": 1} | options
+    return nn.Conv2d(**options, layout="channels_first", key=jax.random.key(0))
+
+
+def cnn(**options):
+    made = nn.cnn((1, 2, 2), (1,), **{"hidden": 2, "classes": 2} | options, key=jax.random.key(0))
+    return made.layers[-1], made.layers[-3]
+
+
+def norm(**options):
+    # Its index is another in every one that is made.
+    made = nn.BatchNorm(2, layout="channels_first", **options)
+    return made.memory, made.eps
 
 
 def settings(**options):
@@ -76,6 +96,15 @@ NUMBERS = [
     (settings, "floor", 0.5, {}),
     (settings, "clip", 2.0, {}),
     (split, "fraction", 0.5, {}),
+    (agent, "learning_rate", 0.5, {}),
+    (agent, "discount", 0.5, {}),
+    (agent, "lam", 0.5, {}),
+    (agent, "entropy", 0.5, {}),
+    (agent, "value", 0.5, {}),
+    (agent, "critic_rate", 0.5, {}),
+    (rl.Settings, "clip", 2.0, {"updates": 3}),
+    (norm, "memory", 2.0, {}),
+    (norm, "eps", 0.5, {}),
     (TRACE.window, "tail", 0.5, {}),
 ]
 WHOLE = [
@@ -91,6 +120,17 @@ WHOLE = [
     (settings, "batch", 3, {}),
     (settings, "window", 3, {}),
     (split, "seed", 3, {}),
+    (rl.Settings, "updates", 3, {}),
+    (rl.Settings, "environments", 3, {"updates": 3}),
+    (rl.Settings, "rollout", 3, {"updates": 3}),
+    (rl.Settings, "window", 3, {"updates": 3}),
+    (conv, "in_channels", 3, {}),
+    (conv, "out_channels", 3, {}),
+    (conv, "kernel_size", 3, {}),
+    (conv, "stride", 3, {}),
+    (cnn, "hidden", 3, {}),
+    (cnn, "classes", 3, {}),
+    (lambda sizes: nn.mlp((2, sizes, 2), key=jax.random.key(0)), "sizes", 3, {}),
     (lambda top: metrics.accuracy(jnp.eye(4), jnp.arange(4), top), "top", 3, {}),
     (lambda steps: RUN.settings.shown.frames(jax.random.key(0), RUN.labels, 0, steps, 8), "steps", 3, {}),
     (lambda batch: RUN.settings.shown.frames(jax.random.key(0), RUN.labels, 0, 3, batch), "batch", 3, {}),
@@ -99,6 +139,8 @@ FLAGS = [
     (cetsim.FixedDelay, "keep_late", True, {}),
     (cetsim.RandomDelay, "keep_late", True, {"mean": 2.0, "spread": 1.0}),
     (Presentation, "flip", True, {}),
+    (rl.Settings, "anneal", True, {"updates": 3}),
+    (rl.Settings, "late_critic", True, {"updates": 3}),
 ]
 # Arguments that may be arrays, one entry a post-neuron.
 ARRAYS = [

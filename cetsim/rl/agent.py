@@ -10,7 +10,6 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -64,20 +63,18 @@ class Hyperparameters(eqx.Module):
             ("lam", lam),
             *(("synaptic_lam", each) for each in synaptic_lam or ()),
         ):
-            if not checks.is_traced(share) and not np.all((np.asarray(share) >= 0) & (np.asarray(share) <= 1)):
-                raise ValueError(f"`{name}` must be in [0, 1], got {share!r}")
+            checks.require_within(name, share, "[0, 1]")
         for name, weight in (("entropy", entropy), ("value", value)):
             checks.require_at_least(name, weight, 0.0)
         delays = delay.delays if isinstance(delay, LayerwiseDelay) else (delay,)
         if not all(isinstance(each, FixedDelay) for each in delays):
             raise ValueError(f"`delay` must be a FixedDelay or a LayerwiseDelay of them, got {delay!r}")
-        steps = {each.dt for each in (*(trace if isinstance(trace, tuple) else (trace,)), *delays)}
-        if len(steps) > 1:
-            raise ValueError(f"`trace` and `delay` must have one dt, got {' and '.join(f'{dt:g} s' for dt in steps)}")
-        numbers = (learning_rate, discount, lam, entropy, value, critic_rate)
-        self.learning_rate, self.discount, self.lam, self.entropy, self.value, self.critic_rate = (
-            jnp.asarray(number, dtype=float) for number in numbers
-        )
+        traces = trace if isinstance(trace, tuple) else (trace,)
+        checks.require_same_dt("`trace` and `delay`", *(each.dt for each in (*traces, *delays)))
+        numbers = dict(learning_rate=learning_rate, discount=discount, lam=lam, entropy=entropy, value=value)
+        for name, number in (numbers | {"critic_rate": critic_rate}).items():
+            checks.require_one_number(name, number)
+            setattr(self, name, jnp.asarray(number, dtype=float))
         self.trace, self.delay = trace, delay
         self.synaptic_lam = None if synaptic_lam is None else tuple(jnp.asarray(lam, float) for lam in synaptic_lam)
 
@@ -114,12 +111,14 @@ class Settings:
     window: int | None = None
 
     def __post_init__(self):
-        for name in ("updates", "environments", "rollout"):
-            checks.require_at_least(name, getattr(self, name), 1.0)
-        if self.window is not None:
-            checks.require_at_least("window", self.window, 1.0)
+        for name in ("updates", "environments", "rollout", *(["window"] if self.window is not None else [])):
+            object.__setattr__(self, name, checks.require_whole(name, getattr(self, name)))
+        object.__setattr__(self, "hidden", tuple(checks.require_whole("hidden", units) for units in self.hidden))
+        for name in ("anneal", "reset_cascade", "late_critic", "late_flag"):
+            object.__setattr__(self, name, checks.require_flag(name, getattr(self, name)))
         checks.require_in("form", self.form, credit.FORMS)
         checks.require_above("clip", self.clip, 0.0)
+        object.__setattr__(self, "clip", checks.require_static("clip", self.clip))
         checks.require_in("truncation", self.truncation, ("bootstrap", "terminate"))
 
     @property

@@ -73,7 +73,7 @@ class HostRun:
 
         **Raises:** ValueError for a state whose world has gone on since.
         """
-        checks.require_at_least("updates", updates, 1.0)
+        checks.require_whole("updates", updates)
         told = []
         for _ in range(updates):
             before, (key, own) = state.world.seconds, _split(state.key)
@@ -118,7 +118,7 @@ class HostRun:
         that short ones count no more than long ones. All must end: an environment without a limit of time is given one
         by `from_gymnasium(..., max_episode_steps=...)`.
         """
-        checks.require_at_least("episodes", episodes, 1.0)
+        checks.require_whole("episodes", episodes)
         act_key, world_key = jax.random.split(key)
         width = self.settings.environments
         world, act = self.environment.open(width), self.policy(state.agent.params, act_key)

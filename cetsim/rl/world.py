@@ -183,7 +183,7 @@ def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment
     make = functools.partial(gymnasium.make, name, **options)
 
     def open_world(environments: int) -> World:
-        checks.require_at_least("environments", environments, 1.0)
+        checks.require_whole("environments", environments)
         makers = [lambda: Remembered(make())] * environments
         return World(name, gymnasium.vector.SyncVectorEnv(makers, copy=False, autoreset_mode=mode), split)
 

@@ -84,7 +84,7 @@ class _Sweep:
     """The conditions with what is done with each; arguments as of `run`."""
 
     def __init__(self, conditions, training, static, config, batch, devices):
-        checks.require_at_least("batch", batch, 1.0)
+        checks.require_whole("batch", batch)
         self.conditions, self.static, self.config, self.batch = _plain(conditions), static, config, batch
         self.devices = tuple(jax.local_devices() if devices is None else devices)
         absent = [name for name in static if name not in self.conditions[0]]

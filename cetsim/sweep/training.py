@@ -51,9 +51,9 @@ class Training(NamedTuple):
 
     def check(self) -> None:
         """Raises ValueError for numbers of steps that are none."""
-        checks.require_at_least("steps", self.steps, 1.0)
+        checks.require_whole("steps", self.steps)
         if self.every is not None:
-            checks.require_at_least("every", self.every, 1.0)
+            checks.require_whole("every", self.every)
 
     @property
     def ends(self) -> list[int]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from cetsim import checks, display, state_space, steps
 from cetsim.state_space import LinearSystem
@@ -81,7 +81,7 @@ class AbstractTrace(eqx.Module):
         rows = self._stages() * (2 if compensated and self._rounds else 1)
         return jnp.zeros((rows, *shape), dtype=dtype)
 
-    def step(self, state: Float[Array, "rows *shape"], e: Float[Array, "*shape"]):
+    def step(self, state: Float[Array, "rows *shape"], e: Shaped[Array | np.ndarray, "*shape"]):
         """One step of dt: takes the activity `e` held over it, returns `(state, trace read at this step)`."""
         if state.shape[1:] != jnp.shape(e):
             raise ValueError(f"`e` must have the state's shape {state.shape[1:]}, got {jnp.shape(e)}")
