@@ -25,15 +25,14 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn to files, also where there is a screen
 jax.config.update("jax_enable_x64", True)
-# Programs compiled in one session are kept until it ends: modules, workers and processes that tests start share them.
+# Processes that tests start share what they compile. This one does not: it would look up each of thousands of programs.
 OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if OWN_CACHE:
-    for name, value in (("compilation_cache_dir", tempfile.mkdtemp(prefix="cetsim-tests-")),
-                        ("persistent_cache_min_compile_time_secs", 0.3)):  # fmt: skip
-        os.environ[f"JAX_{name.upper()}"] = str(value)  # of processes that tests start
-        jax.config.update(f"jax_{name}", value)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cetsim-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 # Must come before the first import of cetsim: pytest imports this module before those of the tests.
 install_import_hook("cetsim", "beartype.beartype")
+gc.set_threshold(20_000, 20, 20)  # tracing makes so many objects that looking for cycles takes one twelfth of its time
 # No deadline, since the first example of a test compiles.
 hypothesis.settings.register_profile("same every time", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same every time")
