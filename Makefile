@@ -1,8 +1,8 @@
 # Everything runs in .venv, which is made with $(PYTHON) and brought up to date whenever pyproject.toml changes.
 PYTHON ?= python3
 BIN := .venv/bin
-# Most of the tests' time is XLA compiling, on one thread. On many cores: make test PYTEST_ARGS="-n 8 --dist loadfile".
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# Most of the tests' time is XLA compiling, on one thread. On many cores: make test PYTEST_ARGS="-n 8 --dist worksteal".
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .DELETE_ON_ERROR:
 .PHONY: help install demo test bench clean
