@@ -4,8 +4,8 @@ PYTHON ?= python3
 JAX ?= jax
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Most of the tests' time is XLA compiling, on one thread. On many cores: make test PYTEST_ARGS="-n 8 --dist loadfile".
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# Most of the tests' time is XLA compiling, on one thread. On many cores: make test PYTEST_ARGS="-n 8 --dist worksteal".
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .DELETE_ON_ERROR:
 .PHONY: help install demo test bench clean FORCE

@@ -200,13 +200,21 @@ def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(win
     close(summed([0, 3, 24]), whole)
 
 
+def one_by_one(run, state, updates):
+    """The state after updates each of which is a run of its own, which takes one program however many, and Progress."""
+    told = []
+    for _ in range(updates):
+        state, now = advance(run, state, 1)
+        told.append(now)
+    return state, jax.tree.map(lambda *rows: np.concatenate(rows), *told)
+
+
 def test_a_run_that_is_cut_is_the_same_run_bit_for_bit():
     state = RUN.init(hyper(1.0), jax.random.key(3))
     whole, told = advance(RUN, state, 3)
-    first, early = advance(RUN, state, 1)
-    second, late = advance(RUN, first, 2)
-    for left, right in zip(jax.tree.leaves((whole.agent.params, told)), jax.tree.leaves((second.agent.params,
-                           jax.tree.map(lambda *rows: jnp.concatenate(rows), early, late))), strict=True):  # fmt: skip
+    pieces, in_pieces = one_by_one(RUN, state, 3)
+    for left, right in zip(jax.tree.leaves((whole.agent.params, told)), jax.tree.leaves((pieces.agent.params,
+                           in_pieces)), strict=True):  # fmt: skip
         np.testing.assert_array_equal(left, right)
     assert not whole.agent.diverged
     assert int(told.finished.sum()) > 0
@@ -217,7 +225,7 @@ def test_learning_rates_fall_to_nothing_over_a_run():
     before, _ = advance(RUN, RUN.init(hyper(1.0), jax.random.key(3)), 1)
     moved = lambda run: jax.tree.map(jnp.subtract, advance(run, before, 1)[0].agent.params, before.agent.params)  # noqa: E731
     close(moved(falling), jax.tree.map(lambda leaf: 0.75 * leaf, moved(RUN)))
-    (last, _), (past, _) = (advance(falling, falling.init(hyper(1.0), jax.random.key(3)), n) for n in (4, 5))
+    (last, _), (past, _) = (one_by_one(falling, falling.init(hyper(1.0), jax.random.key(3)), n) for n in (4, 5))
     close(last.agent.params, past.agent.params)
 
 
