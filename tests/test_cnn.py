@@ -154,7 +154,7 @@ def test_a_kernel_for_each_channel_with_a_pool_behind():
     assert cetsim.attach(model, *late(), overrides=overrides).layers[0].pool is not None
     assert_same(affine(grads), literal_updates("stretch", "activation", traces=(own, TRACE, TRACE)))
     last, _ = small("stretch", "channels_last")
-    with pytest.raises(ValueError, match=r"'layers.1': a kernel a post-neuron needs the layout 'channels_first'"):
+    with pytest.raises(ValueError, match=r"'layers.1': one kernel per post-neuron needs the layout 'channels_first'"):
         cetsim.attach(last, *late(), overrides={"layers.1": {"trace": own}})
 
 
