@@ -22,6 +22,9 @@ from cetsim.traces import AbstractTrace, DelayLine
 
 EPS = 1e-5  # of Adam
 TAIL = 1e-4  # area of a kernel that may be forgotten
+ACTOR_GRADIENTS = ("mean", "sum")
+ANNEALED = ("none", "critic", "both")
+LAM_KEY = 1  # folded into an agent's key
 
 
 class Hyperparameters(eqx.Module):
@@ -86,16 +89,30 @@ class Hyperparameters(eqx.Module):
 class Settings:
     """What is compiled into a program.
 
-    **Fields:** `updates`: of a whole run. `environments`: side by side. `rollout`: steps of each between two updates.
-    `hidden`: units of the hidden layers of actor and critic. `form`: of the rule. `clip`: largest global norm of
-    actor's and critic's gradient together. `anneal`: whether the learning rate falls to 0 over the run. `truncation`:
-    whether an episode that was broken off is worth what would have come (`"bootstrap"`), or nothing, as in the paper
-    (`"terminate"`). `reset_cascade`: whether synapses forget an episode's activity the moment it ends, which the
-    paper's do not: what its last steps, of a whole delay, would have been credited with is lost. `late_critic`: whether
-    the critic too learns through traces from late TD errors. `late_flag`: whether the ends of episodes come one step
-    later still and cut λ-traces there, as in the authors' code. `window`: steps of the past that layers keep the
-    factors of; None takes what costs less, the kernel's own window (all but 1e-4 of its area) or the stages of every
-    synapse, for which traces must be concrete at `init`.
+    **Fields:**
+
+    - `updates`: of a whole run.
+    - `environments`: side by side.
+    - `rollout`: steps of each environment between two updates.
+    - `hidden`: units of the hidden layers of actor and critic.
+    - `form`: of the rule, see `cetsim.credit.synaptic_factors`; the authors' is `"authors_linear"`.
+    - `clip`: largest global norm of actor's and critic's gradient together.
+    - `actor_gradient`: whether the actor's gradient is the `"mean"` over steps and environments, as those of the critic
+      and the entropy bonus are (the paper's), or the `"sum"` over steps and the mean over environments, which makes it
+      larger by `rollout` than the others under the one clip.
+    - `anneal`: whose learning rate falls linearly to 0 over the run: `"none"`, `"critic"` (the authors' CartPole), or
+      `"both"`.
+    - `random_lam`: two ends, in [0, 1], between which λ of every synapse of the actor is drawn uniformly at `init` (the
+      authors' SpaceInvaders: 0.1 and 0.99), at the literal rule's cost. None takes that of `Hyperparameters`.
+    - `truncation`: whether an episode that was broken off is worth what would have come (`"bootstrap"`), or nothing, as
+      in the paper (`"terminate"`).
+    - `reset_cascade`: whether synapses forget an episode's activity the moment it ends, which the paper's do not: what
+      its last steps, of a whole delay, would have been credited with is lost.
+    - `late_critic`: whether the critic too learns through traces from late TD errors.
+    - `late_flag`: whether the ends of episodes come one step later still and cut λ-traces there, as in the authors'
+      code.
+    - `window`: steps of the past that layers keep the factors of. None takes what costs less, the kernel's own window
+      (all but 1e-4 of its area) or the stages of every synapse, for which traces must be concrete at `init`.
 
     **Reference:** arXiv:2506.14598, reinforcement learning.
     """
@@ -106,7 +123,9 @@ class Settings:
     hidden: tuple[int, ...] = (256, 256)
     form: str = "activation"
     clip: float = 0.5
-    anneal: bool = False
+    actor_gradient: str = "mean"
+    anneal: str = "none"
+    random_lam: tuple[float, float] | None = None
     truncation: str = "bootstrap"
     reset_cascade: bool = False
     late_critic: bool = False
@@ -120,6 +139,12 @@ class Settings:
             checks.require_at_least("window", self.window, 1.0)
         checks.require_in("form", self.form, credit.FORMS)
         checks.require_above("clip", self.clip, 0.0)
+        checks.require_in("actor_gradient", self.actor_gradient, ACTOR_GRADIENTS)
+        checks.require_in("anneal", self.anneal, ANNEALED)
+        if self.random_lam is not None:
+            low, high = self.random_lam
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"`random_lam` must be two ends in [0, 1], the lower first, got {self.random_lam}")
         checks.require_in("truncation", self.truncation, ("bootstrap", "terminate"))
 
     @property
@@ -186,8 +211,21 @@ class Learner(eqx.Module):
     def init(self, hyper: Hyperparameters, key: Array) -> AgentState:
         """An agent that has learned nothing; `key` sets its weights."""
         params = eqx.filter(self._make(*jax.random.split(key)), eqx.is_inexact_array)
+        hyper = self._with_random_lam(hyper, params, jax.random.fold_in(key, LAM_KEY))
         layers, optimizer = self.no_past(hyper, params), self._adam().init(params)
         return AgentState(hyper, params, optimizer, layers, jnp.zeros((), int), jnp.zeros((), bool))
+
+    def _with_random_lam(self, hyper: Hyperparameters, params: Networks, key: Array) -> Hyperparameters:
+        """The same with λ of every synapse drawn, where the settings say so."""
+        if self.settings.random_lam is None:
+            return hyper
+        if hyper.synaptic_lam is not None:
+            raise ValueError("`synaptic_lam` must be None where `Settings.random_lam` draws it")
+        weights = [layer.weight for layer in params.actor.layers if isinstance(layer, eqx.nn.Linear)]
+        keys, (low, high) = jax.random.split(key, len(weights)), self.settings.random_lam
+        draw = lambda key, weight: jax.random.uniform(key, weight.shape, weight.dtype, low, high)  # noqa: E731
+        drawn = tuple(map(draw, keys, weights))
+        return eqx.tree_at(lambda hyper: hyper.synaptic_lam, hyper, drawn, is_leaf=lambda leaf: leaf is None)
 
     def no_past(self, hyper: Hyperparameters, params: Networks) -> list[LayerState]:
         """States of layers that have seen nothing."""
@@ -208,10 +246,11 @@ class Learner(eqx.Module):
         hyper = state.hyper
         layers, grads, measured = self.gradient(state, rollout)
         steps, optimizer = self._adam().update(grads, state.optimizer, state.params)
-        left = jnp.maximum(0.0, 1 - state.step / self.settings.updates) if self.settings.anneal else 1.0
-        scaled = lambda tree, rate: jax.tree.map(lambda leaf: -rate * left * leaf, tree)  # noqa: E731
-        rate = hyper.learning_rate
-        steps = Networks(scaled(steps.actor, rate), scaled(steps.critic, rate * hyper.critic_rate))
+        left = jnp.maximum(0.0, 1 - state.step / self.settings.updates)
+        scaled = lambda tree, rate: jax.tree.map(lambda leaf: -rate * leaf, tree)  # noqa: E731
+        actor_rate = hyper.learning_rate * (left if self.settings.anneal == "both" else 1.0)
+        critic_rate = hyper.learning_rate * hyper.critic_rate * (1.0 if self.settings.anneal == "none" else left)
+        steps = Networks(scaled(steps.actor, actor_rate), scaled(steps.critic, critic_rate))
         diverged = state.diverged | ~jnp.isfinite(measured.value_loss)
         params = optax.apply_updates(state.params, steps)
         return AgentState(hyper, params, optimizer, layers, state.step + 1, diverged), measured
@@ -242,7 +281,8 @@ class Learner(eqx.Module):
     def late_gradient(self, hyper: Hyperparameters, params: Networks, layers, rollout: Rollout, td_error):
         """What synapses learn through traces: states of the layers after the rollout, and the gradient.
 
-        The actor's is summed over time and averaged over environments. The critic's is None unless it is late.
+        The actor's is the mean over environments and, unless `actor_gradient` is `"sum"`, over steps: of what arrives
+        in this rollout, divided by its steps. The critic's, always a mean, is None unless it is late.
         """
         model = self.networks(params)
         factors = networks.factors_of_policy(model.actor, rollout.observation, rollout.action)
@@ -254,7 +294,8 @@ class Learner(eqx.Module):
             after.append(layer)
             updates.append(jnp.mean(gradient, axis=0))
         depth = len(self.settings.hidden) + 1
-        late = networks.gradient_like(model.actor, updates[:depth])
+        share = 1.0 if self.settings.actor_gradient == "sum" else 1 / self.settings.rollout
+        late = networks.gradient_like(model.actor, [share * update for update in updates[:depth]])
         if not self.settings.late_critic:
             return after, Networks(late, None)
         scaled = [hyper.value * update / self.settings.rollout for update in updates[depth:]]
