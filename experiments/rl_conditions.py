@@ -6,7 +6,7 @@ from typing import ClassVar
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade, FixedDelay, LayerwiseDelay
 from cetsim.rl import Hyperparameters, Settings, environments, from_gymnasium
 from cetsim.rl.environments import Environment
-from cetsim.rl.world import HostEnvironment
+from cetsim.rl.vector_env import HostEnvironment
 from experiments.options import rl_paper
 from experiments.options.rl import ReinforcementLearning
 

@@ -16,7 +16,7 @@ from cetsim.rl import (
     Hyperparameters,
     Settings,
     actor_trace,
-    late_layer,
+    delayed_layer,
     networks,
     policy_alignment,
     undelayed,
@@ -41,8 +41,8 @@ def hyper(delay=0.0, rate=1e-2, **options):
 @jit
 def first_rollout(run, state):
     agent, learner = state.agent, run.learner
-    _, rollout = run.roll_out(agent.params, state.world, jax.random.key(5))
-    td_error, targets = learner.judge(agent.hyper, learner.networks(agent.params).critic, rollout)
+    _, rollout = run.roll_out(agent.params, state.vector_env, jax.random.key(5))
+    td_error, targets = learner.td_errors(agent.hyper, learner.networks(agent.params).critic, rollout)
     layers, grads, _ = learner.gradient(agent, rollout)
     return rollout, td_error, targets, layers, grads
 
@@ -179,7 +179,7 @@ def test_layers_keep_what_costs_less(steps, kept):
         assert 1e-5 < forgotten < 1e-4
 
 
-@pytest.mark.parametrize("options", [late_layer.EXACT, late_layer.Options("preactivation", True, True)])
+@pytest.mark.parametrize("options", [delayed_layer.EXACT, delayed_layer.Options("preactivation", True, True)])
 @pytest.mark.parametrize("window", [None, 40])
 def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(window, options):
     rng, trace, delay = np.random.default_rng(0), CascadingTrace(3, 1.0, DT), FixedDelay(1.0, DT)
@@ -189,10 +189,10 @@ def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(win
     @jit
     def learn(state, *rows):
         *factors, td_error, alive = rows
-        return late_layer.learn(trace, delay, 0.9, state, networks.Factors(*factors), td_error, alive, options)
+        return delayed_layer.learn(trace, delay, 0.9, state, networks.Factors(*factors), td_error, alive, options)
 
     def summed(edges):
-        state, total = late_layer.init(trace, delay, 3, 4, window, options.late_flag), 0.0
+        state, total = delayed_layer.init(trace, delay, 3, 4, window, options.late_flag), 0.0
         for start, end in zip(edges[:-1], edges[1:], strict=True):  # noqa: RUF007
             rows = (array[start:end] for array in (x, derivative, error, td_error, alive))
             state, gradient = learn(state, *rows)
@@ -367,7 +367,7 @@ def test_observations_split_by_sign():
             "`synaptic_lam` must be None where `Settings.random_lam` draws it",
         ),
         (lambda: Settings(1, actor_gradient="total"), "`actor_gradient` must be one of 'mean', 'sum', got 'total'"),
-        (lambda: Settings(1, anneal=True), "`anneal` must be one of 'none', 'critic', 'both', got True"),
+        (lambda: Settings(1, anneal="actor"), "`anneal` must be one of 'none', 'critic', 'both', got 'actor'"),
         (lambda: Settings(1, environments=0), "`environments` must be at least 1, got 0"),
         (
             lambda: Settings(1, truncation="ignore"),

@@ -12,7 +12,7 @@ from cetsim import CascadingTrace, DelayLine, FixedDelay
 from cetsim.rl import ActorCriticRun, Hyperparameters, Settings, policy_alignment, without_delay
 from cetsim.rl.environments import Environment
 from cetsim.rl.host import HostRun
-from cetsim.rl.world import from_gymnasium
+from cetsim.rl.vector_env import from_gymnasium
 
 gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: pip install 'cetsim[rl]'")
 
@@ -183,13 +183,13 @@ def test_updates_are_compared_with_the_policy_gradient():
 def test_alignment_leaves_the_run_as_it_was(monkeypatch):
     opened, closed = [], []
     state, other = (RUN.init(late(), jax.random.key(6)) for _ in range(2))
-    world = type(state.world)
-    monkeypatch.setattr(world, "reset", lambda self, key, own=world.reset: opened.append(self) or own(self, key))
-    monkeypatch.setattr(world, "close", lambda self, own=world.close: closed.append(self) or own(self))
+    kind = type(state.vector_env)
+    monkeypatch.setattr(kind, "reset", lambda self, key, reset=kind.reset: opened.append(self) or reset(self, key))
+    monkeypatch.setattr(kind, "close", lambda self, close=kind.close: closed.append(self) or close(self))
     cosines = policy_alignment(RUN, state, jax.random.key(4), 2)
     assert len(opened) == 1
     assert closed == opened
-    assert state.world not in opened
+    assert state.vector_env not in opened
     same(RUN.advance(state, 1)[0].agent, RUN.advance(other, 1)[0].agent)
     same(policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(4), 2), cosines)
     assert not np.array_equal(policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(5), 2), cosines)
@@ -202,7 +202,7 @@ def test_observations_split_by_sign():
     parts = lambda x: np.concatenate([np.maximum(x, 0), np.maximum(-x, 0)], axis=1)  # noqa: E731
     np.testing.assert_array_equal(split.reset(jax.random.key(1)), parts(plain.reset(jax.random.key(1))))
     for _ in range(2 * LIMIT):
-        whole, halves = (world.step(np.asarray([0, 1])) for world in (plain, split))
+        whole, halves = (vector_env.step(np.asarray([0, 1])) for vector_env in (plain, split))
         np.testing.assert_array_equal(halves.observation, parts(whole.observation))
         np.testing.assert_array_equal(halves.final, parts(whole.final))
     assert whole.final.min() < 0
@@ -214,9 +214,9 @@ def test_lunar_lander_is_the_same_for_the_same_key():
     assert (environment.size, environment.actions) == (8, 4)
     actions, runs = np.random.default_rng(0).integers(0, 4, (150, 2)), []
     for _ in range(2):
-        world = environment.open(2)
-        runs.append([world.reset(jax.random.key(3)), *(world.step(each) for each in actions)])
-        world.close()
+        vector_env = environment.open(2)
+        runs.append([vector_env.reset(jax.random.key(3)), *(vector_env.step(each) for each in actions)])
+        vector_env.close()
     same(*runs)
     assert sum(after.truncated.sum() for after in runs[0][1:]) >= 2
 

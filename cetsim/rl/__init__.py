@@ -5,7 +5,7 @@ from cetsim.rl.a2c import ActorCriticRun
 from cetsim.rl.agent import Hyperparameters, Learner, Settings, undelayed, without_delay
 from cetsim.rl.alignment import policy_alignment
 from cetsim.rl.host import HostRun
-from cetsim.rl.world import from_gymnasium
+from cetsim.rl.vector_env import from_gymnasium
 
 __all__ = [
     "ActorCriticRun",

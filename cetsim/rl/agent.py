@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cetsim import checks, credit
 from cetsim.delays import FixedDelay, LayerwiseDelay
-from cetsim.rl import actor_trace, late_layer, networks
-from cetsim.rl.late_layer import LayerState
+from cetsim.rl import actor_trace, delayed_layer, networks
+from cetsim.rl.delayed_layer import LayerState
 from cetsim.traces import AbstractTrace, DelayLine
 
 EPS = 1e-5  # of Adam
@@ -191,8 +191,8 @@ class Rollout(eqx.Module):
         return 1.0 - (self.terminated | self.truncated).astype(self.reward.dtype)
 
 
-class Measured(eqx.Module):
-    """What an update tells of the networks. **Fields:** `entropy` of the policy, `value_loss` of the critic: means."""
+class Metrics(eqx.Module):
+    """Metrics of the networks in an update. **Fields:** `entropy` of the policy, `value_loss` of the critic: means."""
 
     entropy: Float[Array, ""]
     value_loss: Float[Array, ""]
@@ -241,31 +241,31 @@ class Learner(eqx.Module):
         """Actions drawn from the policy, `[environments]`."""
         return jax.random.categorical(key, jax.vmap(self.networks(params).actor)(observations))
 
-    def learn(self, state: AgentState, rollout: Rollout) -> tuple[AgentState, Measured]:
-        """One update: the agent after a rollout and what it tells."""
+    def learn(self, state: AgentState, rollout: Rollout) -> tuple[AgentState, Metrics]:
+        """One update: the agent after a rollout, and metrics."""
         hyper = state.hyper
-        layers, grads, measured = self.gradient(state, rollout)
+        layers, grads, metrics = self.gradient(state, rollout)
         steps, optimizer = self._adam().update(grads, state.optimizer, state.params)
         left = jnp.maximum(0.0, 1 - state.step / self.settings.updates)
         scaled = lambda tree, rate: jax.tree.map(lambda leaf: -rate * leaf, tree)  # noqa: E731
         actor_rate = hyper.learning_rate * (left if self.settings.anneal == "both" else 1.0)
         critic_rate = hyper.learning_rate * hyper.critic_rate * (1.0 if self.settings.anneal == "none" else left)
         steps = Networks(scaled(steps.actor, actor_rate), scaled(steps.critic, critic_rate))
-        diverged = state.diverged | ~jnp.isfinite(measured.value_loss)
+        diverged = state.diverged | ~jnp.isfinite(metrics.value_loss)
         params = optax.apply_updates(state.params, steps)
-        return AgentState(hyper, params, optimizer, layers, state.step + 1, diverged), measured
+        return AgentState(hyper, params, optimizer, layers, state.step + 1, diverged), metrics
 
-    def gradient(self, state: AgentState, rollout: Rollout) -> tuple[list[LayerState], Networks, Measured]:
-        """States of the layers after a rollout, the gradient of both networks, and what is told of them."""
+    def gradient(self, state: AgentState, rollout: Rollout) -> tuple[list[LayerState], Networks, Metrics]:
+        """States of the layers after a rollout, the gradient of both networks, and metrics."""
         hyper, model = state.hyper, self.networks(state.params)
-        td_error, targets = self.judge(hyper, model.critic, rollout)
-        plain, measured = eqx.filter_grad(self._plain_loss, has_aux=True)(model, hyper, rollout, targets)
+        td_error, targets = self.td_errors(hyper, model.critic, rollout)
+        plain, metrics = eqx.filter_grad(self._plain_loss, has_aux=True)(model, hyper, rollout, targets)
         plain = eqx.filter(plain, eqx.is_inexact_array)
         layers, late = self.late_gradient(hyper, state.params, state.layers, rollout, td_error)
         add = lambda own, more: own if more is None else jax.tree.map(jnp.add, own, more)  # noqa: E731
-        return layers, Networks(add(plain.actor, late.actor), add(plain.critic, late.critic)), measured
+        return layers, Networks(add(plain.actor, late.actor), add(plain.critic, late.critic)), metrics
 
-    def judge(self, hyper: Hyperparameters, critic, rollout: Rollout):
+    def td_errors(self, hyper: Hyperparameters, critic, rollout: Rollout):
         """TD errors, and the λ-returns that values should come to, `[time, environments]`."""
         value = lambda observations: networks.outputs(critic, observations)[..., 0]  # noqa: E731
         before = value(rollout.observation)
@@ -302,11 +302,11 @@ class Learner(eqx.Module):
         return after, Networks(late, networks.gradient_like(model.critic, scaled))
 
     def _learn_layer(self, hyper, rule: "_Rule", layer: LayerState, seen, rollout: Rollout, td_error):
-        options = late_layer.Options(self.settings.form, self.settings.reset_cascade, self.settings.late_flag)
+        options = delayed_layer.Options(self.settings.form, self.settings.reset_cascade, self.settings.late_flag)
 
         def learn(layer, seen, td_error, alive):
             decay = hyper.discount * rule.lam
-            return late_layer.learn(rule.trace, rule.delay, decay, layer, seen, td_error, alive, options)
+            return delayed_layer.learn(rule.trace, rule.delay, decay, layer, seen, td_error, alive, options)
 
         return jax.vmap(learn, in_axes=(0, 1, 1, 1))(layer, seen, td_error, rollout.alive)
 
@@ -347,7 +347,7 @@ class Learner(eqx.Module):
             own, stages = _window_of(trace), trace.init((), compensated=False).shape[0]
             form = actor_trace.cheaper(stages, own, self.settings.rollout, out, inputs)
             window = own if form == "windowed" else None
-        one = late_layer.init(trace, rule.delay, out, inputs, window, self.settings.late_flag)
+        one = delayed_layer.init(trace, rule.delay, out, inputs, window, self.settings.late_flag)
         spread = lambda leaf: jnp.broadcast_to(leaf, (self.settings.environments, *leaf.shape))  # noqa: E731
         return jax.tree.map(spread, one)
 
@@ -361,7 +361,7 @@ class Learner(eqx.Module):
         value = networks.outputs(model.critic, rollout.observation)[..., 0]
         value_loss = 0.5 * jnp.mean((value - jax.lax.stop_gradient(targets)) ** 2)
         critics = jax.lax.stop_gradient(value_loss) if self.settings.late_critic else value_loss
-        return hyper.value * critics - hyper.entropy * entropy, Measured(entropy, value_loss)
+        return hyper.value * critics - hyper.entropy * entropy, Metrics(entropy, value_loss)
 
 
 class _Rule(NamedTuple):
