@@ -75,6 +75,7 @@ class Stage:
             environments=options.environments or options.paper.environments,
             rollout=options.rollout or options.paper.rollout,
             hidden=options.hidden,
+            critic=options.critic,
             form=options.form,
             actor_gradient=options.actor_gradient,
             anneal=options.anneal,

@@ -61,6 +61,7 @@ for each in (Corridor, Continuous, Numbered, FromOne):
     gymnasium.register(f"{each.__name__}-v0", each, max_episode_steps=LIMIT, disable_env_checker=True)
 gymnasium.register("Lacking-v0", lacking)
 RUN = HostRun(from_gymnasium("Corridor-v0"), SETTINGS)
+PATHS = [(1, 2), (1, 0), (-1, 0), (-1, -2)]  # places after one and two steps, from the first
 
 
 def same(left, right):
@@ -120,6 +121,28 @@ def test_the_same_key_gives_the_same_numbers():
 
     same(play(4, 3), play(4, 1, 2))
     assert not np.array_equal(play(4, 3)[1], play(5, 3)[1])
+
+
+def test_evaluation_breaks_long_episodes_off():
+    """In 2 steps from place -1, 0 or 1, unless they end before."""
+    state = RUN.init(late(), jax.random.key(7))
+    sums = {0.1 + END, *(0.2 + 2 * start + step + more for start in (-1, 0, 1) for step, more in PATHS)}
+    returns = RUN.evaluate(state, jax.random.key(8), 40, max_steps=2)
+    assert returns.shape == (40,)
+    assert {round(float(each), 6) for each in returns} <= {round(each, 6) for each in sums}
+    ones = RUN.evaluate(state, jax.random.key(8), 40, max_steps=1)
+    assert {round(float(each), 6) for each in ones} <= {round(0.1 + place, 6) for place in range(-2, 3)}
+
+
+def test_a_simulator_that_fails_in_an_evaluation_is_closed(monkeypatch):
+    state, closed = RUN.init(late(), jax.random.key(7)), []
+    kind = type(state.vector_env)
+    monkeypatch.setattr(kind, "step", lambda self, actions: 1 / 0)
+    monkeypatch.setattr(kind, "close", lambda self, close=kind.close: closed.append(self) or close(self))
+    with pytest.raises(ZeroDivisionError):
+        RUN.evaluate(state, jax.random.key(8), 3)
+    assert len(closed) == 1
+    assert closed[0] is not state.vector_env
 
 
 def test_evaluation_leaves_the_run_as_it_was():
@@ -235,12 +258,27 @@ def test_lunar_lander_is_the_same_for_the_same_key():
             r"discrete actions that count from 0, got Discrete\(2, star",
         ),
         (lambda: from_gymnasium("Numbered-v0"), ValueError, r"must have observations in a Box, got Discrete\(9\)"),
+        (
+            lambda: HostRun(Environment("corridor", 3, 2, lambda key: None, lambda *arguments: None), SETTINGS),
+            ValueError,
+            "`environment` must be of `from_gymnasium`, got Environment corridor",
+        ),
+        (
+            lambda: ActorCriticRun(RUN.environment, SETTINGS),
+            ValueError,
+            "got HostEnvironment Corridor-v0: Gymnasium's are opened by `from_gymnasium` and trained by HostRun",
+        ),
         (lambda: RUN.environment.open(0), ValueError, "`environments` must be at least 1, got 0"),
         (lambda: RUN.advance(RUN.init(late(), jax.random.key(0)), 0), ValueError, "`updates` must be at least 1, got"),
         (
             lambda: RUN.evaluate(RUN.init(late(), jax.random.key(0)), jax.random.key(0), 0),
             ValueError,
             "`episodes` must be at least 1, got 0",
+        ),
+        (
+            lambda: RUN.evaluate(RUN.init(late(), jax.random.key(0)), jax.random.key(0), 1, 0),
+            ValueError,
+            "`max_steps` must be at least 1, got 0",
         ),
         (
             lambda: from_gymnasium("Lacking-v0"),

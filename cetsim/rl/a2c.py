@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from cetsim.rl.agent import AgentState, Hyperparameters, Learner, Networks, Rollout, Settings
 from cetsim.rl.environments import Environment
+from cetsim.rl.vector_env import HostEnvironment
 
 
 class TrainState(eqx.Module):
@@ -38,15 +39,26 @@ class ActorCriticRun(eqx.Module):
     """Training of an actor and a critic in one environment, many times side by side.
 
     **Arguments:** `environment`: see `cetsim.rl.environments`. `settings`: what is compiled in.
+
+    **Raises:** ValueError for another kind of environment.
     """
 
-    environment: Environment = eqx.field(static=True)
+    environment: Environment | HostEnvironment = eqx.field(static=True)
     settings: Settings = eqx.field(static=True)
+
+    def __check_init__(self):
+        environment = self.environment
+        if not isinstance(environment, Environment):
+            name = f"{type(environment).__name__} {getattr(environment, 'name', environment)}"
+            raise ValueError(
+                f"`environment` must be one of `cetsim.rl.environments`, got {name}: Gymnasium's are opened by "
+                "`from_gymnasium` and trained by HostRun"
+            )
 
     @property
     def learner(self) -> Learner:
         """What learns from the rollouts."""
-        return Learner(self.environment.size, self.environment.actions, self.settings)
+        return Learner(self.environment.size, self.environment.actions, self.settings, self.environment.image)
 
     def init(self, hyper: Hyperparameters, key: Array) -> TrainState:
         """The run before its first update; `key` sets weights, actions and what happens in the environments."""

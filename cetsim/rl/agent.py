@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cetsim import checks, credit
 from cetsim.delays import FixedDelay, LayerwiseDelay
-from cetsim.rl import actor_trace, delayed_layer, networks
+from cetsim.rl import actor_trace, delayed_layer, images, networks
 from cetsim.rl.delayed_layer import LayerState
 from cetsim.traces import AbstractTrace, DelayLine
 
@@ -24,6 +24,7 @@ EPS = 1e-5  # of Adam
 TAIL = 1e-4  # area of a kernel that may be forgotten
 ACTOR_GRADIENTS = ("mean", "sum")
 ANNEALED = ("none", "critic", "both")
+CRITICS = ("mlp", "conv")
 LAM_KEY = 1  # folded into an agent's key
 
 
@@ -95,6 +96,8 @@ class Settings:
     - `environments`: side by side.
     - `rollout`: steps of each environment between two updates.
     - `hidden`: units of the hidden layers of actor and critic.
+    - `critic`: `"mlp"`, with these hidden layers, or, where observations are images, `"conv"` (see
+      `cetsim.rl.images.critic`; the paper's in SpaceInvaders), which learns by ordinary backprop only.
     - `form`: of the rule, see `cetsim.credit.synaptic_factors`; the authors' is `"authors_linear"`.
     - `clip`: largest global norm of actor's and critic's gradient together.
     - `actor_gradient`: whether the actor's gradient is the `"mean"` over steps and environments, as those of the critic
@@ -121,6 +124,7 @@ class Settings:
     environments: int = 4
     rollout: int = 128
     hidden: tuple[int, ...] = (256, 256)
+    critic: str = "mlp"
     form: str = "activation"
     clip: float = 0.5
     actor_gradient: str = "mean"
@@ -139,6 +143,9 @@ class Settings:
             checks.require_at_least("window", self.window, 1.0)
         checks.require_in("form", self.form, credit.FORMS)
         checks.require_above("clip", self.clip, 0.0)
+        checks.require_in("critic", self.critic, CRITICS)
+        if self.critic == "conv" and self.late_critic:
+            raise ValueError("`critic` must be 'mlp' where it is late, got 'conv'")
         checks.require_in("actor_gradient", self.actor_gradient, ACTOR_GRADIENTS)
         checks.require_in("anneal", self.anneal, ANNEALED)
         if self.random_lam is not None:
@@ -201,12 +208,20 @@ class Metrics(eqx.Module):
 class Learner(eqx.Module):
     """What an actor-critic learns from rollouts, wherever they come from; pure.
 
-    **Arguments:** `size`: of an observation. `actions`: their number. `settings`: what is compiled in.
+    **Arguments:** `size`: of an observation. `actions`: their number. `settings`: what is compiled in. `image`: shape
+    of an observation, `(height, width, channels)`, or None where observations are no images.
+
+    **Raises:** ValueError for a convolutional critic without images.
     """
 
     size: int = eqx.field(static=True)
     actions: int = eqx.field(static=True)
     settings: Settings = eqx.field(static=True)
+    image: tuple[int, int, int] | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if self.settings.critic == "conv" and self.image is None:
+            raise ValueError("`Settings.critic` must be 'mlp' where observations are no images, got 'conv'")
 
     def init(self, hyper: Hyperparameters, key: Array) -> AgentState:
         """An agent that has learned nothing; `key` sets its weights."""
@@ -313,6 +328,8 @@ class Learner(eqx.Module):
     def _make(self, actor_key, critic_key) -> Networks:
         sizes = (self.size, *self.settings.hidden)
         own = networks.actor((*sizes, self.actions), key=actor_key)
+        if self.settings.critic == "conv":
+            return Networks(own, images.critic(self.image, key=critic_key))
         return Networks(own, networks.critic(sizes, key=critic_key))
 
     def _rules(self, hyper: Hyperparameters, params: Networks) -> list["_Rule"]:

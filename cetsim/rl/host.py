@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Shaped
 from cetsim import checks
 from cetsim.rl.a2c import Progress, count_returns
 from cetsim.rl.agent import AgentState, Hyperparameters, Learner, Networks, Rollout, Settings
+from cetsim.rl.environments import Environment
 from cetsim.rl.vector_env import HostEnvironment, VectorEnv
 
 
@@ -54,11 +55,18 @@ class HostRun:
     """Training of an actor and a critic in one environment on the host, as `ActorCriticRun` does in JAX.
 
     **Arguments:** `environment`: of `from_gymnasium`. `settings`: what is compiled in.
+
+    **Raises:** ValueError for another kind of environment.
     """
 
-    def __init__(self, environment: HostEnvironment, settings: Settings):
+    def __init__(self, environment: HostEnvironment | Environment, settings: Settings):
+        if not isinstance(environment, HostEnvironment):
+            raise ValueError(
+                f"`environment` must be of `from_gymnasium`, got {_named(environment)}: those in JAX are trained by "
+                "ActorCriticRun"
+            )
         self.environment, self.settings = environment, settings
-        self.learner = Learner(environment.size, environment.actions, settings)
+        self.learner = Learner(environment.size, environment.actions, settings, environment.image)
         self._update = jax.jit(self._learn)
 
     def init(self, hyper: Hyperparameters, key: Array) -> HostState:
@@ -113,28 +121,32 @@ class HostRun:
             raise
         return HostState(tree.agent, vector_env, vector_env.steps, observation, tree.episode, tree.key)
 
-    def evaluate(self, state: HostState, key: Array, episodes: int = 100) -> Float[Array, " episodes"]:
+    def evaluate(
+        self, state: HostState, key: Array, episodes: int = 100, max_steps: int = 10_000
+    ) -> Float[Array, " episodes"]:
         """Return of as many episodes in a vector environment of their own, with actions drawn from the policy.
 
         They are played as many at a time as in training. Which episodes are played is settled before they begin, so
-        that short ones count no more than long ones. All must end: an environment without a limit of time is given one
-        by `from_gymnasium(..., max_episode_steps=...)`.
+        that short ones count no more than long ones. Each is broken off after `max_steps`.
         """
         checks.require_at_least("episodes", episodes, 1.0)
+        checks.require_at_least("max_steps", max_steps, 1.0)
         act_key, env_key = jax.random.split(key)
         width = self.settings.environments
-        vector_env, act = self.environment.open(width), self.policy(state.agent.params, act_key)
-        observation = vector_env.reset(env_key)
+        vector_env, act = self.environment.open(width, max_steps), self.policy(state.agent.params, act_key)
         left = episodes // width + (np.arange(width) < episodes % width)
         episode, returns = np.zeros(width), [[] for _ in range(width)]
-        while left.any():
-            after = vector_env.step(act(observation))
-            observation, episode = after.observation, episode + after.reward
-            for i in np.flatnonzero(after.terminated | after.truncated):
-                if left[i]:
-                    returns[i].append(episode[i])
-                left[i], episode[i] = max(left[i] - 1, 0), 0.0
-        vector_env.close()
+        try:
+            observation = vector_env.reset(env_key)
+            while left.any():
+                step = vector_env.step(act(observation))
+                observation, episode = step.observation, episode + step.reward
+                for i in np.flatnonzero(step.terminated | step.truncated):
+                    if left[i]:
+                        returns[i].append(episode[i])
+                    left[i], episode[i] = max(left[i] - 1, 0), 0.0
+        finally:
+            vector_env.close()
         return jnp.asarray(np.concatenate(returns), float)
 
     def roll_out(self, state: HostState, key: Array) -> tuple[HostState, Rollout]:
@@ -199,6 +211,10 @@ def _draw(key: Array, shape: tuple[int, ...]) -> tuple[Array, Float[Array, "..."
     """The next key, and Gumbel noise."""
     key, own = jax.random.split(key)
     return key, jax.random.gumbel(own, shape)
+
+
+def _named(environment) -> str:
+    return f"{type(environment).__name__} {getattr(environment, 'name', environment)}"
 
 
 def _require_latest(state: HostState) -> None:

@@ -162,13 +162,15 @@ class HostEnvironment(NamedTuple):
     """An environment on the host, with discrete actions.
 
     **Fields:** `name`. `size`: of an observation, a vector. `actions`: their number. `open`: of a number of
-    environments, gives a `VectorEnv` of them.
+    environments and a number of steps after which every episode is broken off, or None, gives a `VectorEnv` of them.
+    `image`: shape of the image that an observation holds, `(height, width, channels)`; None if it is none.
     """
 
     name: str
     size: int
     actions: int
-    open: Callable[[int], VectorEnv]
+    open: Callable[..., VectorEnv]
+    image: tuple[int, int, int] | None = None
 
 
 def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment:
@@ -184,9 +186,10 @@ def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment
     mode = gymnasium.vector.AutoresetMode.SAME_STEP
     make = functools.partial(gymnasium.make, name, **options)
 
-    def open_vector_env(environments: int) -> VectorEnv:
+    def open_vector_env(environments: int, max_steps: int | None = None) -> VectorEnv:
         checks.require_at_least("environments", environments, 1.0)
-        makers = [lambda: ReplayWrapper(make())] * environments
+        limited = lambda env: env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)  # noqa: E731
+        makers = [lambda: ReplayWrapper(limited(make()))] * environments
         return VectorEnv(name, gymnasium.vector.SyncVectorEnv(makers, copy=False, autoreset_mode=mode), split)
 
     try:
@@ -199,7 +202,10 @@ def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment
         raise ValueError(f"{name} must have discrete actions that count from 0, got {actions}")
     if not isinstance(observations, gymnasium.spaces.Box):
         raise ValueError(f"{name} must have observations in a Box, got {observations}")
-    return HostEnvironment(name, int(np.prod(observations.shape)) * (1 + split), int(actions.n), open_vector_env)
+    size, image = int(np.prod(observations.shape)) * (1 + split), None
+    if len(observations.shape) == 3 and not split:
+        image = observations.shape
+    return HostEnvironment(name, size, int(actions.n), open_vector_env, image)
 
 
 def _gymnasium():

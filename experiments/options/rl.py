@@ -14,7 +14,7 @@ from experiments.options.common import (
 )
 
 VARIANTS = (
-    *("anneal", "actor_gradient", "form", "random_lam"),
+    *("anneal", "actor_gradient", "critic", "form", "random_lam"),
     *("normalization", "cascade", "truncation", "reset_cascade", "late_critic", "late_flag"),
     *("discount", "lam", "entropy"),
 )
@@ -71,6 +71,8 @@ class ReinforcementLearning:
     """Whose learning rate falls to 0 over a run: in the authors' CartPole the critic's."""
     actor_gradient: Literal["mean", "sum"] = "mean"
     """Whether the actor's gradient is a mean over steps, as in the paper, or a sum, which is larger by a rollout."""
+    critic: Literal["mlp", "conv"] = "mlp"
+    """Networks of the critic: hidden layers as the actor's, or convolutions, for images."""
     form: Literal["activation", "preactivation", "authors_linear"] = "activation"
     """What enters the traces and what they meet (cetsim.credit.synaptic_factors)."""
     random_lam: tuple[float, float] | None = None

@@ -9,7 +9,8 @@ class PaperSettings:
 
     **Fields:** `frames`: of a run, over all environments. `environments`: side by side. `rollout`: steps of each
     between two updates. `split`: whether observations are split into positive and negative parts. `anneal`: whose
-    learning rate falls to 0. `normalization`: of traces. `random_lam`: ends between which λ of every synapse is drawn.
+    learning rate falls to 0. `normalization`: of traces. `critic`: its networks. `random_lam`: ends between which λ of
+    every synapse is drawn.
     """
 
     frames: int
@@ -18,6 +19,7 @@ class PaperSettings:
     split: bool
     anneal: str
     normalization: str
+    critic: str = "mlp"
     random_lam: tuple[float, float] | None = None
 
 
@@ -25,7 +27,14 @@ SETTINGS = {
     "cartpole": PaperSettings(5_000_000, 4, 128, split=True, anneal="critic", normalization="peak"),
     "lunarlander": PaperSettings(5_000_000, 4, 128, split=True, anneal="none", normalization="area"),
     "space_invaders": PaperSettings(
-        10_000_000, 32, 32, split=False, anneal="none", normalization="peak", random_lam=(0.1, 0.99)
+        10_000_000,
+        32,
+        32,
+        split=False,
+        anneal="none",
+        normalization="peak",
+        critic="conv",
+        random_lam=(0.1, 0.99),
     ),
 }
 HIDDEN = (256, 256)
@@ -55,6 +64,7 @@ def authors(environment: str) -> dict:
         "frames": own.frames,
         "anneal": own.anneal,  # CartPole alone, and there the critic alone
         "normalization": own.normalization,  # LunarLander's traces have unit area, the others' a largest weight of 1
+        "critic": own.critic,  # SpaceInvaders: convolutions of 16, 32 and 32 channels, then 512 units
         "random_lam": own.random_lam,  # SpaceInvaders: each synapse its own λ, whatever the trace
         "orders": ORDERS,
         "betas": BETAS,
