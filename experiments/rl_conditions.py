@@ -6,7 +6,7 @@ from typing import ClassVar
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade, FixedDelay, LayerwiseDelay
 from cetsim.rl import Hyperparameters, Settings, environments, from_gymnasium
 from cetsim.rl.environments import Environment
-from cetsim.rl.world import HostEnvironment
+from cetsim.rl.vector_env import HostEnvironment
 from experiments.options import rl_paper
 from experiments.options.rl import ReinforcementLearning
 
@@ -75,7 +75,11 @@ class Stage:
             environments=options.environments or options.paper.environments,
             rollout=options.rollout or options.paper.rollout,
             hidden=options.hidden,
+            critic=options.critic,
+            form=options.form,
+            actor_gradient=options.actor_gradient,
             anneal=options.anneal,
+            random_lam=options.random_lam,
             truncation=options.truncation,
             reset_cascade=options.reset_cascade,
             late_critic=options.late_critic,
@@ -102,7 +106,8 @@ class Stage:
         if delay == 0 or condition.trace == "delay line":
             return DelayLine(delay, options.dt, delay)
         if condition.trace == "ET":
-            return ExponentialTrace.from_decay(condition.beta, options.dt, normalization=options.normalization)
+            read = "after" if options.cascade == "first_stage" else "before"
+            return ExponentialTrace.from_decay(condition.beta, options.dt, read, options.normalization)
         kind = FirstStageCascade if options.cascade == "first_stage" else CascadingTrace
         return kind(condition.order, delay, options.dt, "after", options.normalization)
 
@@ -119,7 +124,7 @@ class Stage:
             "scenario": "none" if condition.trace == UNDELAYED[0] else scenario,
             "dataset": NAMES[self.options.environment],
             "network": self.network,
-            "form": "activation",
+            "form": self.options.form,
             "mode": "carry",
             "critic_rate": self.options.critic_rate,
             "variant": self.options.variant,

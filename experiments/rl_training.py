@@ -7,7 +7,7 @@ import numpy as np
 
 from cetsim.rl import ActorCriticRun, policy_alignment
 from cetsim.rl.host import HostRun
-from cetsim.rl.world import HostEnvironment
+from cetsim.rl.vector_env import HostEnvironment
 from cetsim.sweep.devices import over_lanes, place
 from cetsim.sweep.runner import Program
 from experiments.records import number

@@ -16,7 +16,7 @@ from cetsim.rl import (
     Hyperparameters,
     Settings,
     actor_trace,
-    late_layer,
+    delayed_layer,
     networks,
     policy_alignment,
     undelayed,
@@ -41,8 +41,8 @@ def hyper(delay=0.0, rate=1e-2, **options):
 @jit
 def first_rollout(run, state):
     agent, learner = state.agent, run.learner
-    _, rollout = run.roll_out(agent.params, state.world, jax.random.key(5))
-    td_error, targets = learner.judge(agent.hyper, learner.networks(agent.params).critic, rollout)
+    _, rollout = run.roll_out(agent.params, state.vector_env, jax.random.key(5))
+    td_error, targets = learner.td_errors(agent.hyper, learner.networks(agent.params).critic, rollout)
     layers, grads, _ = learner.gradient(agent, rollout)
     return rollout, td_error, targets, layers, grads
 
@@ -57,9 +57,12 @@ def close(left, right, tolerance=1e-10):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_without_delay_it_is_the_policy_gradient():
-    state = RUN.init(hyper(entropy=0.02), jax.random.key(0))
-    rollout, td_error, targets, _, grads = first_rollout(RUN, state)
+@pytest.mark.parametrize("kind", ["mean", "sum"])
+def test_without_delay_it_is_the_policy_gradient(kind):
+    """Autodiff of the mean log-probability, each step weighed by its advantage."""
+    run = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, actor_gradient=kind))
+    state = run.init(hyper(entropy=0.02), jax.random.key(0))
+    rollout, td_error, targets, _, grads = first_rollout(run, state)
     decay = 0.99 * 0.95
     weights = np.zeros(td_error.shape)
     for t in reversed(range(len(weights))):
@@ -73,7 +76,8 @@ def test_without_delay_it_is_the_policy_gradient():
         log_policy = jnp.take_along_axis(jax.nn.log_softmax(logits), rollout.action[..., None], axis=-1)[..., 0]
         entropy = -jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), axis=-1).mean()
         values = jax.vmap(jax.vmap(model.critic))(rollout.observation)[..., 0]
-        actors = -jnp.sum(weights * log_policy) / SETTINGS.environments - 0.02 * entropy
+        steps = SETTINGS.rollout if kind == "sum" else 1
+        actors = -steps * jnp.mean(weights * log_policy) - 0.02 * entropy
         return actors + 0.5 * 0.5 * jnp.mean((values - targets) ** 2)
 
     close(grads, eqx.filter(of(RUN.learner.networks(state.agent.params)), eqx.is_inexact_array))
@@ -137,7 +141,7 @@ def test_late_credit_is_the_literal_rule(option):
     rollout, td_error, _, layers, grads = first_rollout(run, state)
     assert option != "window" or all(isinstance(layer.synapses, WindowState) for layer in layers)
     model = run.learner.networks(state.agent.params)
-    pairs = [(model.actor, grads.actor, lambda env: networks.factors_of_policy(model.actor, *seen(env)), 1.0)]
+    pairs = [(model.actor, grads.actor, lambda env: networks.factors_of_policy(model.actor, *seen(env)), 1 / 11)]
     seen = lambda env: (rollout.observation[:, env], rollout.action[:, env])  # noqa: E731
     if late_critic:
         pairs.append((model.critic, grads.critic, lambda env: networks.factors_of_value(model.critic, seen(env)[0]),
@@ -158,7 +162,7 @@ def test_late_credit_is_the_literal_rule(option):
                 first = actor_trace.init(trace, gain.shape[1], factors.x.shape[1])
                 rows = factors.x, gain, arriving, emptied
                 _, gradient = jit(actor_trace.literal)(trace, 0.99 * lams[depth], first, *rows)
-                totals[depth] = totals[depth] + scale * gradient / 3
+                totals[depth] = totals[depth] + scale * gradient / 3  # environments
         close(found, networks.gradient_like(network, totals))
 
 
@@ -175,7 +179,7 @@ def test_layers_keep_what_costs_less(steps, kept):
         assert 1e-5 < forgotten < 1e-4
 
 
-@pytest.mark.parametrize("options", [late_layer.EXACT, late_layer.Options("preactivation", True, True)])
+@pytest.mark.parametrize("options", [delayed_layer.EXACT, delayed_layer.Options("preactivation", True, True)])
 @pytest.mark.parametrize("window", [None, 40])
 def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(window, options):
     rng, trace, delay = np.random.default_rng(0), CascadingTrace(3, 1.0, DT), FixedDelay(1.0, DT)
@@ -185,10 +189,10 @@ def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(win
     @jit
     def learn(state, *rows):
         *factors, td_error, alive = rows
-        return late_layer.learn(trace, delay, 0.9, state, networks.Factors(*factors), td_error, alive, options)
+        return delayed_layer.learn(trace, delay, 0.9, state, networks.Factors(*factors), td_error, alive, options)
 
     def summed(edges):
-        state, total = late_layer.init(trace, delay, 3, 4, window, options.late_flag), 0.0
+        state, total = delayed_layer.init(trace, delay, 3, 4, window, options.late_flag), 0.0
         for start, end in zip(edges[:-1], edges[1:], strict=True):  # noqa: RUF007
             rows = (array[start:end] for array in (x, derivative, error, td_error, alive))
             state, gradient = learn(state, *rows)
@@ -220,13 +224,37 @@ def test_a_run_that_is_cut_is_the_same_run_bit_for_bit():
     assert int(told.finished.sum()) > 0
 
 
-def test_learning_rates_fall_to_nothing_over_a_run():
-    falling = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, anneal=True))  # 4 updates
+@pytest.mark.parametrize("anneal", ["critic", "both"])
+def test_learning_rates_fall_to_nothing_over_a_run(anneal):
+    falling = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, anneal=anneal))  # 4 updates
     before, _ = advance(RUN, RUN.init(hyper(1.0), jax.random.key(3)), 1)
     moved = lambda run: jax.tree.map(jnp.subtract, advance(run, before, 1)[0].agent.params, before.agent.params)  # noqa: E731
-    close(moved(falling), jax.tree.map(lambda leaf: 0.75 * leaf, moved(RUN)))
+    less, whole, left = moved(falling), moved(RUN), {"critic": 1.0, "both": 0.75}[anneal]
+    close(less.critic, jax.tree.map(lambda leaf: 0.75 * leaf, whole.critic))
+    close(less.actor, jax.tree.map(lambda leaf: left * leaf, whole.actor))
     (last, _), (past, _) = (one_by_one(falling, falling.init(hyper(1.0), jax.random.key(3)), n) for n in (4, 5))
-    close(last.agent.params, past.agent.params)
+    close(last.agent.params.critic, past.agent.params.critic)
+    still = np.array_equal(last.agent.params.actor.layers[0].weight, past.agent.params.actor.layers[0].weight)
+    assert still == (anneal == "both")
+
+
+def test_lam_of_every_synapse_is_drawn():
+    settings = dataclasses.replace(SETTINGS, random_lam=(0.1, 0.99), hidden=(60, 50))
+    run = ActorCriticRun(corridor(), settings)
+    for own in (hyper(), hyper(0.6)):
+        state = jit(lambda key: run.init(own, key))(jax.random.key(3))  # noqa: B023
+        lams = state.agent.hyper.synaptic_lam
+        assert [lam.shape for lam in lams] == [(60, 3), (50, 60), (2, 50)]
+        lam = np.asarray(lams[1]).ravel()  # 3000 of them
+        assert 0.1 <= lam.min() < 0.102
+        assert 0.988 < lam.max() <= 0.99
+        assert abs(lam.mean() - 0.545) < 6 * 0.89 / np.sqrt(12 * lam.size)
+        given = eqx.tree_at(lambda hyper: hyper.synaptic_lam, own, lams, is_leaf=lambda leaf: leaf is None)
+        same = ActorCriticRun(corridor(), dataclasses.replace(settings, random_lam=None))
+        expected = advance(same, same.init(given, jax.random.key(3)), 2)
+        close(advance(run, state, 2)[0].agent.params, expected[0].agent.params)
+    other = run.init(hyper(), jax.random.key(4)).agent.hyper.synaptic_lam
+    assert not np.array_equal(other[0], lams[0])
 
 
 def test_one_clip_for_actor_and_critic():
@@ -339,6 +367,15 @@ def test_observations_split_by_sign():
             ),
             r"`synaptic_lam` must have the weights' shape \(5, 6\), got \(6, 3\)",
         ),
+        (lambda: Settings(1, random_lam=(0.9, 0.1)), r"`random_lam` must be two ends in \[0, 1\], the lower first"),
+        (
+            lambda: ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, random_lam=(0.1, 0.9))).init(
+                hyper(synaptic_lam=[np.ones((6, 3)), np.ones((5, 6)), np.ones((2, 5))]), KEY
+            ),
+            "`synaptic_lam` must be None where `Settings.random_lam` draws it",
+        ),
+        (lambda: Settings(1, actor_gradient="total"), "`actor_gradient` must be one of 'mean', 'sum', got 'total'"),
+        (lambda: Settings(1, anneal="actor"), "`anneal` must be one of 'none', 'critic', 'both', got 'actor'"),
         (lambda: Settings(1, environments=0), "`environments` must be at least 1, got 0"),
         (
             lambda: Settings(1, truncation="ignore"),

@@ -81,7 +81,7 @@ def test_traces_and_delays_of_a_condition():
     hyper = stage.hyperparameters(RLCondition("CET", 10, 8.0, learning_rate=1e-3))
     assert isinstance(hyper.trace, CascadingTrace)
     assert int(np.argmax(hyper.trace.weights(np.arange(200)))) == int(hyper.delay.steps) == 40
-    assert (float(hyper.learning_rate), float(hyper.critic_rate)) == (1e-3, 10.0)
+    assert (float(hyper.learning_rate), float(hyper.critic_rate)) == (1e-3, 1.0)
     hyper = stage.hyperparameters(RLCondition("ET", 1, 8.0, beta=0.9, learning_rate=1e-3))
     assert isinstance(hyper.trace, ExponentialTrace)
     weights = hyper.trace.weights(np.arange(1, 4))
@@ -116,27 +116,37 @@ def test_the_paper_settings_go_with_the_environment():
 
 
 def test_flags_reach_the_agent():
-    flags = ("anneal", "reset_cascade", "late_critic", "late_flag")
+    flags = ("reset_cascade", "late_critic", "late_flag")
     for flag in flags:
         settings = Stage("test", BehavioralRL(**{flag: True}), 1000).settings()
         assert [getattr(settings, name) for name in flags] == [name == flag for name in flags]
-    assert Stage("test", BehavioralRL(truncation="terminate"), 1000).settings().truncation == "terminate"
+    words = {"truncation": "terminate", "anneal": "both", "actor_gradient": "sum", "form": "authors_linear"}
+    settings = Stage("test", BehavioralRL(**words, random_lam=(0.1, 0.9)), 1000).settings()
+    assert {name: getattr(settings, name) for name in words} == words
+    assert settings.random_lam == (0.1, 0.9)
 
 
 def test_the_authors_code():
     stage = Stage("test", PRESETS["authors"], PRESETS["authors"].frames)
     settings, hyper = stage.settings(), stage.hyperparameters(RLCondition("CET", 10, 8.0, learning_rate=1e-3))
-    assert (settings.truncation, settings.late_flag, settings.anneal) == ("terminate", True, True)
+    assert (settings.truncation, settings.late_flag, settings.anneal) == ("terminate", True, "critic")
+    assert (settings.form, settings.actor_gradient, settings.random_lam) == ("authors_linear", "mean", None)
     assert float(hyper.critic_rate) == 1.0
     assert isinstance(hyper.trace, FirstStageCascade)
     assert float(hyper.trace.weights(np.arange(200)).max()) == 1.0
     assert settings.updates * settings.frames == pytest.approx(5_000_000, abs=512)
+    stage = Stage("test", PRESETS["authors_lunarlander"], PRESETS["authors_lunarlander"].frames)
+    assert (stage.settings().anneal, stage.options.normalization, stage.options.environment) == (
+        "none", "area", "lunarlander",
+    )  # fmt: skip
+    settings = Stage("test", PRESETS["authors_space_invaders"], 10**7).settings()
+    assert (settings.random_lam, settings.frames, settings.anneal) == ((0.1, 0.99), 32 * 32, "none")
 
 
 def test_runs_of_other_settings_are_not_drawn_together(tiny, tmp_path):
     rows = read_results(tiny / "results.csv")
     rows = [row for row in rows if row["run"] in {r["run"] for r in rows if r["metric"] == "test_return"}]
-    assert BehavioralRL(anneal=True, lam=0.9).variant == "anneal, lam=0.9"
+    assert BehavioralRL(anneal="both", lam=0.9).variant == "anneal=both, lam=0.9"
     others = [row | {"variant": "anneal", "run": f"{row['run']}, too"} for row in rows]
     runs = rl_report.Runs([*others, *rows])
     assert {run.columns["variant"] for run in runs.runs} == {""}

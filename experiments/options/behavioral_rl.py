@@ -20,10 +20,13 @@ class BehavioralRL(ReinforcementLearning):
 
     name: ClassVar[str] = "behavioral-rl"
 
-    preset: Literal["demo", "quick", "paper", "authors", "space_invaders", "lunarlander"] = "demo"
-    """demo: CartPole at two delays, in minutes; quick: in an hour; paper: at all delays with falling learning rates, in
-    half a day; authors: the same with what the authors' code does; space_invaders and lunarlander: two delays each, in
-    hours."""
+    preset: Literal[
+        "demo", "quick", "paper", "authors", "authors_lunarlander", "authors_space_invaders", "space_invaders",
+        "lunarlander",
+    ] = "demo"  # fmt: skip
+    """demo: CartPole at two delays, in minutes; quick: in an hour; paper: at all delays, in half a day; authors: the
+    same with the authors' whole setting, of CartPole or another environment; space_invaders and lunarlander: two delays
+    each, in hours."""
     delays: tuple[float, ...] = (2.0, 8.0)
     """Delays of credit in seconds, multiples of 0.2 s."""
     selection_delay: float = 8.0
@@ -42,24 +45,27 @@ class BehavioralRL(ReinforcementLearning):
         super().check()
 
 
-_CARTPOLE = rl_paper.SETTINGS["cartpole"]
 _PAPER = BehavioralRL(
-    preset="paper", frames=_CARTPOLE.frames, anneal=_CARTPOLE.anneal, delays=(2.0, 8.0, 32.0, 64.0, 128.0),
-    selection_delay=64.0, orders=rl_paper.ORDERS, betas=rl_paper.BETAS, learning_rates=rl_paper.LEARNING_RATES,
+    preset="paper", frames=rl_paper.SETTINGS["cartpole"].frames, delays=(2.0, 8.0, 32.0, 64.0, 128.0),
+    orders=rl_paper.ORDERS, betas=rl_paper.BETAS, learning_rates=rl_paper.LEARNING_RATES,
 )  # fmt: skip
 PRESETS = {
-    "demo": BehavioralRL(seeds=1, frames=250_000),
+    "demo": BehavioralRL(seeds=1, frames=500_000),
     "quick": BehavioralRL(preset="quick", frames=500_000, delays=(2.0, 8.0, 32.0), seeds=2),
     "paper": _PAPER,
-    "authors": replace(
-        _PAPER, preset="authors", normalization=_CARTPOLE.normalization, **rl_paper.AUTHORS_CODE
+    "authors": replace(_PAPER, preset="authors", **rl_paper.authors("cartpole")),
+    "authors_lunarlander": replace(
+        _PAPER, preset="authors_lunarlander", delays=(8.0, 32.0, 128.0), **rl_paper.authors("lunarlander")
+    ),
+    "authors_space_invaders": replace(
+        _PAPER, preset="authors_space_invaders", delays=(2.0, 8.0), **rl_paper.authors("space_invaders")
     ),
     "space_invaders": replace(
-        _PAPER, preset="space_invaders", environment="space_invaders", delays=(2.0, 8.0), selection_delay=8.0, seeds=1,
-        orders=(2, 10), betas=(0.9, 0.99), learning_rates=(1e-4, 5e-4), frames=2_000_000, anneal=False,
+        _PAPER, preset="space_invaders", environment="space_invaders", delays=(2.0, 8.0), seeds=1,
+        orders=(2, 10), betas=(0.9, 0.99), learning_rates=(1e-4, 5e-4), frames=2_000_000,
     ),
     "lunarlander": replace(
-        _PAPER, preset="lunarlander", environment="lunarlander", delays=(8.0, 32.0), selection_delay=8.0, seeds=1,
-        orders=(2, 10), betas=(0.9, 0.99), learning_rates=(1e-4, 5e-4), frames=2_000_000, anneal=False,
+        _PAPER, preset="lunarlander", environment="lunarlander", delays=(8.0, 32.0), seeds=1,
+        orders=(2, 10), betas=(0.9, 0.99), learning_rates=(1e-4, 5e-4), frames=2_000_000,
     ),
 }  # fmt: skip

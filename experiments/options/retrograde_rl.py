@@ -35,10 +35,10 @@ class RetrogradeRL(ReinforcementLearning):
 
 
 PRESETS = {
-    "demo": RetrogradeRL(seeds=1, frames=250_000),
+    "demo": RetrogradeRL(seeds=1, frames=500_000),
     "quick": RetrogradeRL(preset="quick", frames=500_000, seeds=2),
     "paper": RetrogradeRL(
-        preset="paper", frames=rl_paper.SETTINGS["cartpole"].frames, anneal=rl_paper.SETTINGS["cartpole"].anneal,
+        preset="paper", frames=rl_paper.SETTINGS["cartpole"].frames,
         orders=rl_paper.ORDERS, betas=rl_paper.BETAS, learning_rates=rl_paper.LEARNING_RATES,
     ),
 }  # fmt: skip

@@ -14,7 +14,8 @@ from experiments.options.common import (
 )
 
 VARIANTS = (
-    *("anneal", "normalization", "cascade", "truncation", "reset_cascade", "late_critic", "late_flag"),
+    *("anneal", "actor_gradient", "critic", "form", "random_lam"),
+    *("normalization", "cascade", "truncation", "reset_cascade", "late_critic", "late_flag"),
     *("discount", "lam", "entropy"),
 )
 
@@ -40,10 +41,10 @@ class ReinforcementLearning:
     """Orders of the cascading traces, 2 to 64."""
     betas: tuple[float, ...] = (0.9,)
     """Decays per step of the exponential trace to choose from, between 0 and 1."""
-    learning_rates: tuple[float, ...] = (1e-4,)
-    """Learning rates of the actor to choose from, per trace."""
-    critic_rate: float = 10.0
-    """Learning rate of the critic in units of the actor's: 1 in the paper, where broad traces fail to learn here."""
+    learning_rates: tuple[float, ...] = (5e-4,)
+    """Learning rates to choose from, per trace."""
+    critic_rate: float = 1.0
+    """Learning rate of the critic in units of the actor's."""
     selection_frames: int = 1_000_000
     """Length of a run that only serves to choose the learning rate and β."""
     selection_seed: int = 1000
@@ -66,8 +67,16 @@ class ReinforcementLearning:
     """first_stage: input enters the first stage alone, as in the authors' code."""
     truncation: Literal["bootstrap", "terminate"] = "bootstrap"
     """Whether an episode that was broken off is worth what would have come, or nothing, as in the paper."""
-    anneal: bool = False
-    """Whether learning rates fall to 0 over a run, as in the paper in CartPole."""
+    anneal: Literal["none", "critic", "both"] = "none"
+    """Whose learning rate falls to 0 over a run: in the authors' CartPole the critic's."""
+    actor_gradient: Literal["mean", "sum"] = "mean"
+    """Whether the actor's gradient is a mean over steps, as in the paper, or a sum, which is larger by a rollout."""
+    critic: Literal["mlp", "conv"] = "mlp"
+    """Networks of the critic: hidden layers as the actor's, or convolutions, for images."""
+    form: Literal["activation", "preactivation", "authors_linear"] = "activation"
+    """What enters the traces and what they meet (cetsim.credit.synaptic_factors)."""
+    random_lam: tuple[float, float] | None = None
+    """Ends between which λ of every synapse is drawn, as in the authors' SpaceInvaders; by default --lam in all."""
     reset_cascade: bool = False
     """Whether synapses forget an episode's activity the moment it ends: that of its last steps before credit comes."""
     late_critic: bool = False
@@ -131,6 +140,8 @@ class ReinforcementLearning:
         require_each("critic_rate", (self.critic_rate,), lambda v: v > 0, "above 0")
         for name in ("discount", "lam"):
             require_each(name, (getattr(self, name),), lambda v: 0 <= v <= 1, "0 to 1")
+        ends = self.random_lam or (0.0, 1.0)
+        require("random_lam", 0 <= ends[0] <= ends[1] <= 1, "two ends in 0 to 1, the lower first", ends)
         require_each("entropy", (self.entropy,), lambda v: v >= 0, "at least 0")
         apart = not 0 <= self.selection_seed < self.seeds
         require("selection_seed", apart, f"outside the {self.seeds} seeds reported", self.selection_seed)

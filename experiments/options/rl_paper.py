@@ -8,22 +8,34 @@ class PaperSettings:
     """How the paper trains in one environment.
 
     **Fields:** `frames`: of a run, over all environments. `environments`: side by side. `rollout`: steps of each
-    between two updates. `split`: whether observations are split into positive and negative parts. `anneal`: whether the
-    learning rate falls to 0. `normalization`: of traces.
+    between two updates. `split`: whether observations are split into positive and negative parts. `anneal`: whose
+    learning rate falls to 0. `normalization`: of traces. `critic`: its networks. `random_lam`: ends between which λ of
+    every synapse is drawn.
     """
 
     frames: int
     environments: int
     rollout: int
     split: bool
-    anneal: bool
+    anneal: str
     normalization: str
+    critic: str = "mlp"
+    random_lam: tuple[float, float] | None = None
 
 
 SETTINGS = {
-    "cartpole": PaperSettings(5_000_000, 4, 128, split=True, anneal=True, normalization="peak"),
-    "lunarlander": PaperSettings(5_000_000, 4, 128, split=True, anneal=False, normalization="area"),
-    "space_invaders": PaperSettings(10_000_000, 32, 32, split=False, anneal=False, normalization="peak"),
+    "cartpole": PaperSettings(5_000_000, 4, 128, split=True, anneal="critic", normalization="peak"),
+    "lunarlander": PaperSettings(5_000_000, 4, 128, split=True, anneal="none", normalization="area"),
+    "space_invaders": PaperSettings(
+        10_000_000,
+        32,
+        32,
+        split=False,
+        anneal="none",
+        normalization="peak",
+        critic="conv",
+        random_lam=(0.1, 0.99),
+    ),
 }
 HIDDEN = (256, 256)
 DISCOUNT, LAM, ENTROPY, VALUE = 0.99, 0.95, 0.01, 0.5
@@ -34,9 +46,27 @@ EPISODES = 100  # of an evaluation
 STEP, RETROGRADE_STEP = 0.2, 0.3  # seconds
 RETROGRADE_DELAY = 120.0  # seconds from layer to layer: 400 steps
 AUTHORS_CODE = {
-    "critic_rate": 1.0,  # the critic's learning rate is the actor's
-    "truncation": "terminate",  # an episode that is broken off counts as one that ended
-    "cascade": "first_stage",  # which alone is fed
-    "late_flag": True,  # ends of episodes come a step later than TD errors
+    "critic_rate": 1.0,  # one learning rate for both
+    "actor_gradient": "mean",  # their loss is the mean log-probability over steps and environments
+    "form": "authors_linear",  # errors of their hidden layers are taken by z, and f' enters the trace besides
+    "truncation": "terminate",  # their done flag holds both, and no value is bootstrapped from
+    "cascade": "first_stage",  # they take the first row of the exact input matrix for its first column; ET: from lag 0
+    "late_flag": True,  # the done flag that cuts λ-traces is read one step later than the TD error
 }
-"""Options of the experiments by which they do as the authors' code does."""
+"""Options of the experiments by which they do as the authors' code does, in every environment."""
+
+
+def authors(environment: str) -> dict:
+    """All options of the authors' setting of an environment: those of their code, and of the environment's own."""
+    own = SETTINGS[environment]
+    return AUTHORS_CODE | {
+        "environment": environment,
+        "frames": own.frames,
+        "anneal": own.anneal,  # CartPole alone, and there the critic alone
+        "normalization": own.normalization,  # LunarLander's traces have unit area, the others' a largest weight of 1
+        "critic": own.critic,  # SpaceInvaders: convolutions of 16, 32 and 32 channels, then 512 units
+        "random_lam": own.random_lam,  # SpaceInvaders: each synapse its own λ, whatever the trace
+        "orders": ORDERS,
+        "betas": BETAS,
+        "learning_rates": LEARNING_RATES,
+    }
