@@ -93,7 +93,7 @@ def test_it_goes_beside_the_updates_of_a_run():
     run = small_run("mlp", "carry")
     state, curve = run.init(LATE, jax.random.key(0)), []
     for _ in range(3):
-        state = advance(run, state, 2)
+        state = advance(run, state, 1)
         curve.append(align(run, state))
     assert [set(cosines) for cosines in curve] == [{"layers.0", "layers.2"}] * 3
     assert len({float(cosines["layers.0"]) for cosines in curve}) == 3

@@ -15,7 +15,7 @@ from experiments.options.behavioral_vision import PRESETS
 from experiments.vision_conditions import Stage, base_condition
 from experiments.vision_training import Trainer
 
-TINY = ("--steps", "6", "--selection-steps", "2", "--seeds", "1", "--learning-rates", "1e-3", "--delays", "0.4")
+TINY = ("--steps", "2", "--selection-steps", "2", "--seeds", "1", "--learning-rates", "1e-3", "--delays", "0.4")
 
 
 def run(*arguments: str) -> None:
