@@ -16,6 +16,8 @@ from experiments.cosines import Cosines
 from experiments.options.alignment import PRESETS, Alignment
 from experiments.options.behavioral_vision import BehavioralVision
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     *("alignment", "--delays", "0.2", "0.4", "--orders", "2", "--hidden", "8", "--seeds", "1"),
     *("--steps", "4", "--learning-rates", "1e-3"),

@@ -21,6 +21,8 @@ from experiments.records import COLUMNS
 from experiments.study import hashes
 from experiments.vision_conditions import Stage
 
+pytestmark = pytest.mark.slow
+
 ALIGNMENT = Rule("alignment", 10, 0.3, 2)
 PERTURBATION = Rule("perturbation", 10, 0.3, 2, horizon=3, distance=0.2)
 TINY = (*("learned-delay", "--delay", "1", "--hidden", "32", "--seeds", "1", "--steps", "200"),)

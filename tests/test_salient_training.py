@@ -15,6 +15,8 @@ from cetsim import CascadingTrace, DelayLine, Events, FixedDelay, LayerwiseDelay
 from cetsim.salience import NoGate, QuantileGate, RandomGate, RunningGate, ThresholdGate
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
+pytestmark = pytest.mark.slow
+
 BATCH, DT = 40, 0.2
 SETTINGS = Settings(steps=10, batch=BATCH)
 

@@ -14,6 +14,8 @@ import cetsim
 from cetsim import metrics
 from cetsim.train import Hyperparameters, Settings, SupervisedRun, backprop
 
+pytestmark = pytest.mark.slow
+
 BATCH = 16
 SETTINGS = Settings(steps=20, batch=BATCH)
 
