@@ -8,11 +8,12 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test bench clean FORCE
+.PHONY: help install demo test test-fast bench clean FORCE
 
 help:
 	@echo "make demo     train all traces on scikit-learn's digits at several delays: a table and a figure (3 min)"
 	@echo "make test     lint, format check and tests"
+	@echo "make test-fast  those tests that are quick: no end-to-end runs, no training (2 min on two cores)"
 	@echo "make bench    cost against plain backprop and against the literal rule"
 	@echo "make install  only make .venv and install cetsim into it, with what the experiments take"
 	@echo "make clean    remove .venv and caches; results/ is kept"
@@ -27,6 +28,9 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: .venv/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks

@@ -26,11 +26,14 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are drawn to files, also where there is a screen
 jax.config.update("jax_enable_x64", True)
-# Processes that tests start share what they compile. This one does not: it would look up each of thousands of programs.
+# Processes that tests start share what they compile. This one and its workers do not: each of thousands of programs
+# would be looked up. A cache of the user's own is used by all.
 OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cetsim-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+if "cetsim-tests-" in os.environ["JAX_COMPILATION_CACHE_DIR"]:
+    jax.config.update("jax_enable_compilation_cache", False)
 # Must come before the first import of cetsim: pytest imports this module before those of the tests.
 install_import_hook("cetsim", "beartype.beartype")
 gc.set_threshold(20_000, 20, 20)  # tracing makes so many objects that looking for cycles takes one twelfth of its time

@@ -24,6 +24,8 @@ from cetsim.rl import (
 from cetsim.rl.actor_trace import ActorState, Arriving, WindowState
 from cetsim.rl.environments import split_signs
 
+pytestmark = pytest.mark.slow
+
 DT = 0.2
 SETTINGS = Settings(updates=4, environments=3, rollout=11, hidden=(6, 5))
 

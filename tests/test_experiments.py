@@ -23,6 +23,8 @@ from experiments.study import hashes
 from experiments.vision_conditions import Condition, Stage, base_condition, trials_of
 from experiments.vision_training import Trainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TINY = (
     *("behavioral-vision", "--delays", "0.4", "--orders", "2", "--hidden", "8", "--seeds", "1"),

@@ -14,6 +14,8 @@ from cetsim.rl.environments import Environment
 from cetsim.rl.host import HostRun
 from cetsim.rl.vector_env import from_gymnasium
 
+pytestmark = pytest.mark.slow
+
 gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: pip install 'cetsim[rl]'")
 
 END, LIMIT = 2, 7

@@ -13,6 +13,8 @@ from cetsim.rl import HostRun, Hyperparameters, Settings
 from cetsim.rl.vector_env import from_gymnasium
 from cetsim.sweep.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: pip install 'cetsim[rl]'")
 
 UPDATES, SETTINGS = 6, Settings(updates=8, environments=3, rollout=11, hidden=(6,))

@@ -13,6 +13,8 @@ from experiments import kernel_shape
 from experiments.final_runs import FinalRuns
 from experiments.options.kernel_shape import PRESETS, KernelShape
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     *("kernel-shape", "--delays", "0.4", "0.8", "--orders", "5", "--factors", "0.5", "1"),
     *("--hidden", "8", "--seeds", "2", "--steps", "5", "--batch-conditions", "10"),

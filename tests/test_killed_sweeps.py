@@ -20,6 +20,8 @@ from cetsim.sweep.records import Records
 from experiments import __main__ as command_line
 from experiments.records import claimed
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -157,7 +159,6 @@ def table(folder):
         return [row for row in csv.DictReader(file) if row["metric"] != "wall_s"]
 
 
-@pytest.mark.slow
 def test_an_experiment_that_is_killed_ends_with_the_same_table(tmp_path):
     whole = experiment(tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr

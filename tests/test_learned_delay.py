@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import jit
 from programs import trained_rows
 
 from cetsim import CascadingTrace, FixedDelay, data, nn
@@ -20,9 +21,16 @@ from experiments.records import COLUMNS
 from experiments.study import hashes
 from experiments.vision_conditions import Stage
 
+pytestmark = pytest.mark.slow
+
 ALIGNMENT = Rule("alignment", 10, 0.3, 2)
 PERTURBATION = Rule("perturbation", 10, 0.3, 2, horizon=3, distance=0.2)
 TINY = (*("learned-delay", "--delay", "1", "--hidden", "32", "--seeds", "1", "--steps", "200"),)
+
+
+@jit
+def advance(run, state, steps):
+    return run.advance(state, steps)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +41,7 @@ def small():
     run = SupervisedRun(lambda key: nn.mlp((64, 16, 10), key=key), x, digits.train_y, Settings(steps=50))
     trace = CascadingTrace(10, 2.0).tabulate(128)
     state = run.init(Hyperparameters(1e-2, trace, FixedDelay(1.0), 1e-8), jax.random.key(0))
-    return run, run.advance(state, 5)[0]
+    return run, advance(run, state, 5)[0]
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +91,11 @@ def test_two_points_are_antithetic_and_noise_around_them_leaves_no_bias():
 
 def test_the_loss_looked_ahead_to_is_that_of_updates_made_with_the_peak(small):
     run, state = small
-    loss = delay_learning.loss_after(run, PERTURBATION, state, jnp.log(1.3))
-    after, _ = run.advance(delay_learning.with_peak(state, 10, jnp.log(1.3)), 3)
+    loss = jit(lambda run, state: delay_learning.loss_after(run, PERTURBATION, state, jnp.log(1.3)))(run, state)
+    after, _ = advance(run, delay_learning.with_peak(state, 10, jnp.log(1.3)), 3)
     # With weights that stay, the next two updates see the losses of the stretches that come next.
     still = eqx.tree_at(lambda state: state.hyper.learning_rate, after, jnp.asarray(0.0))
-    np.testing.assert_allclose(loss, np.mean(run.advance(still, 2)[1]), rtol=1e-10)
+    np.testing.assert_allclose(loss, np.mean(advance(run, still, 2)[1]), rtol=1e-10)
 
 
 def test_a_peak_is_set_in_the_trace_and_nowhere_else(small):

@@ -21,6 +21,8 @@ from experiments.vision_conditions import Condition, Stage
 from experiments.vision_report import Results
 from experiments.vision_training import Trainer, make_delay
 
+pytestmark = pytest.mark.slow
+
 NAME = "random-delay"
 TINY = (
     *(NAME, "--mean", "0.4", "--spreads", "0", "0.8", "--orders", "2", "--hidden", "8", "--seeds", "2"),

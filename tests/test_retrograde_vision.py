@@ -13,6 +13,8 @@ from experiments.retrograde_report import Runs, table
 from experiments.vision_conditions import RetrogradeCondition
 from experiments.vision_training import hyperparameters
 
+pytestmark = pytest.mark.slow
+
 NAME = "retrograde-vision"
 TINY = (
     *(NAME, "--stretch", "64", "--steps", "2", "--seeds", "1", "--hidden", "6", "5", "--orders", "2", "--delay", "4"),

@@ -17,6 +17,8 @@ from experiments.options.retrograde_rl import RetrogradeRL
 from experiments.records import read_results
 from experiments.rl_conditions import UNDELAYED, RLCondition, Stage
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--environments", "2", "--rollout", "8", "--hidden", "4", "--seeds", "2", "--orders", "2", "--episodes", "3")
 TINY = (
     *("behavioral-rl", *SMALL, "--frames", "64", "--selection-frames", "32", "--delays", "0.4", "0.8"),

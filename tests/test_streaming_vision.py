@@ -17,6 +17,8 @@ from experiments.streaming_report import Place, Streams
 from experiments.vision_conditions import Stage
 from experiments.vision_training import Trainer
 
+pytestmark = pytest.mark.slow
+
 NAME = "streaming-vision"
 TINY = (
     *(NAME, "--delays", "0.4", "--order-delay", "0.4", "--orders", "2", "--hidden", "6", "--seeds", "1"),

@@ -15,6 +15,8 @@ from experiments.options.tuned_traces import PRESETS, TunedTraces
 from experiments.trace_families import FAMILIES, candidates, two_exponentials, untuned
 from experiments.vision_training import make_trace
 
+pytestmark = pytest.mark.slow
+
 DT = 0.2
 TINY = (
     *("tuned-traces", "--delays", "0.4", "0.8", "--time-constants", "0.5", "1", "--orders", "2", "--peaks", "1", "1.5"),

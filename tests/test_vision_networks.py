@@ -15,7 +15,9 @@ from experiments.options.behavioral_vision import PRESETS
 from experiments.vision_conditions import Stage, base_condition
 from experiments.vision_training import Trainer
 
-TINY = ("--steps", "6", "--selection-steps", "2", "--seeds", "1", "--learning-rates", "1e-3", "--delays", "0.4")
+pytestmark = pytest.mark.slow
+
+TINY = ("--steps", "2", "--selection-steps", "2", "--seeds", "1", "--learning-rates", "1e-3", "--delays", "0.4")
 
 
 def run(*arguments: str) -> None:
@@ -41,7 +43,6 @@ def cifar10(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", [(), ("--mode", "carry", "--update-every", "64")], ids=["reset", "carry"])
 def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, mode):
     arguments = ("behavioral-vision", "--preset", "cifar10", "--data-dir", str(cifar10), "--out", str(tmp_path))
@@ -56,7 +57,6 @@ def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, mode):
     assert (tmp_path / "behavioral-vision" / "behavioral-vision.png").exists()
 
 
-@pytest.mark.slow
 def test_the_resnet_runs_on_small_images_of_many_classes():
     """What the preset tinyimagenet trains, without its loader (see test_tiny_imagenet.py) and at 16 x 16 pixels."""
     rng, images = np.random.default_rng(0), 140
