@@ -129,6 +129,15 @@ def test_a_layer_whose_input_is_the_same_at_every_step():
     assert_same(jit(jax.grad(loss))(linear()).weight, by_hand(np.broadcast_to(x, (T, 4)), cotangent))
 
 
+def test_gradients_of_each_step_add_up_to_the_update():
+    """`jax.grad` inside the map over time: what each step's activity earns."""
+    x, cotangent = (jnp.asarray(RNG.normal(size=(T, size))) for size in (4, 3))
+    step = lambda layer, x, c: jnp.sum(c * attach(layer)(x))  # noqa: E731
+    each = jit(jax.vmap(jax.grad(step), (None, 0, 0), axis_name="time"))(linear(), x, cotangent).weight
+    expected = np.einsum("rs,ro,si->soi", met(), cotangent, x)
+    np.testing.assert_allclose(each, expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_an_ensemble_is_mapped_inside_or_outside_of_time(inside):
     keys = jax.random.split(jax.random.key(0), 3)
@@ -200,18 +209,20 @@ def recorded(model, x, keys, loss):
     return seen, cotangents
 
 
-@pytest.mark.parametrize("how", ["plain", "remat", "scan over nothing in time"])
+@pytest.mark.parametrize("how", ["plain", "remat", "scan inside", "jit inside"])
 def test_a_network_of_tokens(how):
     model, keys = Mixed(), jax.random.split(jax.random.key(2), T)
     x = jnp.asarray(RNG.normal(size=(T, 5, 4)))
     loss = lambda out: jnp.sum(jnp.sin(out))  # noqa: E731
 
     def traced(model):
-        attached = attach(model)
+        attached = attach(model, overrides={"norm": None})
         call = lambda tokens, key: attached(tokens, key)  # noqa: E731
         if how == "remat":
             call = jax.checkpoint(call)
-        if how == "scan over nothing in time":
+        if how == "jit inside":
+            call = jax.jit(call)
+        if how == "scan inside":
             inner = call
             call = lambda tokens, key: jax.lax.scan(lambda c, _: (c, inner(tokens, key)), 0, None, length=1)[1][0]  # noqa: E731
         return loss(time(call)(x, keys))
@@ -311,6 +322,14 @@ def test_traces_that_vary_along_time_are_refused():
     loss = lambda layer: jnp.sum(jax.vmap(one, (None, 0, 0), axis_name="time")(layer, 0.6 + jnp.arange(T), x))  # noqa: E731
     with pytest.raises(ValueError, match=r"its trace, its delay or its stream's state varies along time"):
         jax.grad(loss)(linear())
+
+
+def test_a_layer_that_runs_at_some_steps_only_is_refused():
+    """JAX runs both branches of a `lax.cond` whose predicate is mapped, on copies of all that they use."""
+    x = jnp.ones((T, 4))
+    sometimes = lambda m: lambda x: jax.lax.cond(x[0] > 0, m, lambda x: jnp.zeros(3), x)  # noqa: E731
+    with pytest.raises(ValueError, match="whose predicate varies along it"):
+        jax.grad(lambda layer: jnp.sum(time(sometimes(attach(layer)))(x)))(linear())
 
 
 @pytest.mark.parametrize("second", ["hessian", "jvp of grad", "through training"])

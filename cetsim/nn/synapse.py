@@ -239,7 +239,10 @@ def _with_axis(size: int, is_time: bool, along, arguments, axes):
     rows = jax.tree.map(spread, rows, list(along[1:4]))
     varies = any(jax.tree.leaves(along[4]))
     if is_time and (varies or any(jax.tree.leaves(along[0]))):
-        raise ValueError(f"layer {synapses.name!r}: its trace, its delay or its stream's state varies along time")
+        raise ValueError(
+            f"layer {synapses.name!r}: its trace, its delay or its stream's state varies along time, as all does that "
+            "stands in a `lax.cond` or `lax.switch` whose predicate varies along it: use `jnp.where` on outputs instead"
+        )
     carried = state is not None and not (is_time or varies) and sum(axis.carried for axis in axes) < state.axes
     if state is not None and not (is_time or varies or carried):
         raise ValueError(
