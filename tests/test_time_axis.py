@@ -327,7 +327,7 @@ def test_traces_that_vary_along_time_are_refused():
 def test_a_layer_that_runs_at_some_steps_only_is_refused():
     """JAX runs both branches of a `lax.cond` whose predicate is mapped, on copies of all that they use."""
     x = jnp.ones((T, 4))
-    sometimes = lambda m: lambda x: jax.lax.cond(x[0] > 0, m, lambda x: jnp.zeros(3), x)  # noqa: E731
+    sometimes = lambda m: lambda x: jax.lax.cond(x[0] > 0, lambda x: m(x), lambda x: jnp.zeros(3), x)  # noqa: E731
     with pytest.raises(ValueError, match="whose predicate varies along it"):
         jax.grad(lambda layer: jnp.sum(time(sometimes(attach(layer)))(x)))(linear())
 
