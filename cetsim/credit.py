@@ -75,9 +75,11 @@ def credit_matrix(
     **Returns:** `[signals, writes, *trace.shape]`.
     """
     arrival_steps, write_steps = steps.count(arrival_steps), steps.count(write_steps)
+    dtype = steps.wider(arrival_steps.dtype, write_steps.dtype)
+    arrival_steps, write_steps = arrival_steps.astype(dtype), write_steps.astype(dtype)
     signals, writes = arrival_steps.shape[0], write_steps.shape[0]
     if regular:
-        lags = arrival_steps[0] - write_steps[0] + jnp.arange(1 - writes, signals)
+        lags = arrival_steps[0] - write_steps[0] + jnp.arange(1 - writes, signals, dtype=dtype)
         index = jnp.arange(signals)[:, None] - jnp.arange(writes)[None, :] + writes - 1
         matrix = trace.weights(lags)[index]
     else:
@@ -93,7 +95,7 @@ def remember(matrix: Float[Array, "signals writes *post"], signal: Shaped[Array,
 
     In the wider dtype of the two: kernels are kept in at least float32.
     """
-    dtype = jnp.promote_types(matrix.dtype, signal.dtype)
+    dtype = steps.wider(matrix.dtype, signal.dtype)
     matrix, signal = matrix.astype(dtype), signal.astype(dtype)
     combine = lambda m, s: jnp.tensordot(m, s, axes=((0,), (0,)), precision="highest")  # noqa: E731
     for _ in range(matrix.ndim - 2):
@@ -110,8 +112,9 @@ def _check(trace, x, gain, signal, arrival_steps, write_steps):
     """Shapes of one stretch of a linear layer, in floats of at least 32 bits; a scalar third factor is spread over
     the post-neurons.
     """
-    least = jnp.promote_types(jnp.float32, jax.tree.leaves(trace)[0].dtype)
-    x, gain, signal = (jnp.asarray(rows, jnp.promote_types(jnp.result_type(rows), least)) for rows in (x, gain, signal))
+    dtypes = (jnp.result_type(rows) for rows in (x, gain, signal))
+    dtype = steps.wider(jnp.float32, jax.tree.leaves(trace)[0].dtype, *dtypes)
+    x, gain, signal = (jnp.asarray(rows, dtype) for rows in (x, gain, signal))
     if x.ndim != 2 or gain.ndim != 2 or x.shape[0] != gain.shape[0]:
         raise ValueError(f"`x` and `gain` must be [time, in] and [time, out], got {x.shape} and {gain.shape}")
     if signal.ndim == 1:
@@ -239,12 +242,12 @@ def chunk_update(
         reads, kicks, transition = state_space.powers(system, length)
         reads = reads[:-1] if trace.read == "before" else reads[1:]
         now = jnp.arange(length)
-        within = remember(credit_matrix(trace, now, now, regular=True) * met, arriving)
+        within = remember(credit_matrix(trace, now, now, regular=True) * met.astype(x.dtype), arriving)
         old = jnp.einsum("uk,u,u...->k...", reads, from_before, arriving, precision="highest")
         total = jnp.einsum("k...,k...i->...i", old, state, precision="highest")
         total += jnp.einsum("s...,si->...i", gain * within, x, precision="highest")
         state = to_after * (state + jnp.tensordot(transition, state, axes=1, precision="highest"))
-        written = kicks[::-1] * kept[:, None]
+        written = kicks[::-1] * kept[:, None].astype(kicks.dtype)
         return state + jnp.einsum("sk,s...,si->k...i", written, gain, x, precision="highest"), total
 
     if trace.shape:

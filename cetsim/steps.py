@@ -4,7 +4,10 @@ Steps are integers wherever they can be. In floats, of whatever activity is kept
 on in bfloat16, from 2,049 in float16, from 2^24 + 1 (28 minutes at 0.1 ms) in float32.
 """
 
+import functools
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real
@@ -14,11 +17,17 @@ from cetsim import checks
 LARGEST = 2**31 - 1  # of an int32
 
 
+def wider(*dtypes):
+    """The dtype that holds them all, also where jax is told to promote none by itself."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
+
+
 def count(steps) -> Real[Array, "..."]:
     """Steps as integers of at least 32 bits or, where they lie between steps, as floats of at least 32 bits."""
     steps = jnp.asarray(steps)
     least = jnp.float32 if jnp.issubdtype(steps.dtype, jnp.floating) else jnp.int32
-    return steps.astype(jnp.promote_types(steps.dtype, least))
+    return steps.astype(wider(steps.dtype, least))
 
 
 def largest(dtype) -> int:

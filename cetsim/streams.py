@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from cetsim.credit import credit_matrix, remember
 from cetsim.delays import AbstractDelay
 from cetsim.events import Events
+from cetsim.steps import wider
 from cetsim.traces import AbstractTrace
 
 
@@ -55,7 +56,7 @@ def init_state(
     """
     pending, times = delay.max_steps, (None, None)
     if events is not None:  # room for those of every stretch that window and delay reach back into
-        exact, reach = jnp.promote_types(dtype, jnp.result_type(float)), max(window, pending) + events.steps
+        exact, reach = wider(dtype, jnp.result_type(float)), max(window, pending) + events.steps
         if reach > 2 ** (jnp.finfo(exact).nmant + 1):
             raise ValueError(
                 f"a stream of events reaches back {reach} steps, too many to count in {exact}: use float64"

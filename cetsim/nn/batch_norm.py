@@ -90,7 +90,7 @@ class BatchNorm(eqx.nn.StatefulLayer):
         """Exponential average of `values` before each and after the last, from `start` on."""
         steps = jnp.arange(len(values) + 1)
         lags = steps[:, None] - 1 - steps[:-1]
-        decay = lambda count: jnp.exp(-count / self.memory)  # noqa: E731
+        decay = lambda count: jnp.exp(-count.astype(float) / self.memory)  # noqa: E731
         weights = jnp.where(lags >= 0, -math.expm1(-1 / self.memory) * decay(jnp.maximum(lags, 0)), 0.0)
         averages = decay(steps)[:, None].astype(values.dtype) * start
         averages += jnp.matmul(weights.astype(values.dtype), values, precision="highest")
