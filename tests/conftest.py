@@ -14,7 +14,7 @@ os.environ["XLA_FLAGS"] = " ".join((
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
     # From jaxlib 0.12 on there is one way of making kernels, and no flag: XLA ends a process that names an unknown one.
-    "--xla_cpu_use_fusion_emitters=false" if int(version("jaxlib").split(".")[1]) < 12 else "",
+    "--xla_cpu_use_fusion_emitters=false" if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12) else "",
     os.environ.get("XLA_FLAGS", ""),
 ))  # fmt: skip
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

@@ -32,6 +32,8 @@ from networks import (
 import cetsim
 from cetsim import CascadingTrace, DelayLine, FixedDelay
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 24
 LATE = FixedDelay(1.4, DT)  # 7 steps, longer than most stretches below
 

@@ -244,7 +244,8 @@ class TestLearning:
     def test_evaluate_is_accuracy_and_loss_by_hand(self):
         run = make_run()
         state = run.init(hyper(), jax.random.key(0))
-        logits = jit(jax.vmap(make_model(jax.random.split(jax.random.key(0))[0])))(run.x)
+        model = make_model(jax.random.split(jax.random.key(0))[0])
+        logits = jit(lambda model, x: jax.vmap(model)(x))(model, run.x)
         measured = run.evaluate(state, run.x, run.labels)
         np.testing.assert_allclose(measured["accuracy"], np.mean(np.argmax(logits, 1) == run.labels))
         each = -jax.nn.log_softmax(logits)[np.arange(100), np.asarray(run.labels)]

@@ -58,10 +58,10 @@ def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, mode):
 
 
 def test_the_resnet_runs_on_small_images_of_many_classes():
-    """What the preset tinyimagenet trains, without its loader (see test_tiny_imagenet.py) and at 16 x 16 pixels."""
+    """What the preset tinyimagenet trains, without its loader (see test_tiny_imagenet.py) and at 8 x 8 pixels."""
     rng, images = np.random.default_rng(0), 140
     labels = (np.arange(images) % 12).astype(np.int32)
-    x = rng.normal(size=(images, 3, 16, 16)) + 0.3 * labels[:, None, None, None]
+    x = rng.normal(size=(images, 3, 8, 8)) + 0.3 * labels[:, None, None, None]
     options = replace(PRESETS["tinyimagenet"], steps=1, selection_steps=1)
     stage = Stage("test", options, data.Dataset("tinyimagenet", x, labels, x[:24], labels[:24]), options.steps)
     condition = replace(base_condition(options, "CET", 10, 1.0, error_gate=1e-8), learning_rate=1e-3)
