@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cetsim.rl.agent import AgentState, Hyperparameters, Learner, Networks, Rollout, Settings
+from cetsim.rl.agent import AgentState, Learner, Networks, Rollout
 from cetsim.rl.environments import Environment
+from cetsim.rl.settings import Hyperparameters, Settings
 from cetsim.rl.vector_env import HostEnvironment
 
 

@@ -10,9 +10,10 @@ from jaxtyping import Array, Bool, Float
 
 from cetsim import metrics
 from cetsim.rl.a2c import ActorCriticRun, TrainState
-from cetsim.rl.agent import AgentState, Hyperparameters, Learner, Rollout, undelayed
+from cetsim.rl.agent import AgentState, Learner, Rollout
 from cetsim.rl.delayed_layer import LayerState
 from cetsim.rl.host import HostRun, HostState
+from cetsim.rl.settings import Hyperparameters, undelayed
 
 
 def policy_alignment(

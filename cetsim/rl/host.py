@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Shaped
 
 from cetsim import checks
 from cetsim.rl.a2c import Progress, count_returns
-from cetsim.rl.agent import AgentState, Hyperparameters, Learner, Networks, Rollout, Settings
+from cetsim.rl.agent import AgentState, Learner, Networks, Rollout
 from cetsim.rl.environments import Environment
+from cetsim.rl.settings import Hyperparameters, Settings
 from cetsim.rl.vector_env import HostEnvironment, VectorEnv
 
 

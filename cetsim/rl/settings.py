@@ -1,0 +1,160 @@
+"""What may differ between runs of one program, and what is compiled into it."""
+
+import dataclasses
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cetsim import checks, credit
+from cetsim.delays import FixedDelay, LayerwiseDelay
+from cetsim.traces import AbstractTrace, DelayLine
+
+ACTOR_GRADIENTS = ("mean", "sum")
+ANNEALED = ("none", "critic", "both")
+CRITICS = ("mlp", "conv")
+
+
+class Hyperparameters(eqx.Module):
+    """What may differ between runs of one program.
+
+    **Fields:** `learning_rate`: of Adam, above 0. `trace`: of every synapse of the actor, or a tuple of one a layer
+    from the top down. `delay`: of log-policy gradients, TD errors and ends of episodes, alike in all layers or layer by
+    layer. `discount`: γ, and `lam`: λ, in [0, 1]. `entropy`, `value`: weights of the entropy bonus and of the critic's
+    loss. `critic_rate`: the critic's learning rate in units of the actor's; a broad trace needs a critic that learns
+    faster than the actor (docs/comparison.md). `synaptic_lam`: λ of each synapse of the actor, arrays `[out, in]` from
+    the bottom up, in place of `lam` there, at the literal rule's cost; None for `lam` in all.
+    """
+
+    learning_rate: Float[Array, ""]
+    trace: AbstractTrace | tuple[AbstractTrace, ...]
+    delay: FixedDelay | LayerwiseDelay
+    discount: Float[Array, ""]
+    lam: Float[Array, ""]
+    entropy: Float[Array, ""]
+    value: Float[Array, ""]
+    critic_rate: Float[Array, ""]
+    synaptic_lam: tuple[Float[Array, "_ _"], ...] | None
+
+    def __init__(
+        self,
+        learning_rate,
+        trace,
+        delay,
+        discount=0.99,
+        lam=0.95,
+        entropy=0.01,
+        value=0.5,
+        critic_rate=1.0,
+        synaptic_lam=None,
+    ):
+        checks.require_above("learning_rate", learning_rate, 0.0)
+        checks.require_above("critic_rate", critic_rate, 0.0)
+        for name, share in (
+            ("discount", discount),
+            ("lam", lam),
+            *(("synaptic_lam", each) for each in synaptic_lam or ()),
+        ):
+            checks.require_within(name, share, "[0, 1]")
+        for name, weight in (("entropy", entropy), ("value", value)):
+            checks.require_at_least(name, weight, 0.0)
+        delays = delay.delays if isinstance(delay, LayerwiseDelay) else (delay,)
+        if not all(isinstance(each, FixedDelay) for each in delays):
+            raise ValueError(f"`delay` must be a FixedDelay or a LayerwiseDelay of them, got {delay!r}")
+        traces = trace if isinstance(trace, tuple) else (trace,)
+        checks.require_same_dt("`trace` and `delay`", *(each.dt for each in (*traces, *delays)))
+        numbers = dict(learning_rate=learning_rate, discount=discount, lam=lam, entropy=entropy, value=value)
+        for name, number in (numbers | {"critic_rate": critic_rate}).items():
+            checks.require_one_number(name, number)
+            setattr(self, name, jnp.asarray(number, dtype=float))
+        self.trace, self.delay = trace, delay
+        self.synaptic_lam = None if synaptic_lam is None else tuple(jnp.asarray(lam, float) for lam in synaptic_lam)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is compiled into a program.
+
+    **Fields:**
+
+    - `updates`: of a whole run.
+    - `environments`: side by side.
+    - `rollout`: steps of each environment between two updates.
+    - `hidden`: units of the hidden layers of actor and critic.
+    - `critic`: `"mlp"`, with these hidden layers, or, where observations are images, `"conv"` (see
+      `cetsim.rl.images.critic`; the paper's in SpaceInvaders), which learns by ordinary backprop only.
+    - `form`: of the rule, see `cetsim.credit.synaptic_factors`; the authors' is `"authors_linear"`.
+    - `clip`: largest global norm of actor's and critic's gradient together.
+    - `actor_gradient`: whether the actor's gradient is the `"mean"` over steps and environments, as those of the critic
+      and the entropy bonus are (the paper's), or the `"sum"` over steps and the mean over environments, which makes it
+      larger by `rollout` than the others under the one clip.
+    - `anneal`: whose learning rate falls linearly to 0 over the run: `"none"`, `"critic"` (the authors' CartPole), or
+      `"both"`.
+    - `random_lam`: two ends, in [0, 1], between which λ of every synapse of the actor is drawn uniformly at `init` (the
+      authors' SpaceInvaders: 0.1 and 0.99), at the literal rule's cost. None takes that of `Hyperparameters`.
+    - `truncation`: whether an episode that was broken off is worth what would have come (`"bootstrap"`), or nothing, as
+      in the paper (`"terminate"`).
+    - `reset_cascade`: whether synapses forget an episode's activity the moment it ends, which the paper's do not: what
+      its last steps, of a whole delay, would have been credited with is lost.
+    - `late_critic`: whether the critic too learns through traces from late TD errors.
+    - `late_flag`: whether the ends of episodes come one step later still and cut λ-traces there, as in the authors'
+      code.
+    - `window`: steps of the past that layers keep the factors of. None takes what costs less, the kernel's own window
+      (all but 1e-4 of its area) or the stages of every synapse, for which traces must be concrete at `init`.
+
+    **Reference:** arXiv:2506.14598, reinforcement learning.
+    """
+
+    updates: int
+    environments: int = 4
+    rollout: int = 128
+    hidden: tuple[int, ...] = (256, 256)
+    critic: str = "mlp"
+    form: str = "activation"
+    clip: float = 0.5
+    actor_gradient: str = "mean"
+    anneal: str = "none"
+    random_lam: tuple[float, float] | None = None
+    truncation: str = "bootstrap"
+    reset_cascade: bool = False
+    late_critic: bool = False
+    late_flag: bool = False
+    window: int | None = None
+
+    def __post_init__(self):
+        for name in ("updates", "environments", "rollout", *(["window"] if self.window is not None else [])):
+            object.__setattr__(self, name, checks.require_whole(name, getattr(self, name)))
+        object.__setattr__(self, "hidden", tuple(checks.require_whole("hidden", units) for units in self.hidden))
+        for name in ("reset_cascade", "late_critic", "late_flag"):
+            object.__setattr__(self, name, checks.require_flag(name, getattr(self, name)))
+        checks.require_in("form", self.form, credit.FORMS)
+        checks.require_above("clip", self.clip, 0.0)
+        object.__setattr__(self, "clip", checks.require_static("clip", self.clip))
+        checks.require_in("critic", self.critic, CRITICS)
+        if self.critic == "conv" and self.late_critic:
+            raise ValueError("`critic` must be 'mlp' where it is late, got 'conv'")
+        checks.require_in("actor_gradient", self.actor_gradient, ACTOR_GRADIENTS)
+        checks.require_in("anneal", self.anneal, ANNEALED)
+        if self.random_lam is not None:
+            low, high = self.random_lam
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"`random_lam` must be two ends in [0, 1], the lower first, got {self.random_lam}")
+        checks.require_in("truncation", self.truncation, ("bootstrap", "terminate"))
+
+    @property
+    def frames(self) -> int:
+        """Steps of all environments between two updates."""
+        return self.environments * self.rollout
+
+
+def without_delay(learning_rate, dt: float = 0.2, **options) -> Hyperparameters:
+    """Hyperparameters of the plain actor-critic: signals at once, and a memory of no length."""
+    return Hyperparameters(learning_rate, DelayLine(0.0, dt, 0.0), FixedDelay(0.0, dt, 0.0), **options)
+
+
+def undelayed(hyper: Hyperparameters) -> Hyperparameters:
+    """The same with signals at once and a memory of no length."""
+    trace = hyper.trace[0] if isinstance(hyper.trace, tuple) else hyper.trace
+    at_once = DelayLine(0.0, trace.dt, 0.0), FixedDelay(0.0, trace.dt, 0.0)
+    where = lambda hyper: (hyper.trace, hyper.delay)  # noqa: E731
+    return eqx.tree_at(where, hyper, at_once, is_leaf=lambda node: node is hyper.trace or node is hyper.delay)
