@@ -80,7 +80,7 @@ def sweep(folder: str, pause: str = "0", die: str = "", runs: str = "16") -> Non
     from cetsim.sweep.records import Records
     from cetsim.sweep.runner import Runner
 
-    def watch(what, lanes, step):
+    def watch(what, slots, step):
         if float(pause) and what == "advance":
             print(step, flush=True)
             time.sleep(float(pause))

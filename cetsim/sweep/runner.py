@@ -19,11 +19,12 @@ from jaxtyping import PyTree
 
 from cetsim import checks
 from cetsim.sweep import provenance
-from cetsim.sweep.batches import Batch, config_hash
 from cetsim.sweep.checkpoint import Checkpoints
+from cetsim.sweep.files import SCHEMA, digest
+from cetsim.sweep.grid import Batch
 from cetsim.sweep.interrupts import Interrupts, graceful
 from cetsim.sweep.progress import Reporter
-from cetsim.sweep.records import SCHEMA, Records
+from cetsim.sweep.records import Records
 
 CHECKPOINTS = "checkpoints"  # folder, beside the records
 GONE = ".gone"  # ending of a folder in it that is being removed
@@ -32,20 +33,20 @@ SHARE = 50  # times as long as a checkpoint takes is trained before the next, at
 
 
 class Program(abc.ABC):
-    """Trains the conditions of a batch side by side, a lane each.
+    """Trains the conditions of a batch side by side, a slot each.
 
-    **Attributes:** `ends`: steps after which the host looks, ascending; the last is the end of the run.
+    **Attributes:** `ends`: steps after which the host evaluates, ascending; the last is the end of the run.
     """
 
     ends: Sequence[int]
 
     @abc.abstractmethod
-    def begin(self, lanes: list) -> Any:
-        """The state before the first step, of a condition in each lane; several lanes may have the same."""
+    def begin(self, slots: list) -> Any:
+        """The state before the first step, of a condition in each slot; several slots may have the same."""
 
     @abc.abstractmethod
-    def advance(self, state: Any, lanes: list, start: int, end: int) -> tuple[Any, list[list[dict]]]:
-        """The state after the steps from `start` to `end`, and for each lane the rows of what was measured.
+    def advance(self, state: Any, slots: list, start: int, end: int) -> tuple[Any, list[list[dict]]]:
+        """The state after the steps from `start` to `end`, and for each slot the rows of what was measured.
 
         A row is a dict of `metric`, `step`, `value`, a number or None, and what else sets it apart.
         """
@@ -60,12 +61,16 @@ class Program(abc.ABC):
 
 
 class Plan(NamedTuple):
-    """What is trained, and how it is named and told of.
+    """What is trained, and how it is named and reported.
 
-    **Fields:** `config`: of a condition, all that its run depends on, as JSON; its hash names the run. `columns`: of a
-    condition, what its rows share. `program`: of a condition of the batch and a width. `describe`: of a condition, in
-    words. `lines`: of conditions and their records, what is said when they are done. `steps`: of a run, in the unit in
-    which progress is counted.
+    **Fields:**
+
+    - `config`: of a condition, all that its run depends on, as JSON; its digest names the run.
+    - `columns`: of a condition, what its rows share.
+    - `program`: of a condition of the batch and a width.
+    - `describe`: of a condition, in words.
+    - `lines`: of conditions and their records, what is said when they are done.
+    - `steps`: of a run, in the unit in which progress is counted.
     """
 
     config: Callable[[Any], dict]
@@ -77,7 +82,7 @@ class Plan(NamedTuple):
 
     def key(self, condition) -> str:
         """The name of the condition's run."""
-        return config_hash(self.config(condition))
+        return digest(self.config(condition))
 
 
 class Interrupted(SystemExit):
@@ -95,20 +100,20 @@ class _Failed(Exception):
 class Runner:
     """Runs batches into the records of a folder.
 
-    **Arguments:** `records`: of a folder that is this process's, or its shards'. `reporter`: of progress. `every`:
-    seconds of training between two checkpoints at least; they are made between chunks, and as rarely as keeps their
-    cost below 1/50.
+    **Arguments:**
+
+    - `records`: of a folder that is this process's, or its shards'.
+    - `reporter`: of progress.
+    - `every`: seconds of training between two checkpoints at least; they are made between chunks, and as rarely as
+      keeps their cost below 1/50.
+    - `stage`: names the folder of checkpoints.
     """
 
-    def __init__(self, records: Records, reporter: Reporter, every: float = EVERY):
-        checks.require_at_least("every", every, 0.0)
+    def __init__(self, records: Records, reporter: Reporter, every: float = EVERY, stage: str = "training"):
+        checks.require_at_least("checkpoint_every", every, 0.0)
         self.records, self.reporter, self.every = records, reporter, every
+        self.checkpoints = records.folder / CHECKPOINTS / stage  # of unfinished batches
         self._made: tuple = None, None  # the program compiled last, and for what
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where unfinished batches are kept."""
-        return self.records.folder / CHECKPOINTS
 
     def unfinished(self, plan: Plan, conditions: Sequence) -> list:
         """The conditions that are not recorded yet, or whose training failed when it was last tried."""
@@ -123,43 +128,40 @@ class Runner:
         with graceful() as asked:
             for batch in batches:
                 todo = self.unfinished(plan, batch.conditions)
-                if todo:
-                    self._run(Job(plan, batch, todo), asked)
-                _stop_if(asked)
+                failed = todo and all(plan.key(condition) in self.records.records for condition in todo)
+                for part in [[condition] for condition in todo] if failed else [todo] * bool(todo):
+                    self._run(Job(plan, batch, part, alone=bool(failed)), asked)
+                stop_if(asked)
         self.tidy()
         with suppress(OSError):  # others are using it, or it is not there
             self.checkpoints.rmdir()
+            self.checkpoints.parent.rmdir()
 
     def _run(self, job: "Job", asked: Interrupts) -> None:
         """Trains conditions and records them; one by one if they fail together, since the fault may be of one."""
-        checkpoints = Checkpoints(self.checkpoints / config_hash(job.config), job.config)
+        checkpoints = Checkpoints(self.checkpoints / digest(job.config), job.config)
         rows, seconds, error = [[]], 0.0, None
         try:
             rows, seconds = self._train(job, checkpoints, asked)
         except _Failed as failure:
             error = str(failure)
-        alone = len(job.todo) == 1
+        alone = job.alone or len(job.batch.conditions) == 1
         if error is None or alone:
             self._record(job, rows, seconds, error)
         self._remove(checkpoints.folder)
         if error is not None and not alone:
             for condition in job.todo:
-                self._run(job._replace(todo=[condition]), asked)
-                _stop_if(asked)
+                self._run(job._replace(todo=[condition], alone=True), asked)
+                stop_if(asked)
 
     def tidy(self) -> None:
         """Removes checkpoints whose runs are all recorded: who recorded them was killed before it did, or meanwhile."""
-        for folder in self.checkpoints.glob("*"):
-            if folder.suffix == GONE or self._is_recorded(folder):
-                self._remove(folder)
-
-    def _is_recorded(self, folder: Path) -> bool:
-        """Whether all runs of a folder of checkpoints have ended well."""
-        with suppress(OSError, ValueError):  # others are using it, or a newer cetsim wrote it
-            lanes = (Checkpoints(folder, {}).saved_config() or {"lanes": []})["lanes"]
-            found = [self.records.records.get(config_hash(lane)) for lane in lanes]
-            return bool(found) and all(record is not None and "error" not in record for record in found)
-        return False
+        for folder in sorted(self.checkpoints.glob("*")):
+            with suppress(OSError, ValueError):  # others are using it, or a newer cetsim wrote it
+                slots = (Checkpoints(folder, {}).saved_config() or {"slots": []})["slots"]
+                found = [self.records.records.get(digest(config), {"error": "absent"}) for config in slots]
+                if folder.suffix == GONE or (found and not any("error" in record for record in found)):
+                    self._remove(folder)
 
     def _remove(self, folder: Path) -> None:
         """Removes a folder of checkpoints, at once: a part of them would be a batch left in the midst."""
@@ -170,14 +172,13 @@ class Runner:
 
     def _train(self, job: "Job", checkpoints: Checkpoints, asked: Interrupts) -> tuple[list[list[dict]], float]:
         """The rows of each condition, and the seconds that training took, those before an interruption too."""
-        runs, lanes, before = len(job.todo), job.lanes, 0.0
-        self.reporter.working_on(job.description, runs)
-        began = time.monotonic()
+        slots, before, began = job.slots, 0.0, time.monotonic()
+        self.reporter.working_on(job.description, len(job.todo))
         with _failing():
             program = self._program(job)
-            state = program.begin(lanes)
+            state = program.begin(slots)
             like, _ = program.save(state)
-        rows: list[list[dict]] = [[] for _ in lanes]
+        rows: list[list[dict]] = [[] for _ in slots]
         found, step = checkpoints.latest(like), 0
         if found is not None:
             with _failing():
@@ -188,47 +189,49 @@ class Runner:
         for start, end in itertools.pairwise((0, *program.ends)):
             if end <= step:
                 continue
+            asked.work = f"steps {start} to {end} of {job.description}"
             with _failing():
-                state, new = program.advance(state, lanes, start, end)
-            rows = [old + own for old, own in zip(rows, new, strict=True)]
+                state, new = program.advance(state, slots, start, end)
+            rows = [old + added for old, added in zip(rows, new, strict=True)]
             self.reporter.advance(job.progress((end - start) / program.ends[-1]), _latest(rows[0]))
             if end < program.ends[-1] and (pace.is_due() or asked.requested is not None):
                 with pace.saving():
                     with _failing():
-                        tree, own = program.save(state)
+                        tree, notes = program.save(state)
                     seconds = before + time.monotonic() - began
-                    checkpoints.save(end, tree, {"rows": rows, "seconds": seconds, "program": own})
-                _stop_if(asked)
-        return [rows[lanes.index(each)] for each in job.todo], before + time.monotonic() - began
+                    checkpoints.save(end, tree, {"rows": rows, "seconds": seconds, "program": notes})
+                stop_if(asked)
+        return [rows[slots.index(each)] for each in job.todo], before + time.monotonic() - began
 
     def _program(self, job: "Job") -> Program:
         """The batch's program, that of the batch before if it is the same."""
-        of, program = self._made
+        made_for, program = self._made
         wanted = job.plan, job.batch.group, job.batch.width
-        if of != wanted:
-            program = job.plan.program(job.lanes[0], job.batch.width)
+        if made_for != wanted:
+            program = job.plan.program(job.slots[0], job.batch.width)
             self._made = wanted, program
         return program
 
     def _record(self, job: "Job", rows: list[list[dict]], seconds: float, error: str | None) -> None:
-        plan, batch, each, origin = job.plan, job.batch, round(seconds / len(job.todo), 3), self._described
+        plan, batch, wall, origin = job.plan, job.batch, round(seconds / len(job.todo), 3), self._described
         together = {"width": batch.width, "of": [plan.key(condition) for condition in batch.conditions]}
-        records = [
-            {
+        records = []
+        for condition, measured in zip(job.todo, rows, strict=True):
+            step = next((row["step"] for row in reversed(measured) if "step" in row), 0)
+            end = [{"metric": "wall_s", "step": step, "value": wall}]
+            end += [] if error is None else [{"metric": "failed", "step": step, "value": 1.0}]
+            record = {
                 "schema": SCHEMA,
                 "hash": plan.key(condition),
                 "config": plan.config(condition),
-                "wall_s": each,
+                "wall_s": wall,
                 "finished": provenance.now(),
-                "batch": together | {"lane": batch.conditions.index(condition)},
+                "batch": together | {"slot": batch.conditions.index(condition)},
                 "columns": plan.columns(condition),
-                "rows": _ended(own, each, error),
+                "rows": measured + end,
             }
-            | ({} if error is None else {"error": error})
-            | origin
-            for condition, own in zip(job.todo, rows, strict=True)
-        ]
-        self.records.append(records)
+            records.append(record | ({} if error is None else {"error": error}) | origin)
+        self.records.add(records)
         self.reporter.finished(len(job.todo), plan.lines(job.todo, records))
 
     @functools.cached_property
@@ -242,17 +245,18 @@ class Job(NamedTuple):
     plan: Plan
     batch: Batch
     todo: list
+    alone: bool  # a single condition, whose neighbours may have failed
 
     @property
-    def lanes(self) -> list:
-        """A condition for each lane, in its place; those of conditions that are done repeat another."""
-        lanes = [condition if condition in self.todo else self.todo[0] for condition in self.batch.conditions]
-        return lanes + [self.todo[0]] * (self.batch.width - len(lanes))
+    def slots(self) -> list:
+        """A condition for each slot, those that are done too, so that numbers and checkpoints are the batch's."""
+        slots = self.todo if self.alone else list(self.batch.conditions)
+        return slots + slots[:1] * (self.batch.width - len(slots))
 
     @property
     def config(self) -> dict:
         """All that the numbers depend on."""
-        return {"lanes": [self.plan.config(condition) for condition in self.lanes]}
+        return {"slots": [self.plan.config(condition) for condition in self.slots]}
 
     @property
     def description(self) -> str:
@@ -293,25 +297,15 @@ def _failing() -> Iterator[None]:
         raise _Failed(f"{type(error).__name__}: {error}") from error
 
 
-def _stop_if(asked: Interrupts) -> None:
+def stop_if(asked: Interrupts) -> None:
+    """Raises Interrupted if the process was asked to end."""
     if asked.requested is not None:
         raise Interrupted(asked.status)
-
-
-def _ended(rows: list[dict], seconds: float, error: str | None) -> list[dict]:
-    step = next((row["step"] for row in reversed(rows) if "step" in row), 0)
-    end = [{"metric": "wall_s", "step": step, "value": seconds}]
-    return [*rows, *end, *([] if error is None else [{"metric": "failed", "step": step, "value": 1.0}])]
 
 
 def _latest(rows: list[dict]) -> str:
     """The metric measured last, in words."""
     for row in reversed(rows):
-        if row["value"] is not None and row["metric"] not in ("diverged", "alignment"):
+        if row["value"] is not None and row["metric"] != "diverged" and not row.get("layer"):
             return f"{row['metric'].replace('_', ' ')} {row['value']:.3g}"
     return ""
-
-
-def failures(records: Records, keys: Sequence[str]) -> list[str]:
-    """A line for each of the runs whose training failed."""
-    return [f"{key}: {records.records[key]['error']}" for key in keys if "error" in records.records[key]]

@@ -11,15 +11,37 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from cetsim import checks
-from cetsim.sweep.devices import over_lanes, place
+from cetsim.sweep.devices import over_slots, place
+from cetsim.sweep.grid import entries
 from cetsim.sweep.runner import Infeasible, Program
 
-LOOKS = 10  # of a run, by default
+EVALS = 10  # of a run, by default
 
 
-def numbers(condition: dict[str, Any]) -> dict[str, Any]:
+class Evaluation(NamedTuple):
+    """What is measured of a run on the way.
+
+    **Fields:**
+
+    - `function(state, *arguments)`: gives numbers by name, pure as all of `Training`. Numbers of a dict or an array
+      inside are of layers.
+    - `at`: steps at which it is made, some of the training's `ends` and 0, before the first step; all but 0 by default.
+    - `over`: tuples of arguments, for each of which `function` is called. The mean is recorded, in which each weighs as
+      much as its last array is long: parts of a test set that is too large, say.
+    - `prefix`: put before the names of what is measured.
+    - `columns`: of its rows, beside those of the condition, which they replace: those of a probe, say.
+    """
+
+    function: Callable[..., PyTree]
+    at: Sequence[int] | None = None
+    over: Sequence[tuple] = ((),)
+    prefix: str = ""
+    columns: dict[str, Any] = {}  # noqa: RUF012
+
+
+def numbers(condition) -> dict[str, Any]:
     """The condition without its seed: the hyperparameters where nothing else is said."""
-    return {name: value for name, value in condition.items() if name != "seed"}
+    return {name: value for name, value in entries(condition).items() if name != "seed"}
 
 
 class Training(NamedTuple):
@@ -30,147 +52,229 @@ class Training(NamedTuple):
     - `init(hyperparameters, key)`: the state before the first step, a tree of arrays.
     - `advance(state, steps)`: the state after so many steps (a Python int), and a tree of what was measured, numbers
       or one a step, of which the mean is recorded.
-    - `evaluate(state)`: a dict of numbers; None for nothing.
+    - `evaluate`: a function of the state that gives a dict of numbers, an `Evaluation`, or several of them; None for
+      nothing.
     - `steps`: of a whole run.
-    - `every`: steps between two looks of the host, which record, evaluate and make checkpoints; a tenth of the run by
-      default.
+    - `every`: steps between two moments at which the host evaluates, records and makes checkpoints, or all these
+      moments; a tenth of the run by default.
     - `hyperparameters(condition)`: a tree of arrays and numbers, made on the host; by default the condition itself
       but for its `seed`, which gives the key. Conditions whose trees have one structure, and leaves of the same shapes
       and types, are trained side by side.
+    - `chunk`: steps that are compiled into one program, at most.
+    - `frames_per_step`: what a step counts as where it is recorded, such as the frames of an update.
+    - `on_host`: whether all is plain Python, of one condition at a time: nothing is compiled or vmapped. `evaluate`
+      may then give rows as they are recorded, too.
+    - `save(state)`, `restore(tree, notes)`: of a state on the host, a tree of arrays with JSON notes, and back.
 
     What these functions close over is compiled in: hand large arrays over in an Equinox module, whose methods may
-    stand here (`run.init`), or in `eqx.Partial(run.evaluate, x=x, labels=labels)`.
+    stand here (`run.init`), in `eqx.Partial(run.evaluate, x=x, labels=labels)` or in `Evaluation(over=...)`.
     """
 
     init: Callable[[PyTree, Array], Any]
     advance: Callable[[Any, int], tuple[Any, PyTree]]
-    evaluate: Callable[[Any], dict] | None
+    evaluate: Callable[[Any], dict] | Evaluation | Sequence[Callable | Evaluation] | None
     steps: int
-    every: int | None = None
-    hyperparameters: Callable[[dict[str, Any]], PyTree] = numbers
+    every: int | Sequence[int] | None = None
+    hyperparameters: Callable[[Any], PyTree] = numbers
+    chunk: int | None = None
+    frames_per_step: int = 1
+    on_host: bool = False
+    save: Callable[[Any], tuple[PyTree, dict]] | None = None
+    restore: Callable[[PyTree, dict], Any] | None = None
 
     def check(self) -> None:
-        """Raises ValueError for numbers of steps that are none."""
+        """Raises ValueError for numbers of steps that are none, and moments that are not."""
         checks.require_at_least("steps", self.steps, 1.0)
-        if self.every is not None:
-            checks.require_at_least("every", self.every, 1.0)
+        for name, value in (("every", 1 if np.ndim(self.every) else self.every), ("chunk", self.chunk)):
+            if value is not None:
+                checks.require_at_least(name, value, 1.0)
+        ends = self.ends
+        if ends[0] < 1 or ends[-1] != self.steps or sorted({*ends}) != ends:
+            raise ValueError(f"`every` must be a number or steps that ascend to the last, {self.steps}, got {ends}")
+        for evaluation in self.evaluations:
+            if odd := sorted({*(evaluation.at or ())} - {0, *ends}):
+                raise ValueError(f"`at` must be 0 or steps at which the host evaluates, {ends}, got {odd}")
 
     @property
     def ends(self) -> list[int]:
-        """Steps after which the host looks."""
-        every = max(1, self.steps // LOOKS) if self.every is None else self.every
+        """Steps after which the host evaluates."""
+        if np.ndim(self.every):
+            return list(map(int, self.every))
+        every = max(1, self.steps // EVALS) if self.every is None else self.every
         return [*range(every, self.steps, every), self.steps]
 
-    def arrays(self, condition: dict[str, Any]) -> PyTree:
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """What is measured, one by one."""
+        if self.evaluate is None:
+            return []
+        several = self.evaluate if isinstance(self.evaluate, list | tuple) else [self.evaluate]
+        several = [self.evaluate] if isinstance(self.evaluate, Evaluation) else several
+        return [each if isinstance(each, Evaluation) else Evaluation(each) for each in several]
+
+    def arrays(self, condition) -> PyTree:
         """The hyperparameters with their numbers as arrays."""
         as_array = lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf  # noqa: E731
         return jax.tree.map(as_array, self.hyperparameters(condition))
 
-    def shape_of(self, condition: dict[str, Any]) -> tuple:
+    def shape_of(self, condition) -> tuple:
         """What conditions that are trained side by side have in common."""
         leaves, structure = jax.tree.flatten(self.arrays(condition))
         return structure, tuple((x.shape, str(x.dtype)) if eqx.is_array(x) else x for x in leaves)
 
 
-class Mapped(Program):
-    """A training of several conditions at once, on all devices.
+class Trainer(Program):
+    """A training of several conditions at once, on all devices, or of one on the host.
 
-    **Arguments:** `training`. `width`: lanes, a multiple of the number of devices. `devices`: of this process.
+    **Arguments:** `training`. `width`: slots, a multiple of the number of devices. `devices`: of this process.
     """
 
     def __init__(self, training: Training, width: int, devices: Sequence[jax.Device]):
         self.training, self.width, self.devices = training, width, devices
-        self.ends = training.ends
+        self.ends, self.on_host = training.ends, training.on_host
         self._compiled: dict[int, Callable] = {}  # by the steps it makes
 
-    def begin(self, lanes: list[dict[str, Any]]):
+    def begin(self, slots: list):
         """The runs before their first step."""
-        hyper = [self.training.arrays(condition) for condition in lanes]
+        hyper = [self.training.arrays(condition) for condition in slots]
+        keys = [jax.random.key(entries(condition).get("seed", 0)) for condition in slots]
+        if self.on_host:
+            return self.training.init(hyper[0], keys[0])
         arrays, rest = eqx.partition(hyper[0], eqx.is_array)
-        stacked = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), arrays, *(eqx.filter(other, eqx.is_array) for other in hyper[1:])
-        )
-        keys = jnp.stack([jax.random.key(condition.get("seed", 0)) for condition in lanes])
-        return _init(self.training.init, rest, *place((stacked, keys), self.devices), self.devices)
+        others = [eqx.filter(other, eqx.is_array) for other in hyper[1:]]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), arrays, *others)
+        return _init(self.training.init, rest, *place((stacked, jnp.stack(keys)), self.devices), self.devices)
 
-    def advance(self, state, lanes: list[dict[str, Any]], start: int, end: int):
+    def advance(self, state, slots: list, start: int, end: int):
         """The runs after the steps from `start` to `end`, and what was measured of each."""
-        arguments = self.training.advance, state, end - start, self.devices
-        if end - start not in self._compiled:
-            self._compiled[end - start] = _advance.lower(*arguments).compile()
-            self._require_room(self._compiled[end - start])
-        state, measured = self._compiled[end - start](*arguments)
-        found = _named(measured)
-        if self.training.evaluate is not None:
-            found |= _named(_evaluate(self.training.evaluate, state, self.devices))
-        values = {name: np.asarray(value, float).reshape(len(lanes), -1).mean(axis=1) for name, value in found.items()}
-        if end == self.ends[-1]:
-            values["diverged"] = ~np.isfinite(np.stack(list(values.values()) or [np.zeros(len(lanes))])).all(axis=0)
-        return state, [
-            [
-                {"metric": name, "step": end, "value": float(own[lane]) if np.isfinite(own[lane]) else None}
-                for name, own in values.items()
-            ]
-            for lane in range(len(lanes))
-        ]
+        rows: list[list[dict]] = [[] for _ in slots]
+        if start == 0:
+            self._evaluate(rows, state, 0, [each for each in self.training.evaluations if 0 in (each.at or ())])
+        pieces, chunk = [], self.training.chunk or end - start
+        for at in range(start, end, chunk):
+            steps = min(chunk, end - at)
+            state, measured = self._advance(state, steps)
+            pieces.append((steps, {name: _mean(*name, array, steps) for name, array in _named(measured).items()}))
+        self._add(rows, end, _weighted(pieces))
+        due = [each for each in self.training.evaluations if each.at is None or end in each.at]
+        self._evaluate(rows, state, end, due)
+        if end == self.ends[-1] and not any(row["metric"] == "diverged" for row in rows[0]):
+            step = end * self.training.frames_per_step
+            for own in rows:
+                lost = any(row["value"] is None for row in own if row.get("step") == step)
+                own.append({"metric": "diverged", "step": step, "value": float(lost)})
+        return state, rows
+
+    def save(self, state):
+        """The state as arrays; of a training on the host as it says."""
+        return (state, {}) if self.training.save is None else self.training.save(state)
 
     def restore(self, tree, notes):
-        """The state on the devices it was on."""
-        return place(tree, self.devices)
+        """The state that was saved, on the devices it was on."""
+        if self.training.restore is not None:
+            return self.training.restore(tree, notes)
+        return tree if self.on_host else place(tree, self.devices)
+
+    def _advance(self, state, steps: int):
+        if self.on_host:
+            state, measured = self.training.advance(state, steps)
+            return state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], measured)
+        arguments = self.training.advance, state, steps, self.devices
+        if steps not in self._compiled:
+            self._compiled[steps] = _advance.lower(*arguments).compile()
+            self._require_room(self._compiled[steps])
+        return self._compiled[steps](*arguments)
+
+    def _evaluate(self, rows, state, step: int, evaluations: list[Evaluation]) -> None:
+        for evaluation in evaluations:
+            parts = []
+            for arguments in evaluation.over:
+                if self.on_host:
+                    measured = evaluation.function(state, *arguments)
+                    if isinstance(measured, list):
+                        rows[0] += [{"step": step * self.training.frames_per_step} | row for row in measured]
+                        continue
+                    measured = jax.tree.map(lambda leaf: np.asarray(leaf)[None], measured)
+                else:
+                    measured = _evaluate(evaluation.function, state, arguments, self.devices)
+                arrays = [leaf for leaf in jax.tree.leaves(arguments) if np.ndim(leaf)]
+                parts.append((len(arrays[-1]) if arrays else 1, _named(measured)))
+            self._add(rows, step, _weighted(parts), evaluation.prefix, evaluation.columns)
+
+    def _add(self, rows, step: int, measured: dict[tuple, np.ndarray], prefix: str = "", columns: dict | None = None):
+        """Adds what was measured, `[slots]` or `[slots, layers]`, to the rows of each slot."""
+        for (metric, layer), values in measured.items():
+            if values.ndim > 2 or (values.ndim == 2 and layer is not None):
+                shape = list(values.shape[1:])
+                raise ValueError(f"what is measured must be a number, or one a layer, got {metric!r} of shape {shape}")
+            layers = [layer] if values.ndim == 1 else map(str, range(values.shape[1]))
+            for name, of_layer in zip(layers, values.reshape(len(values), -1).T, strict=True):
+                for own, value in zip(rows, of_layer, strict=True):
+                    row = {"metric": prefix + metric, "step": step * self.training.frames_per_step}
+                    row |= {"value": float(value) if np.isfinite(value) else None}
+                    own.append(row | ({} if name is None else {"layer": name}) | (columns or {}))
 
     def _require_room(self, compiled) -> None:
-        """Raises Infeasible unless what a device has to hold at once fits its memory."""
-        need, limit = _need(compiled), _memory(self.devices[0])
-        if limit is None or need is None or need <= limit:
+        """Raises Infeasible unless what a device has to hold at once fits its memory, as far as XLA tells."""
+        analysis, limit = compiled.compiled.memory_analysis(), _memory(self.devices[0])
+        if analysis is None or limit is None:
             return
-        needs, has = (f"{size / 2**30:.1f} GiB" for size in (need, limit))
-        raise Infeasible(
-            f"`batch` must be so small that its runs fit in memory: {self.width} runs on {len(self.devices)} devices "
-            f"need {needs} on each, which has {has}; about {max(1, int(limit / need * self.width))} would fit"
-        )
+        need = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        need += analysis.temp_size_in_bytes
+        if need > limit:
+            needs, has = (f"{size / 2**30:.1f} GiB" for size in (need, limit))
+            raise Infeasible(
+                f"`batch` must be so small that its runs fit in memory: {self.width} runs on {len(self.devices)} "
+                f"devices need {needs} on each, which has {has}; about {max(1, int(limit / need * self.width))} would "
+                "fit"
+            )
 
 
 # Functions are arguments, not closures, so that arrays of the modules they are methods of are no constants.
 @eqx.filter_jit
 def _init(init, rest, hyper, key, devices):
-    return over_lanes(lambda own, key: init(eqx.combine(own, rest), key), devices)(hyper, key)
+    return over_slots(lambda own, key: init(eqx.combine(own, rest), key), devices)(hyper, key)
 
 
 @eqx.filter_jit
 def _advance(advance, state, steps, devices):
-    return over_lanes(lambda own: advance(own, steps), devices)(state)
+    return over_slots(lambda own: advance(own, steps), devices)(state)
 
 
 @eqx.filter_jit
-def _evaluate(evaluate, state, devices):
-    return over_lanes(evaluate, devices)(state)
+def _evaluate(function, state, arguments, devices):
+    return over_slots(lambda own: function(own, *arguments), devices)(state)
 
 
-def _named(measured: PyTree) -> dict[str, Array]:
-    """What was measured by name, `[lanes, ...]`; a single array is a loss."""
+def _named(measured: PyTree) -> dict[tuple[str, str | None], np.ndarray]:
+    """What was measured by metric and layer, `[slots, ...]`; a single array is a loss."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(measured)
-    named = {jax.tree_util.keystr(path, simple=True, separator=".") or "loss": leaf for path, leaf in leaves}
-    for name, leaf in named.items():
-        if leaf.ndim > 2:
-            shape = list(leaf.shape[1:])
-            raise ValueError(f"what is measured must be a number, or one a step, got {name!r} of shape {shape}")
-    return named
+    text = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")  # noqa: E731
+    return {(text(p[:1]) or "loss", text(p[1:]) or None): np.asarray(leaf, float) for p, leaf in leaves}
 
 
-def _need(compiled) -> int | None:
-    """Bytes that a compiled program holds at once on a device, where XLA tells."""
-    told = compiled.compiled.memory_analysis()
-    if told is None:
-        return None
-    once = told.argument_size_in_bytes + told.output_size_in_bytes - told.alias_size_in_bytes
-    return once + told.temp_size_in_bytes
+def _mean(metric: str, layer: str | None, values: np.ndarray, steps: int) -> np.ndarray:
+    """The mean over steps of what `advance` measured at each."""
+    if values.ndim > 1 and values.shape[1] != steps:
+        shape = list(values.shape[1:])
+        raise ValueError(f"what `advance` measures must be a number, or one a step, got {metric!r} of shape {shape}")
+    return values.mean(axis=1) if values.ndim > 1 else values
+
+
+def _weighted(parts: list[tuple[int, dict]]) -> dict[tuple, np.ndarray]:
+    """The mean of each name over parts with weights."""
+    if len(parts) == 1:
+        return parts[0][1]
+    weights = [weight for weight, _ in parts]
+    names = parts[0][1] if parts else ()
+    return {name: np.average([part[name] for _, part in parts], axis=0, weights=weights) for name in names}
 
 
 def _memory(device: jax.Device) -> int | None:
     """Bytes of a device's memory; where devices are the processor's, each could have all of it."""
-    told = device.memory_stats() or {}
-    if "bytes_limit" in told:
-        return told["bytes_limit"]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):  # Windows

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cetsim.sweep.batches import config_hash, grid, in_batches, parse_shard, share
+from cetsim.sweep.files import digest
+from cetsim.sweep.grid import grid, in_batches, parse_shard, share
 
 CONDITIONS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 10**6)), unique=True, max_size=60)
 
@@ -93,5 +94,5 @@ def test_mistakes_in_a_shard(text):
 
 
 def test_a_hash_is_of_the_values_alone():
-    assert config_hash({"a": 1, "b": [1, 2]}) == config_hash({"b": (1, 2), "a": 1})
-    assert len({config_hash({"a": value}) for value in (1, 1.5, True, "1", None, [1])}) == 6
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": (1, 2), "a": 1})
+    assert len({digest({"a": value}) for value in (1, 1.5, True, "1", None, [1])}) == 6

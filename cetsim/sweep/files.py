@@ -1,0 +1,112 @@
+"""What records, checkpoints and tables share: files in one step, names of configs, and the libraries of the extra."""
+
+import contextlib
+import errno
+import hashlib
+import importlib
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+SCHEMA = 2  # of all that is written; in 1 all records of a sweep were one file
+_TEMPORARY = re.compile(r"\..+\.([\w-]+)\.(\d+)\.tmp")
+_DAY = 86400.0
+
+
+def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:
+    """Puts a file in place in one step: readers, and whoever comes after a crash, see all of it or the old one.
+
+    Then removes temporary files beside it, of writers that have ended, or that are of another host and a day old.
+
+    **Raises:** OSError if it cannot be written; the old file is then untouched.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # what stays is in nobody's way, and its turn comes again
+        now = path.stat().st_mtime  # the disk's clock, which neither another host's nor one that jumps confuses
+        for other in path.parent.glob(".*.tmp"):
+            if match := _TEMPORARY.fullmatch(other.name):
+                here, writer = match[1] == host(), int(match[2])
+                if (here and (writer == os.getpid() or not is_running(writer))) or now - other.stat().st_mtime > _DAY:
+                    other.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a new name last: after a power cut the folder would still have the old one."""
+    if os.name == "nt":  # Windows does not open folders
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # from file systems that do not sync folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def host() -> str:
+    """This machine's name, as it can stand in a file's."""
+    return re.sub(r"[^\w-]", "-", platform.node()) or "unknown"
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this host is alive."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no process that this host could have
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def explained(what: str):
+    """Turns an OSError into one of the same kind and number that says `what` failed, and why."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # has been explained
+            raise
+        clearer = type(error)(f"{what}: {error.strerror or error}")
+        clearer.errno = error.errno
+        raise clearer from error
+
+
+def digest(config: dict) -> str:
+    """16 digits of the SHA-256 of `config` as JSON (sorted keys, no spaces): equal configs, equal digests."""
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def flatten(config: dict, prefix: str = "") -> dict:
+    """Values of nested dicts by dotted name."""
+    flat = {}
+    for name, value in config.items():
+        nested = isinstance(value, dict) and value
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
+
+
+def extra(module: str) -> ModuleType:
+    """A library of the extra `sweep`, imported when it is needed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"sweeps need {module}: pip install 'cetsim[sweep]'") from error

@@ -1,1 +1,0 @@
-"""One module per experiment of the paper; `python -m experiments` lists and runs them."""
