@@ -1,0 +1,76 @@
+"""Cosine between a trace's update and the true gradient, per layer, against delay, order and training time.
+
+All traces are measured at the same weights, along a run of backprop: networks trained with different traces are at
+different places, where the same trace would be aligned differently (that is what behavioral-vision draws).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from experiments.common import alignment, checks, vision
+from experiments.common.conditions import Condition, delayed_traces, set_to_delay
+from experiments.common.options import Stream, Vision
+
+
+@dataclass(frozen=True)
+class Options(Stream, Vision):
+    """Cosine between a trace's update and the true gradient, per layer, against delay, order and training time.
+
+    The true gradient is that of the loss of the images whose learning signals arrive within the stretch, so that the
+    delay line reaches 1 whatever the delay, unless the error gate keeps activity out: of images learned well it does,
+    and where nothing is left of a stretch the cosine counts as 0. Compared are the exponential trace (ET), cascading
+    traces of several orders (CET) and the delay line, each set to the delay, all at the same weights: those of a
+    network trained by backprop, before, during and after training.
+    """
+
+    preset: Literal["demo", "quick", "cifar10"] = "demo"
+    """demo: digits, quick: MNIST, each in a minute; cifar10: three epochs, in a quarter of an hour."""
+    delays: tuple[float, ...] = (0.2, 2.0, 6.0, 10.0)
+    """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
+    orders: tuple[int, ...] = (2, 6, 10, 20)
+    """Orders of the cascading traces, 2 to 64."""
+    error_gate: float = 0.0
+    """Squared error norm at or below which a layer's activity leaves no trace, 1e-8 in the paper; 0 turns the gate
+    off, so that what is seen is of the traces alone."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.gate("error_gate", (self.error_gate,))
+        checks.orders(self.orders)
+        checks.delays("delays", self.delays, self.mode)
+
+
+PRESETS = {
+    "demo": Options(seeds=2, learning_rates=(3e-3,), batch_conditions=1),
+    "quick": Options(
+        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
+        delays=(0.2, 1.0, 4.0, 10.0), orders=(2, 4, 6, 10, 20), learning_rates=(1e-3,), steps=1404,
+    ),
+    "cifar10": Options(
+        preset="cifar10", dataset="cifar10", network="cnn", form="authors", batch_conditions=1, seeds=1,
+        delays=(0.2, 2.0, 10.0), orders=(2, 6, 10), learning_rates=(1e-3,), steps=1170,
+    ),
+}  # fmt: skip
+
+
+def probes(options: Options) -> list[Condition]:
+    """Every trace at every delay, which looks on."""
+    return [
+        set_to_delay(options, trace, order, delay, error_gate=options.error_gate)
+        for delay in options.delays
+        for trace, order in delayed_traces(options.orders)
+    ]
+
+
+def run(options: Options) -> pd.DataFrame | None:
+    """Trains backprop, which all traces watch; the rows to report."""
+    return vision.run(options, [[set_to_delay(options, "backprop", 0, 0.0)]], probes(options))
+
+
+def report(rows: pd.DataFrame, options: Options) -> list[Path]:
+    """Prints the table and writes the figure."""
+    return alignment.report(rows, options.folder)

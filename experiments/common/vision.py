@@ -1,0 +1,384 @@
+"""Training on images: one program for all conditions that differ in numbers alone.
+
+Traces of every kind are tabulated to their weights, over one stretch or over what a stream remembers, so that trace,
+delay, error gate, learning rate and seed are all data: nothing is compiled again when they change, and conditions are
+trained side by side. Runs of one seed begin from the same weights and see the images in the same order.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from cetsim import data, nn, salience, sweep
+from cetsim.delays import FixedDelay, LayerwiseDelay, RandomDelay
+from cetsim.presentation import Presentation
+from cetsim.traces import CascadingTrace, DelayLine, DoubleExponentialTrace, ExponentialTrace
+from cetsim.train import Hyperparameters, Settings, SupervisedRun
+from experiments.common import tables
+from experiments.common.conditions import Condition, at_rates, changed
+from experiments.common.options import Vision
+from experiments.common.selection import Kind, Stage, complete, users_errors
+from experiments.common.units import DT, STRETCH, UserError
+
+STATIC = ("mode", "update_every", "run_length", "interpolation", "layers", "derivative")
+WEIGHT_DECAY = 0.01
+CURVE_POINTS = 10  # of the training loss
+TEST_POINTS = 5  # of accuracy and alignment along the way
+ALIGNMENT_STRETCHES = {"mlp": 8, "cnn": 2, "resnet20": 2}
+TAIL = 1e-3  # area of the kernel that a stream may forget
+COMMON_DELAY = 1200  # steps per layer up to which retrograde runs share one program
+THRESHOLD_ROOM = 0.1  # of a stretch, for images above a fixed threshold
+EVALUATED_AT_ONCE = 1000  # images, by networks that convolve: more only take memory
+UNROLLED = 5  # steps of such networks in a program, on CPU
+
+
+# What one run is made of.
+
+
+def make_trace(condition: Condition):
+    """The condition's trace; see `Condition` for where it is set."""
+    match condition.trace:
+        case "ET":
+            return ExponentialTrace(condition.peak_s, DT)
+        case "CET":
+            return CascadingTrace(condition.order, condition.peak_s, DT)
+        case "double exponential":
+            return DoubleExponentialTrace(condition.peak_s, condition.rise_s, condition.ratio, DT)
+        case _:  # backprop is a delay line without delay
+            return DelayLine(condition.peak_s, DT)
+
+
+def make_delay(condition: Condition):
+    """When the condition's credit comes; draws of a run differ with its seed."""
+    if not condition.distribution:
+        return FixedDelay(condition.delay_s, DT, max_delay=condition.delay_s if condition.mode == "carry" else None)
+    key, longest = jax.random.key(condition.seed + 7919), None
+    if condition.mode == "carry":  # room for uniform delays, and for gamma distributed ones up to 7 sd above the mean
+        above = condition.spread_s * (0.5 if condition.distribution == "uniform" else 2.0)
+        longest = DT * math.ceil((condition.delay_s + above) / DT - 1e-3)
+    return RandomDelay(condition.delay_s, condition.spread_s, DT, condition.distribution, key, max_delay=longest)
+
+
+def hyperparameters(condition: Condition) -> Hyperparameters:
+    """What distinguishes the condition's training run, as arrays."""
+    if condition.layers:
+        trace, gate, keep = _layerwise_traces(condition), make_gate(condition), condition.mode == "reset"
+        delay = LayerwiseDelay.stacked(condition.delay_s, condition.layers, DT, condition.delay_s, keep_late=keep)
+    else:
+        trace, delay, gate = make_trace(condition), make_delay(condition), None
+        trace = trace.tabulate(STRETCH if condition.mode == "reset" else trace.window(TAIL))
+    numbers = condition.learning_rate or 1.0, condition.error_gate, WEIGHT_DECAY  # that of a probe is of no account
+    rate, error_gate, decay = map(jnp.asarray, numbers)
+    return Hyperparameters(rate, trace, delay, error_gate, decay, gate)
+
+
+def _layerwise_traces(condition: Condition) -> tuple:
+    """A trace for each layer, set to its own delay; the top layer's signal is at hand."""
+    layers = range(condition.layers)
+    peaks = [layer * condition.peak_s for layer in layers]
+    traces = [make_trace(replace(condition, peak_s=peak)) if peak else DelayLine(0.0, DT) for peak in peaks]
+    if condition.mode == "carry":
+        return tuple(trace.tabulate(trace.window(TAIL)) for trace in traces)
+    # Every lag that a stretch can ask for, of the longest delays usually compared.
+    lags = condition.update_every + max(layers) * max(round(condition.delay_s / DT), COMMON_DELAY)
+    return tuple(trace.tabulate(lags) for trace in traces)
+
+
+def make_gate(condition: Condition) -> salience.AbstractGate:
+    """What picks the images that are learned from."""
+    fraction, placement = condition.fraction, condition.placement
+    match condition.gate:
+        case "quantile":
+            return salience.QuantileGate(fraction, placement)
+        case "random":
+            return salience.RandomGate(fraction, placement)
+        case "running":
+            return salience.RunningGate(fraction, placement=placement)
+        case "threshold":
+            return salience.ThresholdGate(condition.threshold, THRESHOLD_ROOM, placement)
+        case _:
+            return salience.NoGate(placement)
+
+
+# What all runs of one length on one dataset share.
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that runs depend on besides their conditions; what is not as by default names them.
+
+    **Fields:**
+
+    - `dataset`, `network`, `measured_on`: names.
+    - `images`: numbers of training and test images, `labels_sha256` of both in their order.
+    - `form`: of the rule. `stretch`: images. `warmup`: share of a run.
+    - `held_out`: fraction and seed of the split, where runs are measured on held-out images.
+    - `probes`: fields of conditions that look on; they cost nothing but time, and name runs since their rows do.
+    """
+
+    dataset: str
+    network: str
+    measured_on: str
+    images: tuple[int, int]
+    labels_sha256: str
+    form: str = "activation"
+    stretch: int = STRETCH
+    warmup: float = 0.1
+    held_out: tuple = ()
+    probes: tuple = ()
+    weight_decay: float = WEIGHT_DECAY
+    dt: float = DT
+
+
+class Course:
+    """Runs of one length on one dataset, and what is measured of them.
+
+    **Arguments:**
+
+    - `options`: of the experiment.
+    - `dataset`: with what is measured on as its test set.
+    - `measured_on`: `"validation"`, where only the end is measured, or `"test"`.
+    - `probes`: conditions that train nothing: their alignment is measured at the weights of every run.
+    """
+
+    def __init__(self, options: Vision, dataset: data.Dataset, measured_on: str, probes: Sequence[Condition] = ()):
+        self.options, self.measured_on, self.probes = options, measured_on, tuple(probes)
+        self.steps = options.steps if measured_on == "test" else options.selection_steps
+        self.labels, self.test_labels = dataset.train_y, dataset.test_y
+        self.image, self.classes = dataset.train_x.shape[1:], int(max(dataset.train_y.max(), dataset.test_y.max())) + 1
+        flat = (lambda x: x.reshape(len(x), -1)) if options.network == "mlp" else (lambda x: x)
+        self._images, self._test_images = flat(dataset.train_x), flat(dataset.test_x)
+
+    @cached_property
+    def x(self) -> jax.Array:
+        """The training images, on the device once for all programs."""
+        return jnp.asarray(self._images)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of an mlp's layers."""
+        return int(np.prod(self.image)), *self.options.hidden, self.classes
+
+    @property
+    def network(self) -> str:
+        """Name of the network with its sizes."""
+        names = {"mlp": "MLP " + "-".join(map(str, self.sizes)), "cnn": "CNN 32-64-128-512", "resnet20": "ResNet-20"}
+        return names[self.options.network]
+
+    def settings(self, mode: str, update_every: int, run_length: int, interpolation: int, derivative: str) -> Settings:
+        """What is compiled in, from a condition's fields of these names."""
+        return Settings(
+            steps=self.steps * self.options.stretch // update_every,
+            batch=update_every,
+            form=self.options.form,
+            boundary=mode,
+            warmup=self.options.warmup,
+            presentation=Presentation(run_length, interpolation, flip=self.options.network != "mlp"),
+            derivative=derivative,
+        )
+
+    def make_model(self, running: bool) -> Callable:
+        """The network as a function of a key; `running`: whether batch norm knows of the past alone."""
+        statistics = "running" if running else "stretch"
+        match self.options.network:
+            case "mlp":
+                return lambda key: nn.mlp(self.sizes, key=key)
+            case "cnn":
+                return lambda key: nn.cnn(self.image, classes=self.classes, statistics=statistics, key=key)
+            case _:
+                channels = self.image[0]
+                return lambda key: nn.resnet20(self.classes, in_channels=channels, statistics=statistics, key=key)
+
+    def supervised(self, *, layers: int = 0, **shown) -> SupervisedRun:
+        """The run of conditions that agree in what is compiled in."""
+        settings = self.settings(**shown)
+        return SupervisedRun(self.make_model(settings.boundary == "carry" or layers > 0), self.x, self.labels, settings)
+
+    def training(self, **static) -> sweep.Training:
+        """How conditions that agree in what is compiled in are trained, and what is measured of them."""
+        run = self.supervised(**static)
+        unrolled = self.options.network != "mlp" and jax.default_backend() == "cpu"
+        ends, at = self.points(run.settings.steps)
+        return sweep.Training(
+            run.init,
+            eqx.Partial(_advance, run, unrolled),
+            self.evaluations(run, at, salient=static["layers"] > 0),
+            run.settings.steps,
+            every=ends,
+            hyperparameters=hyperparameters,
+            chunk=UNROLLED if unrolled else None,
+        )
+
+    def points(self, steps: int, unit: int = 1) -> tuple[list[int], list[int]]:
+        """Multiples of a unit after which the training loss is recorded, and those after which all else is."""
+        chunk = unit * max(1, steps // unit // (CURVE_POINTS if self.measured_on == "test" else TEST_POINTS))
+        ends = [*range(chunk, steps, chunk), steps]
+        if self.measured_on == "validation":
+            return ends, [steps]
+        along = [end for end in ends[:-1] if (end // chunk) % (CURVE_POINTS // TEST_POINTS) == 0]
+        return ends, [*along, steps]
+
+    def evaluations(
+        self, run: SupervisedRun, at: list[int], salient: bool = False, of_state: Callable = lambda state: state
+    ) -> list[sweep.Evaluation]:
+        """What is measured of a run.
+
+        **Arguments:**
+
+        - `run`: how it is trained.
+        - `at`: updates after which it is measured, the last included.
+        - `salient`: whether a gate picks the images learned from, which counts.
+        - `of_state`: finds the run's state in what is trained.
+        """
+        steps, x, labels = run.settings.steps, self._test_images, self.test_labels
+        width = EVALUATED_AT_ONCE if self.options.network != "mlp" else len(labels)
+        parts = [slice(start, start + width) for start in range(0, len(labels), width)]
+        test = [(jnp.asarray(x[part]), jnp.asarray(labels[part])) for part in parts]
+        names = ("diverged", *(("skipped", "missed") if salient else ()))
+        measured = [
+            sweep.Evaluation(eqx.Partial(_evaluate, run, of_state), at=at, over=test, prefix=f"{self.measured_on}_"),
+            sweep.Evaluation(lambda state: {name: getattr(of_state(state), name) for name in names}, at=[steps]),
+        ]
+        if self.measured_on == "validation" or not self.stretches:
+            return measured
+        align, probe = eqx.Partial(_align, run, of_state), eqx.Partial(_align_probe, run, of_state)
+        measured.append(sweep.Evaluation(align, at=[0, *at], over=self.stretches))
+        for one in self.probes:
+            names = ("trace", "order", "delay_s", "peak_s", "error_gate")
+            over = [(hyperparameters(one), *stretch) for stretch in self.stretches]
+            columns = {name: getattr(one, name) for name in names}
+            measured.append(sweep.Evaluation(probe, at=[0, *at], over=over, columns=columns))
+        return measured
+
+    @cached_property
+    def stretches(self) -> list[tuple]:
+        """Images and labels over which alignment is measured."""
+        stretch = self.options.stretch
+        count = min(ALIGNMENT_STRETCHES[self.options.network], len(self.labels) // stretch)
+        rows = [slice(i * stretch, (i + 1) * stretch) for i in range(count)]
+        return [(self.x[some], jnp.asarray(self.labels[some])) for some in rows]
+
+    def config(self) -> Setting:
+        """All that runs depend on besides their conditions."""
+        options, labels = self.options, np.concatenate([self.labels, self.test_labels]).astype("<i4")
+        held_out = (options.validation, options.selection_seed) if self.measured_on == "validation" else ()
+        return Setting(
+            options.dataset,
+            self.network,
+            self.measured_on,
+            (len(self.labels), len(self.test_labels)),
+            hashlib.sha256(labels.tobytes()).hexdigest()[:16],
+            options.form,
+            options.stretch,
+            options.warmup,
+            held_out,
+            tuple(changed(probe) for probe in self.probes),
+        )
+
+    def columns(self, condition: Condition) -> dict:
+        """What rows of a run say besides its condition."""
+        scenario = "retrograde" if condition.layers else "behavioral"
+        return {
+            "experiment": self.options.name,
+            "scenario": "none" if condition.trace == "backprop" else scenario,
+            "dataset": self.options.dataset,
+            "network": self.network,
+            "form": self.options.form,
+        }
+
+
+# Runs are arguments, not closures: their images would be constants of the program otherwise.
+def _advance(run, unrolled, state, steps):
+    state, losses = run.advance(state, steps, unrolled)
+    return state, {"train_loss": losses}
+
+
+def _evaluate(run, of_state, state, x, labels):
+    return run.evaluate(of_state(state), x, labels)
+
+
+def _align(run, of_state, state, x, labels):
+    return {"alignment": run.alignment(of_state(state), x, labels)}
+
+
+def _align_probe(run, of_state, state, hyper, x, labels):
+    seen = eqx.tree_at(lambda state: state.hyper, of_state(state), hyper)
+    return {"alignment": run.alignment(seen, x, labels)}
+
+
+# How an experiment on images runs.
+
+
+def run(
+    options: Vision,
+    groups: list[list[Condition]],
+    probes: Sequence[Condition] = (),
+    course: type[Course] = Course,
+    static: tuple[str, ...] = STATIC,
+) -> pd.DataFrame | None:
+    """Chooses candidates and learning rates, trains what is not finished and records it.
+
+    **Arguments:**
+
+    - `options`: of the experiment.
+    - `groups`: candidates, of each group of which the best on images held out of the training set is reported; those
+      reported are trained on the whole training set.
+    - `probes`: conditions whose alignment is measured at the weights of every run reported.
+    - `course`: how runs are trained, where that is not as usual; `static`: what it compiles in.
+
+    **Returns:** the tidy rows of the runs reported; None in shards that leave the report to the first.
+
+    **Raises:** UserError for data that cannot be read, or are too few.
+    """
+    with users_errors():
+        dataset = data.load(options.dataset, options.data_dir)
+        held_out = data.split_validation(dataset, options.validation, options.selection_seed)
+    if (kept := len(held_out.train_y)) < options.stretch:
+        raise UserError(f"at least {options.stretch} training images must be left after holding some out, got {kept}")
+    groups = at_rates(groups, options.learning_rates)
+    reported = course(options, dataset, "test", probes)
+    selection = course(options, held_out, "validation")
+    with users_errors():
+        for group in groups:
+            labels = held_out.train_y if len(group) > 1 else dataset.train_y
+            for condition in group:
+                hyperparameters(condition)
+                shown = Presentation(condition.run_length, condition.interpolation)
+                shown.check(labels, condition.update_every)
+    stages = {"test": reported, "validation": selection}
+    of = lambda measured_on: Stage(stages[measured_on].training, stages[measured_on].config())  # noqa: E731
+    trial = partial(at_selection_delay, options)
+    return complete(options, groups, Kind(of, static, score, reported.columns, describe, trial))
+
+
+def at_selection_delay(options: Vision, condition: Condition) -> Condition:
+    """The condition at the delay at which learning rates are chosen, its trace in proportion."""
+    delay = getattr(options, "selection_delay", None)
+    if delay is None or condition.trace == "backprop":
+        return condition
+    scale = delay / condition.delay_s
+    return replace(condition, delay_s=delay, peak_s=round(condition.peak_s * scale, 9))
+
+
+def score(values: dict) -> tuple[float, float]:
+    """What a condition is chosen by: accuracy on held-out images, then their loss."""
+    return values["validation_accuracy"], -values["validation_loss"]
+
+
+def describe(condition: Condition) -> str:
+    """A condition in words."""
+    where = tables.label(condition.trace, condition.order)
+    if condition.trace != "backprop":
+        where += f" at {condition.delay_s:g} s, {tables.gate_name(condition.error_gate)}"
+    special = changed(replace(condition, peak_s=0.0 if condition.peak_s == condition.delay_s else condition.peak_s))
+    told = ("trace", "order", "delay_s", "error_gate", "seed", "learning_rate", "layers")
+    more = [f"{name.removesuffix('_s').replace('_', ' ')} {v}" for name, v in special.items() if name not in told]
+    return ", ".join([where, *more])

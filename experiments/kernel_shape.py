@@ -1,0 +1,187 @@
+"""Accuracy and alignment over the order and the rate of a trace, its peak set right and wrong."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import matplotlib.cm
+import numpy as np
+import pandas as pd
+from matplotlib.colors import FuncNorm, Normalize
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from experiments.common import checks, plots, tables, vision
+from experiments.common.conditions import Condition, delayed_traces, set_to_delay
+from experiments.common.options import SelectionDelay, Stream, Vision
+from experiments.common.units import DT
+
+NAMES = {"accuracy": "test accuracy (%)", "alignment": "alignment of the first layer (cosine)"}
+CHANCE_TO_BEST = (0, 50, 80, 90, 95, 97, 98, 99)  # ticks of accuracy's colours
+_KEY = ("trace", "order", "delay_s", "peak_s", "seed")
+
+
+@dataclass(frozen=True)
+class Options(SelectionDelay, Stream, Vision):
+    """Accuracy and alignment over the order and the rate of a trace, its peak set right and wrong.
+
+    At each delay of the learning signal the peak of a cascade of each order is set to several multiples of that delay,
+    which is to vary the rate α = (n - 1)/(peak - dt/2) of its stages. ET, whose time constant is set to the same
+    multiples, stands for order 1. Options given here override the preset's.
+    """
+
+    preset: Literal["demo", "quick"] = "demo"
+    """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
+    delays: tuple[float, ...] = (2.0, 6.0)
+    """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
+    orders: tuple[int, ...] = (2, 6, 10)
+    """Orders of the cascading traces, 2 to 64."""
+    factors: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0)
+    """Peaks of the traces, in delays: 1 is right, 0.5 half the delay."""
+    error_gate: float = 1e-8
+    """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.gate("error_gate", (self.error_gate,))
+        checks.orders(self.orders)
+        checks.delays("delays", self.delays, self.mode)
+        checks.selection_delay(self, self.mode)
+        checks.peaks("factors", self.factors, (*self.delays, self.selection_delay or self.delays[0]), self.mode)
+
+
+PRESETS = {
+    "demo": Options(steps=400, learning_rates=(1e-3,)),
+    "quick": Options(
+        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
+        delays=(4.0, 10.0), orders=(2, 4, 6, 10, 32), steps=1170, learning_rates=(1e-3,),
+    ),
+}  # fmt: skip
+
+
+def conditions(options: Options) -> list[list[Condition]]:
+    """The delay line, set right, and every order of trace at every multiple of every delay."""
+    gate, *_, line = options.error_gate, *delayed_traces(options.orders)
+    lines = [[set_to_delay(options, *line, delay, error_gate=gate)] for delay in options.delays]
+    return lines + [
+        [set_to_delay(options, *trace, delay, error_gate=gate, peak_s=round(factor * delay, 9))]
+        for delay in options.delays
+        for trace in delayed_traces(options.orders)[:-1]
+        for factor in options.factors
+    ]
+
+
+def run(options: Options) -> pd.DataFrame | None:
+    """Trains what is not finished; the rows to report."""
+    return vision.run(options, conditions(options))
+
+
+def rate_of(order: float, peak: float) -> float:
+    """Rate α per second of the stages of a cascade that peaks at `peak`; of ET, 1/τ."""
+    return 1 / peak if order == 1 else (order - 1) / (peak - DT / 2)
+
+
+def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:
+    """Runs with their `accuracy` in percent, the `alignment` of their first layer, and `factor`, peak over delay.
+
+    They are those of the length and gate asked for, if there are any; of runs that differ in learning rate the last.
+    """
+    ends = tables.finals(rows)
+    asked = dict(step=options.steps, error_gate=options.error_gate)
+    ends = tables.like_last(ends, (*tables.SUBJECT, "step", "error_gate"), **asked)
+    ends = tables.latest(ends, _KEY)
+    cosines = rows[(rows["metric"] == "alignment") & (rows["layer"] == "layers.0")]
+    cosines = cosines.drop_duplicates("run", keep="last").set_index("run")["value"]
+    aligned = ends["run"].map(cosines).where(~ends["lost"])
+    factor = (ends["peak_s"] / ends["delay_s"]).round(6)
+    return ends.assign(accuracy=100 * ends["value"], alignment=aligned, factor=factor)
+
+
+def report(rows: pd.DataFrame, options: Options) -> list[Path]:
+    """Prints the tables and writes the figures."""
+    ends = select(rows, options)
+    line = ends["trace"] == "delay line"
+    grid, lines = ends[~line], ends[line]
+    for delay, own in grid.groupby("delay_s"):
+        for metric, name in NAMES.items():
+            title = f"{name[0].upper()}{name[1:]}, delay {delay:g} s, {tables.settings(grid)}.{tables.left_out(ends)}"
+            digits = 1 if metric == "accuracy" else 3
+            frame = own.assign(value=own[metric])
+            print(tables.table(title, frame, "factor", "peak / delay", scale=1, digits=digits))
+        print(f"delay line: {tables.cell(lines.loc[lines['delay_s'] == delay, 'value'])}")
+    return [*draw_maps(grid, ends, options.folder), *draw_lines(grid, lines, options.folder)]
+
+
+def draw_maps(grid: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path]:
+    """Maps over order and rate: accuracy on the left, alignment on the right, a row for each delay."""
+    delays, orders = sorted(set(grid["delay_s"])), sorted(set(grid["order"]))
+    height = 0.9 + len(delays) * (0.75 + 0.24 * len(orders))
+    size = dict(width=plots.PAGE_WIDTH, height=height)
+    with plots.figure(len(delays), 2, **size, sharex="row", sharey=True) as (figure, axes):
+        for column, (metric, name) in enumerate(NAMES.items()):
+            norm = _norm(grid[metric], metric)
+            for axis, delay in zip(axes[:, column], delays, strict=True):
+                _draw_map(axis, grid[grid["delay_s"] == delay], orders, delay, metric, norm)
+            axes[-1, column].set_xlabel("rate of the stages, α (1/s)")
+            _draw_colours(figure, axes[:, column], norm, name)
+        for axis in axes[:, 0]:
+            axis.set_ylabel("order (stages)")
+        factors = ", ".join(f"{factor:g}" for factor in sorted(set(grid["factor"])))
+        note = (
+            f"{tables.settings(grid)}. Means over seeds at the end of training. Line: rates that put the peak at the "
+        )
+        note += f"delay; the cells of a row, from the right, put it at {factors} delays. ET: α is 1 / time constant."
+        return plots.save(figure, folder, "kernel-shape", note + tables.left_out(ends))
+
+
+def _norm(values: pd.Series, metric: str) -> Normalize:
+    """Colours of accuracy are by the logarithm of the error, since the better ones differ by little."""
+    low, high = (0, 1) if values.isna().all() else (values.min(), values.max())
+    high = max(high, low + 0.01)  # colours need a range, also where all values are one
+    if metric == "alignment":
+        return Normalize(low, high)
+    functions = (lambda a: -np.log(np.maximum(100.5 - a, 1e-3)), lambda x: 100.5 - np.exp(-x))
+    return FuncNorm(functions, low, high)
+
+
+def _draw_map(axis, own: pd.DataFrame, orders: list[int], delay: float, metric: str, norm: Normalize) -> None:
+    means = own.groupby(["order", "factor"])[metric].mean().dropna()
+    cells = [{rate_of(n, f * delay): mean for (m, f), mean in means.items() if m == n} for n in orders]
+    plots.heat_map(axis, cells, norm, ".1f" if metric == "accuracy" else ".2f")
+    right = [rate_of(order, delay) for order in orders]
+    axis.plot(right, range(len(right)), color="#D55E00", linewidth=1.2, zorder=2)
+    corners = dict(transform=axis.transAxes, fontsize=6.5, color="#555555", zorder=0)
+    axis.text(0.02, 0.97, "peak after the delay", va="top", **corners)
+    axis.text(0.98, 0.03, "peak before the delay", ha="right", **corners)
+    axis.set_yticks(range(len(right)), ["1 (ET)" if order == 1 else f"{order:g}" for order in orders])
+    axis.set_title(f"delay {delay:g} s", loc="left")
+
+
+def _draw_colours(figure, axes, norm: Normalize, name: str) -> None:
+    mapped = matplotlib.cm.ScalarMappable(norm, "viridis")
+    bar = figure.colorbar(mapped, ax=axes, location="top", aspect=40, shrink=0.9)
+    bar.set_label(name)
+    if isinstance(norm, FuncNorm):
+        bar.set_ticks([tick for tick in CHANCE_TO_BEST if norm.vmin <= tick <= norm.vmax])
+        bar.minorticks_off()
+    else:
+        bar.locator, bar.formatter = MaxNLocator(5), StrMethodFormatter("{x:.2f}")
+
+
+def draw_lines(grid: pd.DataFrame, lines: pd.DataFrame, folder: Path) -> list[Path]:
+    """Accuracy against the factor by which the peak is set wrong, a panel for each delay."""
+    delays = sorted(set(grid["delay_s"]))
+    height = 1.4 + 1.9 * len(delays)
+    with plots.figure(len(delays), height=height, sharex=True, sharey=True) as (figure, axes):
+        for axis, delay in zip(axes[:, 0], delays, strict=True):
+            own = grid[grid["delay_s"] == delay]
+            plots.means(axis, own, "factor", scale=100, keys=tables.traces(grid)[::-1])
+            ceiling = lines.loc[lines["delay_s"] == delay, "value"].dropna()
+            if len(ceiling):
+                style = plots.styles([("delay line", 0)])["delay line", 0] | dict(marker="")
+                axis.axhline(100 * ceiling.mean(), **style, label="delay line", zorder=1)
+            axis.set_title(f"delay {delay:g} s", loc="left")
+            axis.set_ylabel("test accuracy (%)")
+        axes[-1, 0].set_xlabel("peak of the trace / delay (ET: time constant / delay)")
+        note = f"{tables.settings(grid)}.{plots.seeds(grid)}"
+        return plots.save(figure, folder, "peak-wrong", note, axes[0, 0])

@@ -1,0 +1,165 @@
+"""Impulse responses of ET and CET at one delay, their width against order, their Laplace transforms.
+
+Each stage added at a fixed peak narrows the trace (standard deviation T √n/(n - 1)) and brings its Laplace
+transform (α/(s + α))^n closer to the pure delay's e^(-sT).
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+from cetsim import sweep
+from cetsim.traces import CascadingTrace, ExponentialTrace
+from experiments.common import checks, plots, tables
+from experiments.common.options import Files
+from experiments.common.selection import reported, users_errors
+
+SPAN = 2.5  # impulse responses are drawn up to this many delays
+LAPLACE_SPAN = 8.0  # and transforms up to s = this / delay
+_IDEAL = dict(color="black", linestyle=(0, (2, 1.5)), linewidth=1.1)
+
+
+@dataclass(frozen=True)
+class Options(Files):
+    """What a trace remembers: impulse responses, their width against order, and their Laplace transforms."""
+
+    delay: float = 4.0
+    """Lag of the largest weight in seconds (for ET the time constant), a multiple of dt."""
+    dt: float = 0.04
+    """Length of a step in seconds, above 0 and at most a tenth of the delay."""
+    orders: tuple[int, ...] = (2, 6, 10, 32, 64)
+    """Orders of the cascading traces, 2 to 64."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.each("delay", (self.delay,), lambda v: v > 0, "above 0")
+        shortest = f"above 0 and at most delay/10 = {self.delay / 10:g}"
+        checks.require("dt", 0 < self.dt <= self.delay / 10, shortest, self.dt)
+        checks.require(
+            "delay", checks.whole_steps(self.delay, self.dt), f"a multiple of dt = {self.dt:g} s", self.delay
+        )
+        checks.orders(self.orders)
+
+
+PRESETS: dict[str, Options] = {}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One trace, set to a delay in seconds."""
+
+    trace: str
+    order: int
+    delay_s: float
+    dt: float = 0.04
+
+
+def conditions(options: Options) -> list[Kernel]:
+    """ET and every cascade."""
+    traces = [("ET", 1), *(("CET", order) for order in options.orders)]
+    return [Kernel(*trace, options.delay, options.dt) for trace in traces]
+
+
+def run(options: Options) -> pd.DataFrame:
+    """Computes what is missing: a sweep in which nothing is trained; the rows to report."""
+    nothing = sweep.Training(
+        lambda kernel, key: kernel,
+        lambda kernel, steps: (kernel, {}),
+        analyse,
+        steps=1,
+        hyperparameters=lambda kernel: kernel,
+        on_host=True,
+    )
+    with users_errors():
+        named = dict(columns={"experiment": options.name}, describe=str, fresh=options.fresh)
+        table = sweep.run(options.folder, conditions(options), nothing, batch=1, **named)
+    tables.write(options.folder)
+    return reported(table)
+
+
+def analyse(kernel: Kernel) -> list[dict]:
+    """Rows of one trace: weights per second, moments and widths in seconds, Laplace transform at real s."""
+    delay, dt, order = kernel.delay_s, kernel.dt, kernel.order
+    trace = ExponentialTrace(delay, dt) if order == 1 else CascadingTrace(order, delay, dt)
+    lags = np.arange(round(SPAN * delay / dt) + 1)
+    fine = np.linspace(0, 12 * delay / dt, 24_001)  # to 1/2000 of the delay, far into the tail of low orders
+    weights = np.asarray(trace.weights(fine))
+    scalars = {
+        "mean_s": trace.mean(),
+        "sd_s": math.sqrt(trace.variance()),
+        "fwhm_s": np.sum(weights >= weights.max() / 2) * fine[1] * dt,
+    }
+    rows = [{"metric": metric, "value": float(value)} for metric, value in scalars.items()]
+    for lag, weight in zip(lags, np.asarray(trace.weights(lags)), strict=True):
+        at = {"step": int(lag), "time_s": round(float(lag) * dt, 9)}
+        rows.append({"metric": "weight_per_s", "value": float(weight) / dt} | at)
+    s = np.linspace(0, LAPLACE_SPAN / delay, 41)
+    transforms = zip(s, np.asarray(trace.laplace(s)), strict=True)
+    return rows + [
+        {"metric": "laplace", "value": float(value), "s_per_s": round(float(at), 9)} for at, value in transforms
+    ]
+
+
+def report(rows: pd.DataFrame, options: Options) -> list[Path]:
+    """Prints the table of widths and writes the figure, of the last delay in the file."""
+    rows = rows[rows["delay_s"] == rows["delay_s"].iloc[-1]]
+    keys = sorted(tables.traces(rows), key=lambda key: key[1])
+    metrics = ["mean_s", "sd_s", "fwhm_s"]
+    width = rows[rows["metric"].isin(metrics)].pivot_table(index=["trace", "order"], columns="metric", values="value")
+    body = [(tables.label(*key), [f"{width.loc[key, metric]:.3f}" for metric in metrics]) for key in keys]
+    print(tables.text("Width of each trace", ["", *(f"{m.removesuffix('_s')} (s)" for m in metrics)], body))
+    with plots.figure(3, height=6.6) as (figure, axes):
+        _draw_weights(axes[0, 0], rows, keys)
+        _draw_widths(axes[1, 0], width, keys)
+        _draw_laplace(axes[2, 0], rows, keys)
+        return plots.save(figure, options.folder, "kernels")
+
+
+def _series(rows: pd.DataFrame, key: tuple, metric: str, x: str) -> tuple[np.ndarray, np.ndarray]:
+    own = tables.of_trace(rows[rows["metric"] == metric], key)
+    return own[x].to_numpy(float), own["value"].to_numpy(float)
+
+
+def _draw_weights(axis, rows: pd.DataFrame, keys: list[tuple]) -> None:
+    delay = rows["delay_s"].iloc[0]
+    for key, style in plots.styles(keys).items():
+        x, y = _series(rows, key, "weight_per_s", "time_s")
+        axis.plot(x, y, **style, markevery=(3, max(1, len(x) // 8)), label=tables.label(*key))
+    axis.axvline(delay, **_IDEAL, zorder=0, label=f"delay, {delay:g} s")
+    axis.set(xlabel="time since the activity (s)", ylabel="weight in the trace (1/s)", xlim=(0, None), ylim=(0, None))
+    axis.set_title("a  Impulse responses, area 1", loc="left")
+    axis.legend()
+
+
+def _draw_widths(axis, width: pd.DataFrame, keys: list[tuple]) -> None:
+    lines = (("sd_s", "standard deviation", "o", "-"), ("fwhm_s", "full width at half maximum", "s", "--"))
+    for metric, name, marker, line in lines:
+        cascades = {key[1]: width.loc[key, metric] for key in keys if key[1] > 1}
+        look = dict(color="#0072B2", marker=marker, linestyle=line)
+        axis.loglog(list(cascades), list(cascades.values()), **look, label=name)
+        # ET stands apart: its largest weight is at 0, not at the delay.
+        axis.loglog(1, width.loc[("ET", 1), metric], color="#D55E00", marker=marker, linestyle="")
+    axis.set(xlabel="order (stages of the cascade)", ylabel="width (s)")
+    axis.set_xticks([key[1] for key in keys], ["1\n(ET)" if order == 1 else f"{order:g}" for _, order in keys])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_title("b  Width", loc="left")
+    axis.legend()
+
+
+def _draw_laplace(axis, rows: pd.DataFrame, keys: list[tuple]) -> None:
+    delay = rows["delay_s"].iloc[0]
+    for key, style in plots.styles(keys).items():
+        x, y = _series(rows, key, "laplace", "s_per_s")
+        axis.semilogy(x, y, **style, markevery=max(1, len(x) // 8))
+    axis.semilogy(x, np.exp(-x * delay), **_IDEAL, label=f"ideal delay, $e^{{-sT}}$ with T = {delay:g} s")
+    axis.set(xlabel="s, real (1/s)", ylabel="Laplace transform L(s)", xlim=(0, None))
+    axis.set_title("c  Laplace transform (colours as in a)", loc="left")
+    axis.legend(loc="lower left")

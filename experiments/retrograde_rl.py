@@ -1,0 +1,61 @@
+"""Control learned from signals that take minutes from layer to layer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from experiments.common import checks, returns, rl
+from experiments.common.conditions import Condition
+
+
+@dataclass(frozen=True)
+class Options(rl.Control):
+    """Control learned from signals that take minutes from layer to layer.
+
+    An actor-critic acts every 0.3 s. TD errors and log-policy gradients reach the actor's top layer at once, the layer
+    below --delay seconds later, and so on down. Each layer's trace is set to its own delay; the top layer needs none.
+    """
+
+    dt = 0.3
+
+    preset: Literal["demo", "quick", "paper"] = "demo"
+    """demo: CartPole, in minutes; quick: in an hour; paper: three seeds, in hours."""
+    delay: float = 120.0
+    """Seconds that a signal takes from one layer to the one below, a multiple of 0.3 s."""
+
+    @property
+    def longest(self) -> float:
+        """The longest delay of any signal, in seconds."""
+        return self.delay * len(self.hidden)
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        checks.steps_above_zero("delay", (self.delay,), self.dt)
+        super().check()
+
+
+_CARTPOLE = rl.PAPER["cartpole"]
+PRESETS = {
+    "demo": Options(seeds=1, frames=250_000),
+    "quick": Options(preset="quick", frames=500_000, seeds=2),
+    "paper": Options(preset="paper", frames=_CARTPOLE.frames, anneal=_CARTPOLE.anneal, **rl.CHOICES),
+}
+
+
+def conditions(options: Options) -> list[Condition]:
+    """Every trace with delays that stack, and signals without delay."""
+    late, shared = rl.traces_of(options), dict(mode="carry")
+    stacked = shared | {"delay_s": options.delay, "layers": len(options.hidden) + 1}
+    return [Condition(*trace, **(shared if trace == rl.UNDELAYED else stacked)) for trace in late]
+
+
+def run(options: Options) -> pd.DataFrame | None:
+    """Trains what is not finished; the rows to report."""
+    return rl.run(options, conditions(options))
+
+
+def report(rows: pd.DataFrame, options: Options) -> list[Path]:
+    """Prints the tables and writes the figures."""
+    return returns.report(rows, options)
