@@ -93,7 +93,7 @@ def test_records_say_all_that_a_run_depended_on(tmp_path):
     table = sweep.run(tmp_path, CONDITIONS, DESCENT, config={"data": "none"}, batch=4)
     for place, (key, record) in enumerate(table.records.items()):
         assert record["config"] == {
-            "condition": CONDITIONS[place], "steps": 20, "every": 8, "settings": {"data": "none"}
+            "condition": CONDITIONS[place], "steps": 20, "every": 8, "config": {"data": "none"}
         }  # fmt: skip
         assert record["hash"] == key
         assert record["versions"]["jax"] == jax.__version__

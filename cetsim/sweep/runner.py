@@ -133,9 +133,9 @@ class Runner:
                     self._run(Job(plan, batch, part, alone=bool(failed)), asked)
                 stop_if(asked)
         self.tidy()
-        with suppress(OSError):  # others are using it, or it is not there
-            self.checkpoints.rmdir()
-            self.checkpoints.parent.rmdir()
+        for folder in (self.checkpoints, self.checkpoints.parent):
+            with suppress(OSError):  # others are using it, or it is not there
+                folder.rmdir()
 
     def _run(self, job: "Job", asked: Interrupts) -> None:
         """Trains conditions and records them; one by one if they fail together, since the fault may be of one."""

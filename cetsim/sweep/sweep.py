@@ -112,7 +112,7 @@ class _Sweep:
         checks.require_at_least("batch", batch, 1.0)
         _require_distinct(conditions)
         self.conditions, self.static, self.batch, self.defaults = conditions, static, batch, defaults
-        self.settings = naming({} if config is None else config, defaults)
+        self.config = naming({} if config is None else config, defaults)
         self.devices = tuple(jax.local_devices() if devices is None else devices)
         absent = [name for name in static if name not in entries(conditions[0])]
         if absent:
@@ -153,7 +153,7 @@ class _Sweep:
         """What names the condition's run: all that it depends on and that is not a default."""
         training, named = self.training_of(condition), naming(condition, self.defaults)
         every = {} if training.every is None else {"every": plain(training.every)}
-        return {"condition": named, "steps": training.steps, "settings": self.settings} | every
+        return {"condition": named, "config": self.config, "steps": training.steps} | every
 
     def _group_of(self, condition) -> tuple:
         try:
