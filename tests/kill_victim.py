@@ -112,7 +112,6 @@ def sweep(folder: str, pause: str = "0", die: str = "", runs: str = "16") -> Non
 
     from cetsim.sweep import provenance
     from cetsim.sweep.locks import claimed
-    from cetsim.sweep.progress import Reporter
     from cetsim.sweep.records import Records
     from cetsim.sweep.runner import Runner
 
@@ -127,7 +126,7 @@ def sweep(folder: str, pause: str = "0", die: str = "", runs: str = "16") -> Non
         records = Records(folder)
         print("ready", flush=True)
         _die_at(die)
-        Runner(records, Reporter(), 0.0).run(PLAN._replace(lines=lambda *_: []), batches(CONDITIONS[: int(runs)]))
+        Runner(PLAN._replace(outcome=lambda record: ""), records, 0.0).run(batches(CONDITIONS[: int(runs)]))
 
 
 def _die_at(point: str) -> None:

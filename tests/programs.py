@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 
 from cetsim.sweep.grid import grid, in_batches
-from cetsim.sweep.progress import Reporter
 from cetsim.sweep.records import Records
 from cetsim.sweep.runner import Plan, Program, Runner
 
@@ -82,12 +81,11 @@ def words(condition):
     return f"{condition['kind']} {condition['scale']} {condition['seed']}"
 
 
-def lines(conditions, records):
-    outcomes = [record.get("error") or last(record["rows"])["walk"] for record in records]
-    return [f"{words(each)}: {outcome}" for each, outcome in zip(conditions, outcomes, strict=True)]
+def outcome(record):
+    return str(record.get("error") or last(record["rows"])["walk"])
 
 
-PLAN = Plan(lambda each: {"walk": 1} | each, dict, Walk, words, lines, 1800)
+PLAN = Plan(lambda each: {"walk": 1} | each, dict, words, outcome, Walk, 1800)
 
 
 def batches(conditions=CONDITIONS, size=3, multiple=1):
@@ -97,7 +95,7 @@ def batches(conditions=CONDITIONS, size=3, multiple=1):
 def walk(folder, conditions=CONDITIONS, every=60.0, **of_batches):
     """Runs the walks that are not finished; the records."""
     records = Records(folder)
-    Runner(records, Reporter(), every).run(PLAN, batches(conditions, **of_batches))
+    Runner(PLAN, records, every).run(batches(conditions, **of_batches))
     return records
 
 

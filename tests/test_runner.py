@@ -9,7 +9,6 @@ from programs import CONDITIONS, PLAN, Walk, batches, expected, literal, measure
 from cetsim.sweep import runner
 from cetsim.sweep.files import digest
 from cetsim.sweep.grid import Batch, grid, share
-from cetsim.sweep.progress import Reporter
 from cetsim.sweep.records import Records
 from cetsim.sweep.runner import Infeasible, Interrupted, Runner
 
@@ -118,7 +117,7 @@ def test_batches_depend_on_the_grid_alone(tmp_path, watch):
     watch.seen.clear()
     records = Records(tmp_path / "parts")
     for shard in ("2/3", "3/3", "1/3"):
-        Runner(records, Reporter()).run(PLAN, share(batches(), shard))
+        Runner(PLAN, records).run(share(batches(), shard))
     assert sorted(watch.of("begin")) == sorted(whole)
     of = lambda folder: {name: r["batch"] for name, r in records_by_words(folder).items()}  # noqa: E731
     assert of(tmp_path / "parts") == of(tmp_path / "whole")
@@ -126,9 +125,9 @@ def test_batches_depend_on_the_grid_alone(tmp_path, watch):
 
 def test_what_is_left_of_a_batch_is_trained_in_its_lanes(tmp_path, watch):
     one, two, three = FEW[:3]
-    runner = Runner(Records(tmp_path), Reporter())
-    runner.run(PLAN, [Batch("a", (two,), 1)])  # recorded before, in another batch
-    runner.run(PLAN, [Batch("a", (one, two, three), 4)])
+    runner = Runner(PLAN, Records(tmp_path))
+    runner.run([Batch("a", (two,), 1)])  # recorded before, in another batch
+    runner.run([Batch("a", (one, two, three), 4)])
     assert watch.of("begin") == [[words(two)], [words(each) for each in (one, two, three, one)]]
     assert records_by_words(tmp_path)[words(three)]["batch"]["slot"] == 2
     assert measured(tmp_path) == expected(FEW[:3])
@@ -307,24 +306,27 @@ def test_a_keyboard_interrupt_is_no_failure(tmp_path, watch):
 # When checkpoints are made.
 
 
-def saves(clock, every, costs, seconds=5000):
+def saves(folder, monkeypatch, watch, clock, every, costs, chunks=5000):
     """When checkpoints are made, of which each takes so long, and when they are done; a chunk is a second."""
-    pace, times = runner._Pace(every), []
-    for _ in range(seconds):
-        clock.now += 1.0
-        if pace.is_due():
-            begun = clock.now
-            with pace.saving():
-                clock.now += costs[len(times) % len(costs)]
-            times.append((begun, clock.now))
+    times = []
+
+    def save(self, step, tree, notes):
+        begun = clock.now
+        clock.now += costs[len(times) % len(costs)]
+        times.append((begun, clock.now))
+
+    monkeypatch.setattr(runner.Checkpoints, "save", save)
+    monkeypatch.setattr(Walk, "ends", range(1, chunks + 1))
+    watch.do = lambda what, *_: setattr(clock, "now", clock.now + (what == "advance"))
+    walk(folder, FEW[:1], every)
     return np.asarray(times)
 
 
 @pytest.mark.parametrize("costs", [(0.0,), (0.5,), (4.0,), (4.0, 0.5, 20.0)])
 @pytest.mark.parametrize("every", [10.0, 60.0])
-def test_checkpoints_are_as_rare_as_keeps_their_cost_small(clock, every, costs):
+def test_checkpoints_are_as_rare_as_keeps_their_cost_small(tmp_path, monkeypatch, watch, clock, every, costs):
     began = clock.now
-    times = saves(clock, every, costs)
+    times = saves(tmp_path, monkeypatch, watch, clock, every, costs)
     trained = times[1:, 0] - times[:-1, 1]
     cost = times[:-1, 1] - times[:-1, 0]
     assert times[0, 0] - began == every
@@ -334,8 +336,8 @@ def test_checkpoints_are_as_rare_as_keeps_their_cost_small(clock, every, costs):
     assert (cost / (cost + trained) < 1 / 50).all()
 
 
-def test_without_a_pause_every_chunk_ends_in_a_checkpoint(clock):
-    assert len(saves(clock, 0.0, (4.0,), 100)) == 100
+def test_without_a_pause_every_chunk_ends_in_a_checkpoint(tmp_path, monkeypatch, watch, clock):
+    assert len(saves(tmp_path, monkeypatch, watch, clock, 0.0, (4.0,), 100)) == 99  # the last is recorded
 
 
 def test_checkpoints_are_made_between_chunks_at_that_pace(tmp_path, watch, clock, monkeypatch):
@@ -352,4 +354,4 @@ def test_checkpoints_are_made_between_chunks_at_that_pace(tmp_path, watch, clock
 
 def test_a_pause_below_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`checkpoint_every` must be at least 0"):
-        Runner(Records(tmp_path), Reporter(), -1.0)
+        Runner(PLAN, Records(tmp_path), -1.0)

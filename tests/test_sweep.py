@@ -301,7 +301,7 @@ def test_numbers_of_numpy_are_plain_ones(tmp_path):
 
 
 def test_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    def stop(self, plan, batches):
+    def stop(self, batches):
         raise runner.Interrupted(143)
 
     monkeypatch.setattr(runner.Runner, "run", stop)

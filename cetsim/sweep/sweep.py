@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from cetsim import checks
 from cetsim.sweep import hosts
 from cetsim.sweep.files import digest
-from cetsim.sweep.grid import Batch, entries, in_batches, naming, parse_shard, plain, share, words
+from cetsim.sweep.grid import entries, in_batches, naming, parse_shard, plain, share, words
 from cetsim.sweep.interrupts import graceful
 from cetsim.sweep.locks import claimed
-from cetsim.sweep.progress import Reporter, format_seconds
+from cetsim.sweep.progress import format_seconds
 from cetsim.sweep.records import OLD_RUNS, RUNS, TABLE, Records
 from cetsim.sweep.runner import CHECKPOINTS, EVERY, Interrupted, Plan, Runner, stop_if
 from cetsim.sweep.table import Table, final_values
@@ -75,106 +75,95 @@ def run(
     config. BlockingIOError if another process has the folder, OSError if it cannot be written. `Interrupted`, a
     SystemExit of status 130 or 143, when SIGINT or SIGTERM came.
     """
-    shard = _shared(shard, fresh)
-    sweep = _Sweep(list(conditions), training, tuple(static), config, defaults, columns, describe, batch, devices)
-    checks.require_at_least("checkpoint_every", checkpoint_every, 0.0)
+    parse_shard(shard)
+    if (joined := hosts.share_of_process()) != "1/1" and shard != "1/1":
+        raise ValueError(f"`shard` must be 1/1 in processes that were joined, which share by themselves, got {shard}")
+    shard = shard if joined == "1/1" else joined
+    if fresh and shard != "1/1":
+        raise ValueError(f"`fresh` must be False where processes share a folder, which others use, got {shard}")
+    checks.require_at_least("batch", batch, 1.0)
+    conditions, folder = list(conditions), Path(folder)
+    _require_distinct(conditions)
+    devices = tuple(jax.local_devices() if devices is None else devices)
+    made = _Trainings(conditions[0], training, tuple(static))
+    names = _Names(made, {} if config is None else config, defaults or {}, columns or {})
+    program = lambda condition, width: Trainer(made.of(condition), width, devices)  # noqa: E731
+    steps = max(made.of(condition).steps for condition in conditions)
+    plan = Plan(names.config_of, names.columns_of, describe, _outcome, program, steps)
+    size, multiple = (1, 1) if made.of(conditions[0]).on_host else (batch, len(devices))
+    batches = share(in_batches(conditions, made.group_of, size, multiple), shard)
     with _explaining_interruption(folder), claimed(folder, shard):
         if fresh:
-            for name in (OLD_RUNS, f"{OLD_RUNS}.damaged", TABLE):
-                (Path(folder) / name).unlink(missing_ok=True)
-            for name in (RUNS, CHECKPOINTS):
-                shutil.rmtree(Path(folder) / name, ignore_errors=True)
+            for name in (RUNS, CHECKPOINTS, OLD_RUNS, f"{OLD_RUNS}.damaged", TABLE):
+                shutil.rmtree(folder / name, ignore_errors=True)
+                (folder / name).unlink(missing_ok=True)
         records = Records(folder)
         failed = {key: record for key, record in records.records.items() if "error" in record}
-        with Reporter() as reporter:
-            runner, mine = Runner(records, reporter, checkpoint_every, stage), share(sweep.batches, shard)
-            left = sum(len(runner.unfinished(sweep.plan, each.conditions)) for each in mine)
-            reporter.expect(stage, left, sweep.plan.steps)
-            runner.run(sweep.plan, mine)
-            others = len(list(runner.checkpoints.glob("*")))
-        if others and shard == "1/1":
+        runner, keys = Runner(plan, records, checkpoint_every, stage), [plan.key(condition) for condition in conditions]
+        runner.run(batches)
+        if shard == "1/1" and (others := len(list(runner.checkpoints.glob("*")))):
             print(f"note: {others} unfinished batch{'es' * (others > 1)} of other configs left alone", file=sys.stderr)
-        hosts.exchange(records, sweep.keys)
+        hosts.exchange(records, keys)
         if wait:
-            _wait(records, sweep.keys, failed)
+            _wait(records, keys, failed)
     records.refresh()
-    table = Table({key: records.records[key] for key in sweep.keys if key in records.records})
+    table = Table({key: records.records[key] for key in keys if key in records.records})
     errors = [f"{key}: {record['error']}" for key, record in table.records.items() if "error" in record]
     if errors:
         print(f"error: {len(errors)} runs failed; they are tried again next time", *errors, sep="\n", file=sys.stderr)
     return table
 
 
-class _Sweep:
-    """The conditions with what is done with each; arguments as of `run`."""
+class _Trainings:
+    """The training of each condition: one for all that agree in what is static."""
 
-    def __init__(self, conditions, training, static, config, defaults, columns, describe, batch, devices):
-        checks.require_at_least("batch", batch, 1.0)
-        _require_distinct(conditions)
-        self.conditions, self.static, self.batch, self.defaults = conditions, static, batch, defaults
-        self.config = naming({} if config is None else config, defaults)
-        self.devices = tuple(jax.local_devices() if devices is None else devices)
-        absent = [name for name in static if name not in entries(conditions[0])]
-        if absent:
-            raise ValueError(f"`static` must name axes of the conditions, {list(entries(conditions[0]))}, got {absent}")
-        self._made: dict[tuple, Training] = {}
-        self._make = training if static else lambda: training
-        trainings = [self.training_of(condition) for condition in conditions]
-        on_host, steps = trainings[0].on_host, max(each.steps for each in trainings)
-        more = columns if callable(columns) else lambda condition: columns or {}
-        self.plan = Plan(
-            self.config_of,
-            lambda condition: plain(more(condition), "columns") | plain(entries(condition), "conditions"),
-            lambda condition, width: Trainer(self.training_of(condition), width, self.devices),
-            describe,
-            self._lines,
-            steps,
-        )
-        size, devices = (1, 1) if on_host else (batch, len(self.devices))
-        self.batches: list[Batch] = in_batches(conditions, self._group_of, size, devices)
-        self.keys = [self.plan.key(condition) for condition in conditions]
+    def __init__(self, first, make: Training | Callable, static: tuple[str, ...]):
+        self._static, self._make, self._made = static, make if static else lambda: make, {}
+        if absent := [name for name in static if name not in entries(first)]:
+            raise ValueError(f"`static` must name axes of the conditions, {list(entries(first))}, got {absent}")
 
     def _fixed(self, condition) -> tuple:
-        return tuple(json.dumps(plain(entries(condition)[name], name)) for name in self.static)
+        return tuple(json.dumps(plain(entries(condition)[name], name)) for name in self._static)
 
-    def training_of(self, condition) -> Training:
-        """The condition's training; one for all that agree in what is static."""
+    def of(self, condition) -> Training:
+        """The condition's training. Raises ValueError if it is none."""
         fixed = self._fixed(condition)
         if fixed not in self._made:
-            made = self._make(**{name: entries(condition)[name] for name in self.static})
+            made = self._make(**{name: entries(condition)[name] for name in self._static})
             if not isinstance(made, Training):
-                wanted = "return a Training" if self.static else "be a Training where no axis is static"
+                wanted = "return a Training" if self._static else "be a Training where no axis is static"
                 raise ValueError(f"`training` must {wanted}, got {made!r}")
             made.check()
             self._made[fixed] = made
         return self._made[fixed]
 
+    def group_of(self, condition) -> tuple:
+        """What is compiled for the condition."""
+        try:
+            return self._fixed(condition), self.of(condition).shape_of(condition)
+        except Exception:  # it fails again where it is trained, and is recorded then
+            return "alone", digest(plain(entries(condition)))
+
+
+class _Names(NamedTuple):
+    """How conditions are named and recorded."""
+
+    trainings: _Trainings
+    config: Any
+    defaults: dict[str, Any]
+    columns: dict[str, Any] | Callable[[Any], dict]
+
     def config_of(self, condition) -> dict:
         """What names the condition's run: all that it depends on and that is not a default."""
-        training, named = self.training_of(condition), naming(condition, self.defaults)
+        training = self.trainings.of(condition)
+        named = {"condition": naming(condition, self.defaults), "config": naming(self.config, self.defaults)}
         every = {} if training.every is None else {"every": plain(training.every)}
-        return {"condition": named, "config": self.config, "steps": training.steps} | every
+        return named | {"steps": training.steps} | every
 
-    def _group_of(self, condition) -> tuple:
-        try:
-            return self._fixed(condition), self.training_of(condition).shape_of(condition)
-        except Exception:  # it fails again where it is trained, and is recorded then
-            return "alone", digest(self.config_of(condition))
-
-    def _lines(self, conditions: list, records: list[dict]) -> list[str]:
-        return [f"{self.plan.describe(c)}: {_outcome(record)}" for c, record in zip(conditions, records, strict=True)]
-
-
-def _shared(shard: str, fresh: bool) -> str:
-    """The share of this process, by its own word or as one of several that were joined."""
-    parse_shard(shard)
-    joined = hosts.share_of_process()
-    if joined != "1/1" and shard != "1/1":
-        raise ValueError(f"`shard` must be 1/1 in processes that were joined, which share by themselves, got {shard}")
-    shard = shard if joined == "1/1" else joined
-    if fresh and parse_shard(shard)[1] > 1:
-        raise ValueError(f"`fresh` must be False where processes share a folder, which others use, got {shard}")
-    return shard
+    def columns_of(self, condition) -> dict:
+        """What rows of the condition's run share."""
+        more = self.columns(condition) if callable(self.columns) else self.columns
+        return plain(more, "columns") | plain(entries(condition), "conditions")
 
 
 def _require_distinct(conditions: list) -> None:

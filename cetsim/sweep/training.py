@@ -8,14 +8,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from cetsim import checks
-from cetsim.sweep.devices import over_slots, place
 from cetsim.sweep.grid import entries
 from cetsim.sweep.runner import Infeasible, Program
 
 EVALS = 10  # of a run, by default
+SLOTS = PartitionSpec("slots")
 
 
 class Evaluation(NamedTuple):
@@ -36,12 +37,7 @@ class Evaluation(NamedTuple):
     at: Sequence[int] | None = None
     over: Sequence[tuple] = ((),)
     prefix: str = ""
-    columns: dict[str, Any] = {}  # noqa: RUF012
-
-
-def numbers(condition) -> dict[str, Any]:
-    """The condition without its seed: the hyperparameters where nothing else is said."""
-    return {name: value for name, value in entries(condition).items() if name != "seed"}
+    columns: dict[str, Any] | None = None
 
 
 class Training(NamedTuple):
@@ -52,8 +48,7 @@ class Training(NamedTuple):
     - `init(hyperparameters, key)`: the state before the first step, a tree of arrays.
     - `advance(state, steps)`: the state after so many steps (a Python int), and a tree of what was measured, numbers
       or one a step, of which the mean is recorded.
-    - `evaluate`: a function of the state that gives a dict of numbers, an `Evaluation`, or several of them; None for
-      nothing.
+    - `evaluate`: a function of the state that gives a dict of numbers, an `Evaluation`, or several; None for nothing.
     - `steps`: of a whole run.
     - `every`: steps between two moments at which the host evaluates, records and makes checkpoints, or all these
       moments; a tenth of the run by default.
@@ -75,7 +70,9 @@ class Training(NamedTuple):
     evaluate: Callable[[Any], dict] | Evaluation | Sequence[Callable | Evaluation] | None
     steps: int
     every: int | Sequence[int] | None = None
-    hyperparameters: Callable[[Any], PyTree] = numbers
+    hyperparameters: Callable[[Any], PyTree] = lambda condition: {
+        n: v for n, v in entries(condition).items() if n != "seed"
+    }
     chunk: int | None = None
     frames_per_step: int = 1
     on_host: bool = False
@@ -84,16 +81,14 @@ class Training(NamedTuple):
 
     def check(self) -> None:
         """Raises ValueError for numbers of steps that are none, and moments that are not."""
-        checks.require_at_least("steps", self.steps, 1.0)
-        for name, value in (("every", 1 if np.ndim(self.every) else self.every), ("chunk", self.chunk)):
-            if value is not None:
+        for name, value in (("steps", self.steps), ("every", self.every), ("chunk", self.chunk)):
+            if value is not None and not np.ndim(value):
                 checks.require_at_least(name, value, 1.0)
         ends = self.ends
         if ends[0] < 1 or ends[-1] != self.steps or sorted({*ends}) != ends:
             raise ValueError(f"`every` must be a number or steps that ascend to the last, {self.steps}, got {ends}")
-        for evaluation in self.evaluations:
-            if odd := sorted({*(evaluation.at or ())} - {0, *ends}):
-                raise ValueError(f"`at` must be 0 or steps at which the host evaluates, {ends}, got {odd}")
+        if odd := sorted({step for each in self.evaluations for step in each.at or ()} - {0, *ends}):
+            raise ValueError(f"`at` must be 0 or steps at which the host evaluates, {ends}, got {odd}")
 
     @property
     def ends(self) -> list[int]:
@@ -106,11 +101,9 @@ class Training(NamedTuple):
     @property
     def evaluations(self) -> list[Evaluation]:
         """What is measured, one by one."""
-        if self.evaluate is None:
-            return []
-        several = self.evaluate if isinstance(self.evaluate, list | tuple) else [self.evaluate]
-        several = [self.evaluate] if isinstance(self.evaluate, Evaluation) else several
-        return [each if isinstance(each, Evaluation) else Evaluation(each) for each in several]
+        several = isinstance(self.evaluate, list | tuple) and not isinstance(self.evaluate, Evaluation)
+        each = self.evaluate if several else [] if self.evaluate is None else [self.evaluate]
+        return [one if isinstance(one, Evaluation) else Evaluation(one) for one in each]
 
     def arrays(self, condition) -> PyTree:
         """The hyperparameters with their numbers as arrays."""
@@ -130,15 +123,14 @@ class Trainer(Program):
     """
 
     def __init__(self, training: Training, width: int, devices: Sequence[jax.Device]):
-        self.training, self.width, self.devices = training, width, devices
-        self.ends, self.on_host = training.ends, training.on_host
+        self.training, self.width, self.devices, self.ends = training, width, devices, training.ends
         self._compiled: dict[int, Callable] = {}  # by the steps it makes
 
     def begin(self, slots: list):
         """The runs before their first step."""
         hyper = [self.training.arrays(condition) for condition in slots]
         keys = [jax.random.key(entries(condition).get("seed", 0)) for condition in slots]
-        if self.on_host:
+        if self.training.on_host:
             return self.training.init(hyper[0], keys[0])
         arrays, rest = eqx.partition(hyper[0], eqx.is_array)
         others = [eqx.filter(other, eqx.is_array) for other in hyper[1:]]
@@ -149,19 +141,17 @@ class Trainer(Program):
         """The runs after the steps from `start` to `end`, and what was measured of each."""
         rows: list[list[dict]] = [[] for _ in slots]
         if start == 0:
-            self._evaluate(rows, state, 0, [each for each in self.training.evaluations if 0 in (each.at or ())])
-        pieces, chunk = [], self.training.chunk or end - start
-        for at in range(start, end, chunk):
-            steps = min(chunk, end - at)
+            self._measure(rows, state, 0)
+        parts, chunk = [], self.training.chunk or end - start
+        for steps in (min(chunk, end - done) for done in range(start, end, chunk)):
             state, measured = self._advance(state, steps)
-            pieces.append((steps, {name: _mean(*name, array, steps) for name, array in _named(measured).items()}))
-        self._add(rows, end, _weighted(pieces))
-        due = [each for each in self.training.evaluations if each.at is None or end in each.at]
-        self._evaluate(rows, state, end, due)
+            parts.append((steps, {name: _mean(name[0], each, steps) for name, each in _named(measured).items()}))
+        self._add(rows, end, parts, Evaluation(self.training.advance))
+        self._measure(rows, state, end)
         if end == self.ends[-1] and not any(row["metric"] == "diverged" for row in rows[0]):
             step = end * self.training.frames_per_step
             for own in rows:
-                lost = any(row["value"] is None for row in own if row.get("step") == step)
+                lost = any(row["value"] is None for row in own if row["step"] == step)
                 own.append({"metric": "diverged", "step": step, "value": float(lost)})
         return state, rows
 
@@ -173,61 +163,85 @@ class Trainer(Program):
         """The state that was saved, on the devices it was on."""
         if self.training.restore is not None:
             return self.training.restore(tree, notes)
-        return tree if self.on_host else place(tree, self.devices)
+        return tree if self.training.on_host else place(tree, self.devices)
 
     def _advance(self, state, steps: int):
-        if self.on_host:
+        if self.training.on_host:
             state, measured = self.training.advance(state, steps)
             return state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], measured)
         arguments = self.training.advance, state, steps, self.devices
         if steps not in self._compiled:
             self._compiled[steps] = _advance.lower(*arguments).compile()
-            self._require_room(self._compiled[steps])
+            self._require_room(self._compiled[steps].compiled.memory_analysis())
         return self._compiled[steps](*arguments)
 
-    def _evaluate(self, rows, state, step: int, evaluations: list[Evaluation]) -> None:
-        for evaluation in evaluations:
+    def _measure(self, rows: list[list[dict]], state, step: int) -> None:
+        """Adds what the evaluations due at this step find to the rows of each slot."""
+        for evaluation in self.training.evaluations:
             parts = []
-            for arguments in evaluation.over:
-                if self.on_host:
-                    measured = evaluation.function(state, *arguments)
-                    if isinstance(measured, list):
-                        rows[0] += [{"step": step * self.training.frames_per_step} | row for row in measured]
-                        continue
-                    measured = jax.tree.map(lambda leaf: np.asarray(leaf)[None], measured)
-                else:
+            for arguments in evaluation.over if step in (self.ends if evaluation.at is None else evaluation.at) else ():
+                if not self.training.on_host:
                     measured = _evaluate(evaluation.function, state, arguments, self.devices)
-                arrays = [leaf for leaf in jax.tree.leaves(arguments) if np.ndim(leaf)]
-                parts.append((len(arrays[-1]) if arrays else 1, _named(measured)))
-            self._add(rows, step, _weighted(parts), evaluation.prefix, evaluation.columns)
+                elif isinstance(measured := evaluation.function(state, *arguments), list):
+                    rows[0] += [{"step": step * self.training.frames_per_step} | row for row in measured]
+                    continue
+                else:
+                    measured = jax.tree.map(lambda leaf: np.asarray(leaf)[None], measured)
+                lengths = [len(leaf) for leaf in jax.tree.leaves(arguments) if np.ndim(leaf)]
+                parts.append((lengths[-1] if lengths else 1, _named(measured)))
+            self._add(rows, step, parts, evaluation)
 
-    def _add(self, rows, step: int, measured: dict[tuple, np.ndarray], prefix: str = "", columns: dict | None = None):
-        """Adds what was measured, `[slots]` or `[slots, layers]`, to the rows of each slot."""
-        for (metric, layer), values in measured.items():
+    def _add(self, rows, step: int, parts: list[tuple[int, dict]], evaluation: Evaluation) -> None:
+        """Adds the weighted mean of what was measured in parts, `[slots]` or `[slots, layers]`, to rows."""
+        for metric, layer in parts[0][1] if parts else ():
+            arrays = [measured[metric, layer] for _, measured in parts]
+            values = np.average(arrays, 0, [weight for weight, _ in parts]) if len(parts) > 1 else arrays[0]
             if values.ndim > 2 or (values.ndim == 2 and layer is not None):
                 shape = list(values.shape[1:])
                 raise ValueError(f"what is measured must be a number, or one a layer, got {metric!r} of shape {shape}")
             layers = [layer] if values.ndim == 1 else map(str, range(values.shape[1]))
             for name, of_layer in zip(layers, values.reshape(len(values), -1).T, strict=True):
+                more = ({} if name is None else {"layer": name}) | (evaluation.columns or {})
                 for own, value in zip(rows, of_layer, strict=True):
-                    row = {"metric": prefix + metric, "step": step * self.training.frames_per_step}
-                    row |= {"value": float(value) if np.isfinite(value) else None}
-                    own.append(row | ({} if name is None else {"layer": name}) | (columns or {}))
+                    row = {"metric": evaluation.prefix + metric, "step": step * self.training.frames_per_step}
+                    own.append(row | {"value": float(value) if np.isfinite(value) else None} | more)
 
-    def _require_room(self, compiled) -> None:
+    def _require_room(self, program) -> None:
         """Raises Infeasible unless what a device has to hold at once fits its memory, as far as XLA tells."""
-        analysis, limit = compiled.compiled.memory_analysis(), _memory(self.devices[0])
-        if analysis is None or limit is None:
+        limit = _memory(self.devices[0])
+        if program is None or limit is None:
             return
-        need = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        need += analysis.temp_size_in_bytes
-        if need > limit:
-            needs, has = (f"{size / 2**30:.1f} GiB" for size in (need, limit))
-            raise Infeasible(
-                f"`batch` must be so small that its runs fit in memory: {self.width} runs on {len(self.devices)} "
-                f"devices need {needs} on each, which has {has}; about {max(1, int(limit / need * self.width))} would "
-                "fit"
-            )
+        need = program.argument_size_in_bytes + program.output_size_in_bytes - program.alias_size_in_bytes
+        if (need := need + program.temp_size_in_bytes) > limit:
+            runs = f"{self.width} runs on {len(self.devices)} devices need {need / 2**30:.1f} GiB on each, which has"
+            fitting = f"{limit / 2**30:.1f} GiB; about {max(1, int(limit / need * self.width))} would fit"
+            raise Infeasible(f"`batch` must be so small that its runs fit in memory: {runs} {fitting}")
+
+
+def over_slots(function: Callable, devices: Sequence[jax.Device]) -> Callable:
+    """`function` of trees of arrays, vmapped over their first axis, of which each device has its part.
+
+    No device waits for another: what is mapped needs no word from its neighbours. What `function` closes over is the
+    same for all. A single slot is not vmapped: large matrix products and convolutions gain nothing from it.
+    """
+
+    def mapped(*trees):
+        if any(leaf.shape[0] != 1 for leaf in jax.tree.leaves(trees)):
+            return jax.vmap(function)(*trees)
+        alone = function(*jax.tree.map(lambda leaf: leaf[0], trees))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], alone)
+
+    if len(devices) == 1:
+        return mapped
+    mesh = Mesh(np.asarray(devices), SLOTS)
+    return jax.shard_map(mapped, mesh=mesh, in_specs=SLOTS, out_specs=SLOTS, check_vma=False)
+
+
+def place(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """The tree of stacked slots with each on its device."""
+    if len(devices) == 1:
+        return jax.device_put(tree, devices[0])
+    return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), SLOTS), SLOTS))
 
 
 # Functions are arguments, not closures, so that arrays of the modules they are methods of are no constants.
@@ -253,21 +267,12 @@ def _named(measured: PyTree) -> dict[tuple[str, str | None], np.ndarray]:
     return {(text(p[:1]) or "loss", text(p[1:]) or None): np.asarray(leaf, float) for p, leaf in leaves}
 
 
-def _mean(metric: str, layer: str | None, values: np.ndarray, steps: int) -> np.ndarray:
+def _mean(metric: str, values: np.ndarray, steps: int) -> np.ndarray:
     """The mean over steps of what `advance` measured at each."""
     if values.ndim > 1 and values.shape[1] != steps:
         shape = list(values.shape[1:])
         raise ValueError(f"what `advance` measures must be a number, or one a step, got {metric!r} of shape {shape}")
     return values.mean(axis=1) if values.ndim > 1 else values
-
-
-def _weighted(parts: list[tuple[int, dict]]) -> dict[tuple, np.ndarray]:
-    """The mean of each name over parts with weights."""
-    if len(parts) == 1:
-        return parts[0][1]
-    weights = [weight for weight, _ in parts]
-    names = parts[0][1] if parts else ()
-    return {name: np.average([part[name] for _, part in parts], axis=0, weights=weights) for name in names}
 
 
 def _memory(device: jax.Device) -> int | None:
