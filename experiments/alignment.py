@@ -5,18 +5,16 @@ different places, where the same trace would be aligned differently (that is wha
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
-import pandas as pd
-
-from experiments.common import alignment, checks, vision
+from experiments.common import alignment, vision
 from experiments.common.conditions import Condition, delayed_traces, set_to_delay
-from experiments.common.options import Stream, Vision
+from experiments.common.options import Delays, Gate, Orders, Vision
 
 
 @dataclass(frozen=True)
-class Options(Stream, Vision):
+class Options(Delays, Orders, Gate, Vision):
     """Cosine between a trace's update and the true gradient, per layer, against delay, order and training time.
 
     The true gradient is that of the loss of the images whose learning signals arrive within the stretch, so that the
@@ -36,13 +34,6 @@ class Options(Stream, Vision):
     """Squared error norm at or below which a layer's activity leaves no trace, 1e-8 in the paper; 0 turns the gate
     off, so that what is seen is of the traces alone."""
 
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        checks.gate("error_gate", (self.error_gate,))
-        checks.orders(self.orders)
-        checks.delays("delays", self.delays, self.mode)
-
 
 PRESETS = {
     "demo": Options(seeds=2, learning_rates=(3e-3,), batch_conditions=1),
@@ -57,6 +48,11 @@ PRESETS = {
 }  # fmt: skip
 
 
+def conditions(options: Options) -> list[list[Condition]]:
+    """Backprop, which all traces watch."""
+    return [[set_to_delay(options, "backprop", 0, 0.0)]]
+
+
 def probes(options: Options) -> list[Condition]:
     """Every trace at every delay, which looks on."""
     return [
@@ -66,11 +62,4 @@ def probes(options: Options) -> list[Condition]:
     ]
 
 
-def run(options: Options) -> pd.DataFrame | None:
-    """Trains backprop, which all traces watch; the rows to report."""
-    return vision.run(options, [[set_to_delay(options, "backprop", 0, 0.0)]], probes(options))
-
-
-def report(rows: pd.DataFrame, options: Options) -> list[Path]:
-    """Prints the table and writes the figure."""
-    return alignment.report(rows, options.folder)
+run, report = partial(vision.run, conditions, probes=probes), alignment.report

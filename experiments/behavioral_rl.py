@@ -1,13 +1,11 @@
 """Control learned from rewards that come seconds to minutes late."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
-import pandas as pd
-
 from experiments.common import checks, returns, rl
-from experiments.common.conditions import Condition
+from experiments.common.conditions import Condition, delayed_traces
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ PRESETS = {
 
 def conditions(options: Options) -> list[Condition]:
     """Every trace at every delay, and signals without delay."""
-    traces = [trace for trace in rl.traces_of(options) if trace != rl.UNDELAYED]
+    traces = delayed_traces(options.orders)
     late = [Condition(*trace, delay, mode="carry") for delay in options.delays for trace in traces]
     return [Condition(*rl.UNDELAYED, mode="carry"), *late]
 
@@ -73,11 +71,4 @@ def trial(options: Options, condition: Condition) -> Condition:
     return replace(condition, delay_s=options.selection_delay if condition.delay_s else 0.0)
 
 
-def run(options: Options) -> pd.DataFrame | None:
-    """Trains what is not finished; the rows to report."""
-    return rl.run(options, conditions(options), lambda condition: trial(options, condition))
-
-
-def report(rows: pd.DataFrame, options: Options) -> list[Path]:
-    """Prints the tables and writes the figures."""
-    return returns.report(rows, options)
+run, report = partial(rl.run, conditions, trial=trial), returns.report

@@ -1,6 +1,7 @@
 """Test accuracy against the delay of credit: ET, CET, the ideal delay line, and backprop without delay."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -8,13 +9,13 @@ import pandas as pd
 
 from experiments.common import alignment, checks, plots, tables, vision
 from experiments.common.conditions import Condition, delayed_traces, set_to_delay
-from experiments.common.options import SelectionDelay, Stream, Vision
+from experiments.common.options import Delays, Orders, SelectionDelay, Vision
 
 KEY = ("trace", "order", "delay_s", "error_gate", "seed")
 
 
 @dataclass(frozen=True)
-class Options(SelectionDelay, Stream, Vision):
+class Options(Delays, SelectionDelay, Orders, Vision):
     """Test accuracy against the delay of credit, images seen one after the other.
 
     A batch of 128 images is a stretch of time, 0.2 s an image; the learning signal of an image arrives late
@@ -29,8 +30,6 @@ class Options(SelectionDelay, Stream, Vision):
     100 epochs, for a GPU."""
     delays: tuple[float, ...] = (0.2, 2.0, 6.0, 10.0)
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
-    orders: tuple[int, ...] = (2, 6, 10)
-    """Orders of the cascading traces, 2 to 64."""
     error_gates: tuple[float, ...] = (1e-8,)
     """Squared error norms at or below which a layer's activity leaves no trace; 0 turns the gate off."""
 
@@ -38,8 +37,6 @@ class Options(SelectionDelay, Stream, Vision):
         """Raises UserError for an option outside its range."""
         super().check()
         checks.gate("error_gates", self.error_gates)
-        checks.orders(self.orders)
-        checks.delays("delays", self.delays, self.mode)
         checks.selection_delay(self, self.mode)
 
 
@@ -81,9 +78,7 @@ def conditions(options: Options) -> list[list[Condition]]:
     return [[set_to_delay(options, "backprop", 0, 0.0)], *delayed]
 
 
-def run(options: Options) -> pd.DataFrame | None:
-    """Trains what is not finished; the rows to report."""
-    return vision.run(options, conditions(options))
+run = partial(vision.run, conditions)
 
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:

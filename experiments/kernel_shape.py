@@ -1,6 +1,7 @@
 """Accuracy and alignment over the order and the rate of a trace, its peak set right and wrong."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,9 @@ from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from experiments.common import checks, plots, tables, vision
+from experiments.common.checks import DT
 from experiments.common.conditions import Condition, delayed_traces, set_to_delay
-from experiments.common.options import SelectionDelay, Stream, Vision
-from experiments.common.units import DT
+from experiments.common.options import Delays, Gate, Orders, SelectionDelay, Vision
 
 NAMES = {"accuracy": "test accuracy (%)", "alignment": "alignment of the first layer (cosine)"}
 CHANCE_TO_BEST = (0, 50, 80, 90, 95, 97, 98, 99)  # ticks of accuracy's colours
@@ -21,7 +22,7 @@ _KEY = ("trace", "order", "delay_s", "peak_s", "seed")
 
 
 @dataclass(frozen=True)
-class Options(SelectionDelay, Stream, Vision):
+class Options(Delays, SelectionDelay, Orders, Gate, Vision):
     """Accuracy and alignment over the order and the rate of a trace, its peak set right and wrong.
 
     At each delay of the learning signal the peak of a cascade of each order is set to several multiples of that delay,
@@ -31,21 +32,12 @@ class Options(SelectionDelay, Stream, Vision):
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
-    delays: tuple[float, ...] = (2.0, 6.0)
-    """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
-    orders: tuple[int, ...] = (2, 6, 10)
-    """Orders of the cascading traces, 2 to 64."""
     factors: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0)
     """Peaks of the traces, in delays: 1 is right, 0.5 half the delay."""
-    error_gate: float = 1e-8
-    """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.gate("error_gate", (self.error_gate,))
-        checks.orders(self.orders)
-        checks.delays("delays", self.delays, self.mode)
         checks.selection_delay(self, self.mode)
         checks.peaks("factors", self.factors, (*self.delays, self.selection_delay or self.delays[0]), self.mode)
 
@@ -71,9 +63,7 @@ def conditions(options: Options) -> list[list[Condition]]:
     ]
 
 
-def run(options: Options) -> pd.DataFrame | None:
-    """Trains what is not finished; the rows to report."""
-    return vision.run(options, conditions(options))
+run = partial(vision.run, conditions)
 
 
 def rate_of(order: float, peak: float) -> float:

@@ -28,6 +28,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -44,9 +45,10 @@ from cetsim import sweep
 from cetsim.traces import CascadingTrace
 from cetsim.train import SupervisedRun, TrainState
 from experiments.common import checks, plots, tables, vision
+from experiments.common.checks import DT, STRETCH
 from experiments.common.conditions import Condition, set_to_delay
-from experiments.common.options import Vision
-from experiments.common.units import DT, STRETCH
+from experiments.common.hyperparameters import hyperparameters
+from experiments.common.options import Gate, Vision
 
 BOUNDS = math.log(DT), math.log((STRETCH - 1) * DT)  # of the logarithm of a peak in seconds
 BAND = 0.1  # of the delay, around it
@@ -62,7 +64,7 @@ _SHORT, _LONG = dict(marker="^", linestyle="-"), dict(marker="v", linestyle=(0, 
 
 
 @dataclass(frozen=True)
-class Options(Vision):
+class Options(Gate, Vision):
     """The peak of a cascade, learned from the task while the network learns.
 
     The peak starts wrong, and every --learn-every updates it moves towards where the network would learn better. Two
@@ -84,8 +86,6 @@ class Options(Vision):
     """Where the peak starts, in multiples of the delay."""
     methods: tuple[Literal["alignment", "perturbation"], ...] = ("alignment", "perturbation")
     """Ways to tell in which direction to move the peak."""
-    error_gate: float = 1e-8
-    """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
     learn_every: int = 10
     """Updates of the network between two steps of the peak."""
     step_size: float = 0.15
@@ -109,7 +109,6 @@ class Options(Vision):
         checks.each("starts", self.starts, lambda v: v > 0 and v != 1, "above 0 and not 1, which is always there")
         checks.peaks("starts", self.starts, (self.delay,), "reset")
         checks.names("methods", self.methods)
-        checks.gate("error_gate", (self.error_gate,))
         checks.counts(self, "learn_every", "stretches", "horizon")
         for name in ("step_size", "perturbation"):
             checks.require(name, 0 < getattr(self, name) < 1, "above 0 and below 1", getattr(self, name))
@@ -126,34 +125,7 @@ PRESETS = {
 }
 
 
-# How a peak is learned.
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a peak is learned; compiled into a program.
-
-    **Fields:**
-
-    - `method`: `"alignment"` or `"perturbation"`.
-    - `order`: of the cascade.
-    - `step_size`: η.
-    - `stretches`: that come next, over which the cosine or the loss is averaged.
-    - `horizon`: updates tried before the loss is taken.
-    - `distance`: σ.
-    """
-
-    method: str
-    order: int
-    step_size: float
-    stretches: int
-    horizon: int = 0
-    distance: float = 0.0
-
-    @property
-    def cost(self) -> int:
-        """Stretches of images that one step of the peak takes, beside those the network learns from."""
-        return self.stretches if self.method == "alignment" else 2 * (self.horizon + self.stretches)
+# How a peak is learned, by a rule: a condition with a method.
 
 
 class Learner(NamedTuple):
@@ -163,12 +135,7 @@ class Learner(NamedTuple):
     squares: Float[Array, "..."]
 
 
-def begin(peak: Float[Array, "..."]) -> Learner:
-    """The learner that has seen nothing yet, of a peak in seconds."""
-    return Learner(jnp.log(peak), jnp.zeros_like(peak))
-
-
-def learn(run: SupervisedRun, rule: Rule, state: TrainState, learner: Learner) -> tuple[TrainState, Learner]:
+def learn(run: SupervisedRun, rule: Condition, state: TrainState, learner: Learner) -> tuple[TrainState, Learner]:
     """One step of the peak: returns the state with its trace set to the new one, its network as it was."""
     g = slope(run, rule, state, learner.log_peak)
     g = jnp.where(jnp.isfinite(g), g, 0.0)  # a network that diverged tells nothing
@@ -178,13 +145,13 @@ def learn(run: SupervisedRun, rule: Rule, state: TrainState, learner: Learner) -
     return with_peak(state, rule.order, learner.log_peak), learner
 
 
-def slope(run: SupervisedRun, rule: Rule, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
+def slope(run: SupervisedRun, rule: Condition, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
     """How what should fall grows with the logarithm of the peak."""
     if rule.method == "alignment":
         # Forward: the kernel's slope is carried through all that follows from it.
         function = lambda at: mean_alignment(run, rule, state, at)  # noqa: E731
         return -jax.jvp(function, (log_peak,), (jnp.ones_like(log_peak),))[1]
-    return difference(lambda at: loss_after(run, rule, state, at), log_peak, rule.distance)
+    return difference(lambda at: loss_after(run, rule, state, at), log_peak, rule.perturbation)
 
 
 def difference(function: Callable, at: Float[Array, ""], distance: float) -> Float[Array, ""]:
@@ -193,14 +160,16 @@ def difference(function: Callable, at: Float[Array, ""], distance: float) -> Flo
     return (above - below) / (2 * distance)
 
 
-def mean_alignment(run: SupervisedRun, rule: Rule, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
+def mean_alignment(
+    run: SupervisedRun, rule: Condition, state: TrainState, log_peak: Float[Array, ""]
+) -> Float[Array, ""]:
     """Cosine between a trace's update and the true gradient, averaged over layers and the stretches that come next."""
     tuned = with_peak(state, rule.order, log_peak)
     cosines = jax.lax.map(lambda stretch: run.alignment(tuned, *stretch), coming(run, state, rule.stretches))
     return jnp.mean(jnp.stack(list(cosines.values())))
 
 
-def loss_after(run: SupervisedRun, rule: Rule, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
+def loss_after(run: SupervisedRun, rule: Condition, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
     """Loss that `rule.horizon` updates with a trace of that peak lead to, on the stretches that come after them."""
     after, _ = run.advance(with_peak(state, rule.order, log_peak), rule.horizon)
     x, labels = coming(run, after, rule.stretches)
@@ -242,42 +211,42 @@ class LearningCourse(vision.Course):
 
     def training(self, **static) -> sweep.Training:
         """How conditions of one rule are trained, and what is measured of them."""
-        order, method, every, *numbers = (static.pop(name) for name in RULE)
-        run, rule = self.supervised(**static), None if method == "held" else Rule(method, order, *numbers)
-        steps = run.settings.steps
+        rule = Condition(**{name: static.pop(name) for name in RULE})
+        run, learned = self.supervised(**static), rule.method != "held"
+        steps, every = run.settings.steps, rule.learn_every
         ends, at = self.points(steps, every or 1)
-        moves = [*range(every, steps, every), steps] if rule else ends
-        extra = 0 if rule is None else len(moves) * rule.cost
+        moves = [*range(every, steps, every), steps] if learned else ends
+        # Stretches of images that a step of the peak takes, beside those the network learns from.
+        cost = rule.stretches * (1 if rule.method == "alignment" else 2) + 2 * rule.horizon
+        extra = len(moves) * cost if learned else 0
         peaks = lambda state: {"learned_peak_s": jnp.exp(state[1].log_peak)}  # noqa: E731
         return sweep.Training(
             eqx.Partial(_init, run),
             eqx.Partial(_advance, run, rule),
             [
                 *self.evaluations(run, at, of_state=operator.itemgetter(0)),
-                sweep.Evaluation(peaks, at=[0, *moves] if rule else [steps]),
+                sweep.Evaluation(peaks, at=[0, *moves] if learned else [steps]),
                 sweep.Evaluation(lambda state: {"extra_stretches": jnp.asarray(float(extra))}, at=[steps]),
             ],
             steps,
             every=moves,
-            hyperparameters=lambda condition: (vision.hyperparameters(condition), jnp.asarray(condition.peak_s)),
+            hyperparameters=lambda condition: (hyperparameters(condition), jnp.asarray(condition.peak_s)),
         )
 
 
 def _init(run, start, key):
     hyper, peak = start
-    return run.init(hyper, key), begin(peak)
+    return run.init(hyper, key), Learner(jnp.log(peak), jnp.zeros_like(peak))  # which has seen nothing yet
 
 
 def _advance(run, rule, state, steps):
     """The state after `steps` updates, before which the peak moves, and their losses."""
-    state, learner = state if rule is None else learn(run, rule, *state)
+    state, learner = state if rule.method == "held" else learn(run, rule, *state)
     state, losses = run.advance(state, steps)
     return (state, learner), {"train_loss": losses}
 
 
-def run(options: Options) -> pd.DataFrame | None:
-    """Trains what is not finished; the rows to report."""
-    return vision.run(options, conditions(options), course=LearningCourse, static=(*vision.STATIC, *RULE))
+run = partial(vision.run, conditions, course=LearningCourse, static=(*vision.STATIC, *RULE))
 
 
 # What is made of it.

@@ -1,15 +1,16 @@
 """Test accuracy against the spread of the delay: credit that comes sooner or later from image to image."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
 from experiments.common import checks, plots, tables, vision
+from experiments.common.checks import DT, STRETCH
 from experiments.common.conditions import Condition, delayed_traces, set_to_delay
-from experiments.common.options import Stream, Vision
-from experiments.common.units import DT, STRETCH
+from experiments.common.options import Gate, Orders, Stream, Vision
 
 TITLES = {"": "fixed delay", "uniform": "uniform delays", "gamma": "gamma distributed delays"}
 _SD = 12**0.5  # spread of a uniform distribution over its standard deviation
@@ -17,7 +18,7 @@ _KEY = ("trace", "order", "distribution", "spread_s", "seed")
 
 
 @dataclass(frozen=True)
-class Options(Stream, Vision):
+class Options(Stream, Orders, Gate, Vision):
     """Test accuracy against the spread of delays that vary from image to image.
 
     The learning signal of each image arrives after a delay of its own, and traces are set to the mean delay. Compared
@@ -37,16 +38,10 @@ class Options(Stream, Vision):
     reset, signals later than their stretch of 25.6 s are lost."""
     distributions: tuple[Literal["uniform", "gamma"], ...] = ("uniform", "gamma")
     """Distributions of the delay, a panel of the figure for each."""
-    orders: tuple[int, ...] = (2, 6, 10)
-    """Orders of the cascading traces, 2 to 64."""
-    error_gate: float = 1e-8
-    """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.gate("error_gate", (self.error_gate,))
-        checks.orders(self.orders)
         checks.delays("mean", (self.mean,), self.mode)
         checks.names("distributions", self.distributions)
         checks.each("spreads", self.spreads, lambda v: v >= 0, "at least 0")
@@ -82,9 +77,7 @@ def conditions(options: Options) -> list[list[Condition]]:
     ]
 
 
-def run(options: Options) -> pd.DataFrame | None:
-    """Trains what is not finished; the rows to report."""
-    return vision.run(options, conditions(options))
+run = partial(vision.run, conditions)
 
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:

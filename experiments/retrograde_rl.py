@@ -1,13 +1,11 @@
 """Control learned from signals that take minutes from layer to layer."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
-import pandas as pd
-
 from experiments.common import checks, returns, rl
-from experiments.common.conditions import Condition
+from experiments.common.conditions import Condition, delayed_traces
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,9 @@ PRESETS = {
 
 def conditions(options: Options) -> list[Condition]:
     """Every trace with delays that stack, and signals without delay."""
-    late, shared = rl.traces_of(options), dict(mode="carry")
-    stacked = shared | {"delay_s": options.delay, "layers": len(options.hidden) + 1}
-    return [Condition(*trace, **(shared if trace == rl.UNDELAYED else stacked)) for trace in late]
+    stacked = {"delay_s": options.delay, "layers": len(options.hidden) + 1, "mode": "carry"}
+    late = [Condition(*trace, **stacked) for trace in delayed_traces(options.orders)]
+    return [Condition(*rl.UNDELAYED, mode="carry"), *late]
 
 
-def run(options: Options) -> pd.DataFrame | None:
-    """Trains what is not finished; the rows to report."""
-    return rl.run(options, conditions(options))
-
-
-def report(rows: pd.DataFrame, options: Options) -> list[Path]:
-    """Prints the tables and writes the figures."""
-    return returns.report(rows, options)
+run, report = partial(rl.run, conditions), returns.report

@@ -1,6 +1,7 @@
 """Learning from credit that takes minutes from layer to layer, and from the few images that are salient."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -8,9 +9,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common import alignment, checks, plots, tables, vision
+from experiments.common.checks import DT, UserError
 from experiments.common.conditions import Condition, delayed_traces
-from experiments.common.options import Vision
-from experiments.common.units import DT, UserError
+from experiments.common.options import Gate, Orders, Vision
 
 GATES = ("quantile", "threshold", "running", "random", "none")
 CNN_LAYERS = 5
@@ -28,7 +29,7 @@ _OF_GATES = ("fraction", "threshold")  # what a gate settles by itself
 
 
 @dataclass(frozen=True)
-class Options(Vision):
+class Options(Orders, Gate, Vision):
     """Learning from credit that takes minutes from layer to layer, and from the few images that are salient.
 
     Signals travel backwards from each layer to the one below it in --delay seconds, so that they stack: 2, 4, 6
@@ -53,8 +54,6 @@ class Options(Vision):
     """Length of a run that only serves to choose the learning rate."""
     delay: float = 120.0
     """Seconds that a signal takes from one layer to the one below, a multiple of 0.2 s."""
-    orders: tuple[int, ...] = (2, 6, 10)
-    """Orders of the cascading traces, 2 to 64."""
     fraction: float = 0.0125
     """Share of the images of a stretch that are salient."""
     error_gate: float = 0.0
@@ -79,8 +78,6 @@ class Options(Vision):
         """Raises UserError for an option outside its range."""
         super().check()
         checks.require("stretch", self.stretch >= 2, "at least 2", self.stretch)
-        checks.orders(self.orders)
-        checks.gate("error_gate", (self.error_gate,))
         checks.gate("threshold", (self.threshold,))
         for name, values in (("delay", (self.delay,)), ("delays", self.delays)):
             for value in values:
@@ -157,9 +154,7 @@ def _condition(options: Options, trace: str, order: int, change: dict) -> Condit
     )
 
 
-def run(options: Options) -> pd.DataFrame | None:
-    """Trains what is not finished; the rows to report."""
-    return vision.run(options, conditions(options))
+run = partial(vision.run, conditions)
 
 
 class Runs:

@@ -1,15 +1,16 @@
 """Test accuracy where time goes on without end, and where images do not come in random order."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
 from experiments.common import checks, plots, tables, vision
+from experiments.common.checks import DT, STRETCH
 from experiments.common.conditions import Condition, delayed_traces, set_to_delay
-from experiments.common.options import SelectionDelay, Vision
-from experiments.common.units import DT, STRETCH
+from experiments.common.options import Gate, Orders, SelectionDelay, Vision
 
 MODES = {"reset": "stretches start empty", "carry": "time goes on"}
 AXES = {
@@ -23,7 +24,7 @@ _KEY = ("trace", "order", "mode", "delay_s", *USUAL, "seed")
 
 
 @dataclass(frozen=True)
-class Options(SelectionDelay, Vision):
+class Options(SelectionDelay, Orders, Gate, Vision):
     """Test accuracy where time goes on without end, and where images do not come in random order.
 
     In the mode reset every stretch of 128 images starts with empty traces and loses the signals still under way at its
@@ -57,8 +58,6 @@ class Options(SelectionDelay, Vision):
         """Raises UserError for an option outside its range."""
         super().check()
         checks.names("modes", self.modes)
-        checks.gate("error_gate", (self.error_gate,))
-        checks.orders(self.orders)
         strictest = "reset" if "reset" in self.modes else "carry"
         checks.delays("delays", self.delays, strictest)
         checks.delays("order_delay", (self.order_delay,), strictest)
@@ -111,9 +110,7 @@ def _compared(options: Options, mode: str, delay: float, **varied) -> list[Condi
     ]
 
 
-def run(options: Options) -> pd.DataFrame | None:
-    """Trains what is not finished; the rows to report."""
-    return vision.run(options, conditions(options))
+run = partial(vision.run, conditions)
 
 
 def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -9,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.common import checks, plots, tables, vision
+from experiments.common.checks import DT
 from experiments.common.conditions import Condition, set_to_delay
-from experiments.common.options import Stream, Vision
-from experiments.common.units import DT
+from experiments.common.hyperparameters import make_trace
+from experiments.common.options import Delays, Gate, Orders, Vision
 
 FAMILIES = ("ET", "double exponential", "CET")
 REFERENCES = ("delay line", "backprop")  # nothing in them to tune but the learning rate
@@ -23,7 +25,7 @@ _STYLED_AS = (("ET", 1), ("double exponential", 2), ("CET", 10), ("delay line", 
 
 
 @dataclass(frozen=True)
-class Options(Stream, Vision):
+class Options(Delays, Orders, Gate, Vision):
     """Accuracy of ET, of two exponentials (LTP and LTD) and of CET, each tuned with one budget.
 
     At each delay every family of traces has the same number of candidates, and each of them the same learning rates.
@@ -34,8 +36,6 @@ class Options(Stream, Vision):
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
-    delays: tuple[float, ...] = (2.0, 6.0)
-    """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
     time_constants: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 16.0)
     """Candidates of ET, in delays; as many as --orders times --peaks, and --rises times --depressions times --peaks."""
     orders: tuple[int, ...] = (2, 4, 6, 8, 10, 20)
@@ -46,16 +46,11 @@ class Options(Stream, Vision):
     """Time constant τ2 of the exponential that is taken away, in those of the other, τ1; near 1 it tends to CET(2)."""
     depressions: tuple[float, ...] = (0.0, 0.5, 0.8)
     """Early LTD before LTP: 0 for none (a ratio ρ of 1), 1 for as much as all LTP (ρ = τ1/τ2, no area left)."""
-    error_gate: float = 1e-8
-    """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.gate("error_gate", (self.error_gate,))
-        checks.delays("delays", self.delays, self.mode)
         checks.each("time_constants", self.time_constants, lambda v: v > 0, "above 0")
-        checks.orders(self.orders)
         checks.each("rises", self.rises, lambda v: 0 < v <= 0.99, "above 0 and at most 0.99")
         checks.each("depressions", self.depressions, lambda v: 0 <= v <= 0.95, "0 to 0.95")
         checks.peaks("peaks", self.peaks, self.delays, self.mode)
@@ -128,9 +123,7 @@ def conditions(options: Options) -> list[list[Condition]]:
     return wanted
 
 
-def run(options: Options) -> pd.DataFrame | None:
-    """Trains what is not finished; the rows to report."""
-    return vision.run(options, conditions(options))
+run = partial(vision.run, conditions)
 
 
 def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:
@@ -234,7 +227,7 @@ def _draw_kernels(axis, ends: pd.DataFrame, options: Options, delay: float) -> N
     lags = np.arange(1, round(KERNEL_SPAN * delay / DT) + 1)
     for family in FAMILIES:
         for member in tuned(ends, options, family, delay)[:1].to_dict("records"):
-            trace = vision.make_trace(Condition(**{name: member[name] for name in _MEMBER}))
+            trace = make_trace(Condition(**{name: member[name] for name in _MEMBER}))
             right = float(trace.weights(round(delay / DT)))
             axis.plot(lags * DT, np.asarray(trace.weights(lags)) / right, color=_colours()[family])
     axis.axvline(delay, color=_colours()["delay line"], linestyle=(0, (2, 1.5)), linewidth=1, zorder=1)

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common import plots, tables
-from experiments.common.units import STRETCH
+from experiments.common.checks import STRETCH
+from experiments.common.options import Files
 
 MOST_LAYERS = 5  # columns; of deeper networks as many layers are drawn, spread over their depth
 _SETTING = ("error_gate", "update_every", "run_length", "interpolation", "spread_s", "distribution", "peak_ratio")
@@ -64,12 +65,12 @@ def at_end(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[frame.groupby(place, sort=False)["step"].idxmax()]
 
 
-def report(rows: pd.DataFrame, folder: Path) -> list[Path]:
+def report(rows: pd.DataFrame, options: Files) -> list[Path]:
     """Prints the table and writes the figure."""
     frame = select(rows)
     if len(frame):
         print(table(frame))
-    return draw(rows, folder)
+    return draw(rows, options.folder)
 
 
 def table(frame: pd.DataFrame) -> str:

@@ -3,18 +3,18 @@
 import math
 from collections.abc import Callable
 
-from experiments.common.units import DT, STRETCH, UserError
+DT = 0.2  # seconds an image is seen
+STRETCH = 128  # images in a stretch of time
 
 
-def flag(name: str) -> str:
-    """An option as it is given."""
-    return f"--{name.replace('_', '-')}"
+class UserError(Exception):
+    """What can only be put right by whoever gave the command: one line, no traceback."""
 
 
 def require(name: str, holds: bool, constraint: str, value) -> None:
     """Raises UserError that names the option unless it holds."""
     if not holds:
-        raise UserError(f"{flag(name)} must be {constraint}, got {value}")
+        raise UserError(f"--{name.replace('_', '-')} must be {constraint}, got {value}")
 
 
 def counts(options, *names: str) -> None:
@@ -28,8 +28,8 @@ def each(name: str, values: tuple, holds: Callable, constraint: str, distinct: b
     require(name, bool(values), "at least one", "none")
     for value in values:
         require(name, math.isfinite(value) and holds(value), constraint, f"{value:g}")
-    if distinct and len(set(values)) < len(values):
-        raise UserError(f"{flag(name)} must not repeat a value, got {' '.join(map(str, values))}")
+    once = not distinct or len(set(values)) == len(values)
+    require(name, once, "different from each other", " ".join(map(str, values)))
 
 
 def names(name: str, values: tuple[str, ...]) -> None:

@@ -5,12 +5,13 @@ import pkgutil
 import shlex
 import sys
 import textwrap
+from itertools import pairwise
 from types import ModuleType
 
 import experiments
 from experiments.common import tables
+from experiments.common.checks import UserError
 from experiments.common.options import Files
-from experiments.common.units import UserError
 
 USAGE = "python -m experiments NAME [options]"
 
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
     options = parse(name, experiment, rest)
     try:
         options.check()
-        return draw(experiment, options) if options.plot_only else run(experiment, options)
+        return report(experiment, options)
     except UserError as error:
         return fail(str(error))
     except OSError as error:
@@ -51,53 +52,31 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-def run(experiment: ModuleType, options: Files) -> int:
-    """Trains what is not finished and reports, unless another shard does."""
+def report(experiment: ModuleType, options: Files) -> int:
+    """Trains what is not finished, or reads the table, prints what came of it and draws the figures."""
+    if options.plot_only:
+        rows = tables.of_options(tables.read(options.folder / "results.csv"), options)
     tables.require_writable(options.folder)
-    rows = experiment.run(options)
-    if rows is not None:
-        report(experiment, rows, options)
+    rows = rows if options.plot_only else experiment.run(options)
+    if rows is not None:  # another shard reports
+        paths = experiment.report(rows, options)
+        print(f"\nresults: {options.folder / 'results.csv'}", *(f"figure:  {path}" for path in paths), sep="\n")
     return 0
-
-
-def draw(experiment: ModuleType, options: Files) -> int:
-    """Reports again from the table alone."""
-    rows = tables.read(options.folder / "results.csv")
-    tables.require_writable(options.folder)
-    report(experiment, tables.of_options(rows, options), options)
-    return 0
-
-
-def report(experiment: ModuleType, rows, options: Files) -> None:
-    """Prints the tables, draws the figures and says where they are."""
-    paths = experiment.report(rows, options)
-    print(f"\nresults: {options.folder / 'results.csv'}")
-    print("\n".join(f"figure:  {path}" for path in paths))
 
 
 def parse(name: str, experiment: ModuleType, arguments: list[str]) -> Files:
     """Options given, over those of the preset they name; exits with status 2 if they can't be read."""
     import tyro
 
-    presets = experiment.PRESETS
+    presets, words = experiment.PRESETS, " ".join(arguments).replace("--preset=", "--preset ").split()
+    named = [following for word, following in pairwise(words) if word == "--preset"]
     return tyro.cli(
         experiment.Options,
         args=arguments,
-        default=presets.get(named_preset(arguments)) or next(iter(presets.values()), None),
+        default=presets.get(named[-1] if named else None) or next(iter(presets.values()), None),
         prog=f"python -m experiments {name}",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-
-
-def named_preset(arguments: list[str]) -> str | None:
-    """The value given to `--preset`, the last if there are several."""
-    named = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
-        if argument == "--preset":
-            named = following
-        elif argument.startswith("--preset="):
-            named = argument.removeprefix("--preset=")
-    return named
 
 
 def listing() -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from experiments.common.units import STRETCH
+from experiments.common.checks import STRETCH
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.common import checks
-from experiments.common.units import STRETCH, UserError
+from experiments.common.checks import STRETCH, UserError
 
 FORMS = Literal["activation", "preactivation", "authors_linear", "authors"]
 
@@ -142,8 +142,47 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Orders:
+    """Orders of cascades; mixed into other options, as those below."""
+
+    orders: tuple[int, ...] = (2, 6, 10)
+    """Orders of the cascading traces, 2 to 64."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.orders(self.orders)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One error gate for all runs."""
+
+    error_gate: float = 1e-8
+    """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.gate("error_gate", (self.error_gate,))
+
+
+@dataclass(frozen=True)
+class Delays(Stream):
+    """Delays of credit, and how images come meanwhile."""
+
+    delays: tuple[float, ...] = (2.0, 6.0)
+    """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.delays("delays", self.delays, self.mode)
+
+
+@dataclass(frozen=True)
 class SelectionDelay:
-    """One delay at which learning rates are chosen; mixed into options on images."""
+    """One delay at which learning rates are chosen."""
 
     selection_delay: float | None = None
     """Choose each trace's learning rate at this delay alone, in seconds, for all delays; by default at each."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -13,7 +14,7 @@ import pandas as pd
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade, FixedDelay, LayerwiseDelay, sweep
 from cetsim.rl import ActorCriticRun, HostRun, Hyperparameters, Settings, environments, from_gymnasium, policy_alignment
 from experiments.common import checks, tables
-from experiments.common.conditions import Condition, delayed_traces
+from experiments.common.conditions import Condition
 from experiments.common.options import Sweep
 from experiments.common.selection import Kind, Stage, complete, users_errors
 
@@ -187,17 +188,6 @@ class Control(Agent, Sweep):
         checks.require(name, getattr(self, name) >= need, why, getattr(self, name))
 
 
-def traces_of(options: Control) -> list[tuple[str, int]]:
-    """What is compared, by kind and order."""
-    return [UNDELAYED, *delayed_traces(options.orders)]
-
-
-def candidates(options: Control, condition: Condition) -> list[Condition]:
-    """The condition with each learning rate and, for the exponential trace, each β to choose from."""
-    betas = options.betas if condition.trace == "ET" else (0.0,)
-    return [replace(condition, learning_rate=rate, beta=beta) for beta in betas for rate in options.learning_rates]
-
-
 # Training.
 
 
@@ -355,32 +345,40 @@ def open_environment(options: Control):
 
 
 def run(
+    conditions: Callable[[Control], list[Condition]],
     options: Control,
-    conditions: list[Condition],
-    trial: Callable[[Condition], Condition] = lambda condition: condition,
+    *,
+    trial: Callable[[Control, Condition], Condition] = lambda options, condition: condition,
 ) -> pd.DataFrame | None:
     """Chooses settings, trains what is not finished and records it.
 
     **Arguments:**
 
+    - `conditions`: of options, what is compared.
     - `options`: of the experiment.
-    - `conditions`: what is compared.
-    - `trial`: of a condition, the one in which its settings are chosen, such as one of another delay.
+    - `trial`: of options and a condition, the one in which its settings are chosen, such as one of another delay.
 
     **Returns:** the tidy rows of the runs reported; None in shards that leave the report to the first.
     """
     with users_errors():
         courses = {measured_on: Course(options, measured_on) for measured_on in ("validation", "test")}
-        groups = [candidates(options, condition) for condition in conditions]
+        groups = [_candidates(options, condition) for condition in conditions(options)]
         for condition in (one for group in groups for one in group):
             courses["test"].hyperparameters(condition)
     of = lambda measured_on: Stage(courses[measured_on].training, courses[measured_on].config())  # noqa: E731
     score = lambda values: values["validation_return"]  # noqa: E731
-    return complete(options, groups, Kind(of, STATIC, score, courses["test"].columns, describe, trial))
+    return complete(
+        options, groups, Kind(of, STATIC, score, courses["test"].columns, _describe, partial(trial, options))
+    )
 
 
-def describe(condition: Condition) -> str:
-    """A condition in words."""
+def _candidates(options: Control, condition: Condition) -> list[Condition]:
+    """The condition with each learning rate and, for the exponential trace, each β to choose from."""
+    betas = options.betas if condition.trace == "ET" else (0.0,)
+    return [replace(condition, learning_rate=rate, beta=beta) for beta in betas for rate in options.learning_rates]
+
+
+def _describe(condition: Condition) -> str:
     where = tables.label(condition.trace, condition.order)
     where += f" at {condition.delay_s:g} s" if condition.delay_s else ""
     return where + (f", β {condition.beta:g}" if condition.beta else "")

@@ -12,9 +12,9 @@ import pandas as pd
 from cetsim import sweep
 from cetsim.sweep import provenance
 from experiments.common import tables
+from experiments.common.checks import UserError
 from experiments.common.conditions import Condition
 from experiments.common.options import Sweep
-from experiments.common.units import UserError
 
 
 class Stage(NamedTuple):
@@ -66,7 +66,8 @@ def complete(options: Sweep, groups: Sequence[Sequence[Condition]], kind: Kind) 
     status 1 if no run has ended well, of 130 or 143 when interrupted.
     """
     index, count = map(int, options.shard.split("/"))
-    pairs = [[(_trial(kind, candidate, options), candidate) for candidate in group] for group in groups]
+    trial = lambda candidate: replace(kind.trial(candidate), seed=options.selection_seed)  # noqa: E731
+    pairs = [[(trial(candidate), candidate) for candidate in group] for group in groups]
     trials = list(dict.fromkeys(trial for group in pairs if len(group) > 1 for trial, _ in group))
     tried = _sweep(options, trials, kind, "validation", wait=True, fresh=options.fresh) if trials else None
     best = sweep.choose(tried, [[trial for trial, _ in group] for group in pairs], kind.score) if trials else None
@@ -94,12 +95,9 @@ def reported(table: sweep.Table) -> pd.DataFrame:
     return rows[rows["metric"].notna()]
 
 
-def _trial(kind: Kind, condition: Condition, options: Sweep) -> Condition:
-    return replace(kind.trial(condition), seed=options.selection_seed)
-
-
 def _sweep(options: Sweep, runs: list[Condition], kind: Kind, measured_on: str, **how) -> sweep.Table:
-    stage = kind.stage(measured_on)
+    stage, chooses = kind.stage(measured_on), measured_on == "validation"
+    which = lambda one: f"learning rate {one.learning_rate:g}" if chooses else f"seed {one.seed}"  # noqa: E731
     with users_errors():
         return sweep.run(
             options.folder,
@@ -108,18 +106,12 @@ def _sweep(options: Sweep, runs: list[Condition], kind: Kind, measured_on: str, 
             static=kind.static,
             config=stage.config,
             columns=kind.columns,
-            describe=lambda one: kind.describe(one) + _which(one, measured_on),
-            stage="selection" if measured_on == "validation" else "training",
+            describe=lambda one: f"{kind.describe(one)}, {which(one)}",
+            stage="selection" if chooses else "training",
             batch=options.batch_conditions,
             shard=options.shard,
             **how,
         )
-
-
-def _which(condition: Condition, measured_on: str) -> str:
-    if measured_on == "validation":
-        return f", learning rate {condition.learning_rate:g}"
-    return f", seed {condition.seed}"
 
 
 @contextmanager

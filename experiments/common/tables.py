@@ -9,9 +9,9 @@ import pandas as pd
 
 from cetsim import sweep
 from cetsim.sweep.files import write_atomic
+from experiments.common.checks import STRETCH, UserError
 from experiments.common.conditions import DEFAULTS, WITHOUT_DELAY
 from experiments.common.options import Files
-from experiments.common.units import STRETCH, UserError
 
 CITATION = "Learning From the Past with Cascading Eligibility Traces, arXiv:2506.14598"
 DATASETS = {"digits": "digits (8x8)", "mnist": "MNIST", "cifar10": "CIFAR-10", "tinyimagenet": "TinyImageNet"}

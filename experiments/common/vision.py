@@ -6,7 +6,6 @@ trained side by side. Runs of one seed begin from the same weights and see the i
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -17,95 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from cetsim import data, nn, salience, sweep
-from cetsim.delays import FixedDelay, LayerwiseDelay, RandomDelay
+from cetsim import data, nn, sweep
 from cetsim.presentation import Presentation
-from cetsim.traces import CascadingTrace, DelayLine, DoubleExponentialTrace, ExponentialTrace
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
+from cetsim.train import Settings, SupervisedRun
 from experiments.common import tables
+from experiments.common.checks import DT, STRETCH, UserError
 from experiments.common.conditions import Condition, at_rates, changed
+from experiments.common.hyperparameters import WEIGHT_DECAY, hyperparameters
 from experiments.common.options import Vision
 from experiments.common.selection import Kind, Stage, complete, users_errors
-from experiments.common.units import DT, STRETCH, UserError
 
 STATIC = ("mode", "update_every", "run_length", "interpolation", "layers", "derivative")
-WEIGHT_DECAY = 0.01
 CURVE_POINTS = 10  # of the training loss
 TEST_POINTS = 5  # of accuracy and alignment along the way
 ALIGNMENT_STRETCHES = {"mlp": 8, "cnn": 2, "resnet20": 2}
-TAIL = 1e-3  # area of the kernel that a stream may forget
-COMMON_DELAY = 1200  # steps per layer up to which retrograde runs share one program
-THRESHOLD_ROOM = 0.1  # of a stretch, for images above a fixed threshold
 EVALUATED_AT_ONCE = 1000  # images, by networks that convolve: more only take memory
 UNROLLED = 5  # steps of such networks in a program, on CPU
-
-
-# What one run is made of.
-
-
-def make_trace(condition: Condition):
-    """The condition's trace; see `Condition` for where it is set."""
-    match condition.trace:
-        case "ET":
-            return ExponentialTrace(condition.peak_s, DT)
-        case "CET":
-            return CascadingTrace(condition.order, condition.peak_s, DT)
-        case "double exponential":
-            return DoubleExponentialTrace(condition.peak_s, condition.rise_s, condition.ratio, DT)
-        case _:  # backprop is a delay line without delay
-            return DelayLine(condition.peak_s, DT)
-
-
-def make_delay(condition: Condition):
-    """When the condition's credit comes; draws of a run differ with its seed."""
-    if not condition.distribution:
-        return FixedDelay(condition.delay_s, DT, max_delay=condition.delay_s if condition.mode == "carry" else None)
-    key, longest = jax.random.key(condition.seed + 7919), None
-    if condition.mode == "carry":  # room for uniform delays, and for gamma distributed ones up to 7 sd above the mean
-        above = condition.spread_s * (0.5 if condition.distribution == "uniform" else 2.0)
-        longest = DT * math.ceil((condition.delay_s + above) / DT - 1e-3)
-    return RandomDelay(condition.delay_s, condition.spread_s, DT, condition.distribution, key, max_delay=longest)
-
-
-def hyperparameters(condition: Condition) -> Hyperparameters:
-    """What distinguishes the condition's training run, as arrays."""
-    if condition.layers:
-        trace, gate, keep = _layerwise_traces(condition), make_gate(condition), condition.mode == "reset"
-        delay = LayerwiseDelay.stacked(condition.delay_s, condition.layers, DT, condition.delay_s, keep_late=keep)
-    else:
-        trace, delay, gate = make_trace(condition), make_delay(condition), None
-        trace = trace.tabulate(STRETCH if condition.mode == "reset" else trace.window(TAIL))
-    numbers = condition.learning_rate or 1.0, condition.error_gate, WEIGHT_DECAY  # that of a probe is of no account
-    rate, error_gate, decay = map(jnp.asarray, numbers)
-    return Hyperparameters(rate, trace, delay, error_gate, decay, gate)
-
-
-def _layerwise_traces(condition: Condition) -> tuple:
-    """A trace for each layer, set to its own delay; the top layer's signal is at hand."""
-    layers = range(condition.layers)
-    peaks = [layer * condition.peak_s for layer in layers]
-    traces = [make_trace(replace(condition, peak_s=peak)) if peak else DelayLine(0.0, DT) for peak in peaks]
-    if condition.mode == "carry":
-        return tuple(trace.tabulate(trace.window(TAIL)) for trace in traces)
-    # Every lag that a stretch can ask for, of the longest delays usually compared.
-    lags = condition.update_every + max(layers) * max(round(condition.delay_s / DT), COMMON_DELAY)
-    return tuple(trace.tabulate(lags) for trace in traces)
-
-
-def make_gate(condition: Condition) -> salience.AbstractGate:
-    """What picks the images that are learned from."""
-    fraction, placement = condition.fraction, condition.placement
-    match condition.gate:
-        case "quantile":
-            return salience.QuantileGate(fraction, placement)
-        case "random":
-            return salience.RandomGate(fraction, placement)
-        case "running":
-            return salience.RunningGate(fraction, placement=placement)
-        case "threshold":
-            return salience.ThresholdGate(condition.threshold, THRESHOLD_ROOM, placement)
-        case _:
-            return salience.NoGate(placement)
 
 
 # What all runs of one length on one dataset share.
@@ -252,9 +178,8 @@ class Course:
         align, probe = eqx.Partial(_align, run, of_state), eqx.Partial(_align_probe, run, of_state)
         measured.append(sweep.Evaluation(align, at=[0, *at], over=self.stretches))
         for one in self.probes:
-            names = ("trace", "order", "delay_s", "peak_s", "error_gate")
             over = [(hyperparameters(one), *stretch) for stretch in self.stretches]
-            columns = {name: getattr(one, name) for name in names}
+            columns = {name: getattr(one, name) for name in ("trace", "order", "delay_s", "peak_s", "error_gate")}
             measured.append(sweep.Evaluation(probe, at=[0, *at], over=over, columns=columns))
         return measured
 
@@ -318,9 +243,10 @@ def _align_probe(run, of_state, state, hyper, x, labels):
 
 
 def run(
+    conditions: Callable[[Vision], list[list[Condition]]],
     options: Vision,
-    groups: list[list[Condition]],
-    probes: Sequence[Condition] = (),
+    *,
+    probes: Callable[[Vision], list[Condition]] = lambda options: [],
     course: type[Course] = Course,
     static: tuple[str, ...] = STATIC,
 ) -> pd.DataFrame | None:
@@ -328,10 +254,10 @@ def run(
 
     **Arguments:**
 
+    - `conditions`: of options, groups of candidates, of each of which the best on images held out of the training set
+      is reported; those reported are trained on the whole training set.
     - `options`: of the experiment.
-    - `groups`: candidates, of each group of which the best on images held out of the training set is reported; those
-      reported are trained on the whole training set.
-    - `probes`: conditions whose alignment is measured at the weights of every run reported.
+    - `probes`: of options, conditions whose alignment is measured at the weights of every run reported.
     - `course`: how runs are trained, where that is not as usual; `static`: what it compiles in.
 
     **Returns:** the tidy rows of the runs reported; None in shards that leave the report to the first.
@@ -343,8 +269,8 @@ def run(
         held_out = data.split_validation(dataset, options.validation, options.selection_seed)
     if (kept := len(held_out.train_y)) < options.stretch:
         raise UserError(f"at least {options.stretch} training images must be left after holding some out, got {kept}")
-    groups = at_rates(groups, options.learning_rates)
-    reported = course(options, dataset, "test", probes)
+    groups = at_rates(conditions(options), options.learning_rates)
+    reported = course(options, dataset, "test", probes(options))
     selection = course(options, held_out, "validation")
     with users_errors():
         for group in groups:

@@ -1,0 +1,120 @@
+"""How conditions are chosen, trained, shared among processes and resumed, with a training that only counts."""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cetsim import sweep
+from experiments.common.conditions import Condition
+from experiments.common.options import Sweep, UserError
+from experiments.common.selection import Kind, Stage, complete
+
+RATES = {"a": (0.1, 0.2), "b": (0.1, 0.2), "c": (0.1, 0.2), "d": (0.3,)}
+
+
+@dataclass(frozen=True)
+class Options(Sweep):
+    """Three seeds of four things."""
+
+    out: Path = Path("here")
+    broken: tuple = field(default=())
+
+    @property
+    def name(self):
+        return "things"
+
+
+def kind(options, trained):
+    """Of a condition the learning rate is its score; what is trained is told, and some of it fails."""
+
+    def stage(measured_on):
+        def begin(condition, key):
+            seen = condition.trace, condition.learning_rate, condition.seed
+            trained.append(seen)
+            if seen in options.broken:
+                raise RuntimeError("broken")
+            return condition
+
+        score = lambda condition: {f"{measured_on}_accuracy": condition.learning_rate}  # noqa: E731
+        own = dict(steps=2, every=2, hyperparameters=lambda condition: condition, on_host=True)
+        counting = sweep.Training(begin, lambda condition, steps: (condition, {}), score, **own)
+        return Stage(lambda mode: counting, {"measured_on": measured_on})
+
+    by_accuracy = lambda values: values["validation_accuracy"]  # noqa: E731
+    return Kind(stage, ("mode",), by_accuracy, lambda one: {}, lambda one: one.trace)
+
+
+def run(folder, trained=None, shard="1/1", broken=()):
+    """What is reported: trace, learning rate and seed of each run, in their order; and what was trained."""
+    trained = [] if trained is None else trained
+    options = Options(out=folder, shard=shard, selection_seed=99, broken=broken)
+    groups = [[Condition(name, learning_rate=rate) for rate in rates] for name, rates in RATES.items()]
+    rows = complete(options, groups, kind(options, trained))
+    if rows is None:
+        return None, trained
+    runs = rows.drop_duplicates("run")
+    return list(zip(runs["trace"], runs["learning_rate"], runs["seed"], strict=True)), trained
+
+
+def test_the_best_of_each_group_is_run_for_every_seed(tmp_path):
+    reported, _ = run(tmp_path)
+    assert reported == [(name, 0.3 if name == "d" else 0.2, seed) for seed in range(3) for name in "abcd"]
+    assert len(sweep.load(tmp_path / "things").records) == 6 + 12  # where there is no choice there is no trial
+
+
+def test_what_is_finished_is_not_run_again(tmp_path):
+    reported, _ = run(tmp_path)
+    table = sweep.load(tmp_path / "things").runs
+    (lost,) = table.index[(table["trace"] == "b") & (table["seed"] == 1)]
+    (tmp_path / "things" / "runs" / f"{lost}.json").unlink()
+    (tmp_path / "things" / "results.csv").unlink()
+    again, trained = run(tmp_path)
+    assert again == reported
+    assert ("b", 0.2, 1) in trained
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shards_share_the_work_and_the_first_reports(tmp_path, count, capsys):
+    alone, _ = run(tmp_path / "alone")
+    found = {}
+    shards = [f"{index + 1}/{count}" for index in range(count)]
+    work = lambda shard: found.update({shard: run(tmp_path / "together", shard=shard)[0]})  # noqa: E731
+    threads = [threading.Thread(target=work, args=(shard,)) for shard in shards]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {shard: alone if shard.startswith("1/") else None for shard in shards}
+    assert f"shard {count} of {count} is done; the first reports" in capsys.readouterr().out
+
+
+def test_the_best_is_chosen_of_the_trials_that_did_not_fail(tmp_path, capsys):
+    reported, _ = run(tmp_path, broken=(("a", 0.2, 99), ("b", 0.1, 99), ("b", 0.2, 99)))
+    assert {(name, rate) for name, rate, _ in reported} == {("a", 0.1), ("b", 0.1), ("c", 0.2), ("d", 0.3)}
+    assert "broken" in capsys.readouterr().err
+
+
+def test_runs_that_fail_are_told_left_out_and_tried_again(tmp_path, capsys):
+    reported, _ = run(tmp_path, broken=(("a", 0.2, 1),))
+    assert len(reported) == 3 * 4 - 1
+    assert ("a", 0.2, 1) not in reported
+    assert "RuntimeError: broken" in capsys.readouterr().err
+    again, _ = run(tmp_path)
+    assert len(again) == 3 * 4
+
+
+def test_an_experiment_of_which_nothing_ended_well_has_failed(tmp_path):
+    everything = tuple((name, rate, seed) for name in RATES for rate in (0.1, 0.2, 0.3) for seed in (0, 1, 2, 99))
+    with pytest.raises(SystemExit, match="1"):
+        run(tmp_path, broken=everything)
+
+
+def test_a_folder_that_another_process_has_is_the_users_to_put_right(tmp_path, monkeypatch):
+    def taken(*args, **more):
+        raise BlockingIOError("another process has the folder")
+
+    monkeypatch.setattr(sweep, "run", taken)
+    with pytest.raises(UserError, match="another process"):
+        run(tmp_path)
