@@ -67,14 +67,8 @@ def conditions(options: Options) -> list[Kernel]:
 
 def run(options: Options) -> pd.DataFrame:
     """Computes what is missing: a sweep in which nothing is trained; the rows to report."""
-    nothing = sweep.Training(
-        lambda kernel, key: kernel,
-        lambda kernel, steps: (kernel, {}),
-        analyse,
-        steps=1,
-        hyperparameters=lambda kernel: kernel,
-        on_host=True,
-    )
+    stay = dict(steps=1, hyperparameters=lambda kernel: kernel, on_host=True)
+    nothing = sweep.Training(lambda kernel, key: kernel, lambda kernel, steps: (kernel, {}), analyse, **stay)
     with users_errors():
         named = dict(columns={"experiment": options.name}, describe=str, fresh=options.fresh)
         table = sweep.run(options.folder, conditions(options), nothing, batch=1, **named)
@@ -120,16 +114,12 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         return plots.save(figure, options.folder, "kernels")
 
 
-def _series(rows: pd.DataFrame, key: tuple, metric: str, x: str) -> tuple[np.ndarray, np.ndarray]:
-    own = tables.of_trace(rows[rows["metric"] == metric], key)
-    return own[x].to_numpy(float), own["value"].to_numpy(float)
-
-
 def _draw_weights(axis, rows: pd.DataFrame, keys: list[tuple]) -> None:
     delay = rows["delay_s"].iloc[0]
     for key, style in plots.styles(keys).items():
-        x, y = _series(rows, key, "weight_per_s", "time_s")
-        axis.plot(x, y, **style, markevery=(3, max(1, len(x) // 8)), label=tables.label(*key))
+        own = tables.of_trace(rows[rows["metric"] == "weight_per_s"], key)
+        every = (3, max(1, len(own) // 8))
+        axis.plot(own["time_s"], own["value"], **style, markevery=every, label=tables.label(*key))
     axis.axvline(delay, **_IDEAL, zorder=0, label=f"delay, {delay:g} s")
     axis.set(xlabel="time since the activity (s)", ylabel="weight in the trace (1/s)", xlim=(0, None), ylim=(0, None))
     axis.set_title("a  Impulse responses, area 1", loc="left")
@@ -157,9 +147,10 @@ def _draw_widths(axis, width: pd.DataFrame, keys: list[tuple]) -> None:
 def _draw_laplace(axis, rows: pd.DataFrame, keys: list[tuple]) -> None:
     delay = rows["delay_s"].iloc[0]
     for key, style in plots.styles(keys).items():
-        x, y = _series(rows, key, "laplace", "s_per_s")
-        axis.semilogy(x, y, **style, markevery=max(1, len(x) // 8))
-    axis.semilogy(x, np.exp(-x * delay), **_IDEAL, label=f"ideal delay, $e^{{-sT}}$ with T = {delay:g} s")
+        own = tables.of_trace(rows[rows["metric"] == "laplace"], key)
+        axis.semilogy(own["s_per_s"], own["value"], **style, markevery=max(1, len(own) // 8))
+    s = np.unique(rows["s_per_s"].dropna())
+    axis.semilogy(s, np.exp(-s * delay), **_IDEAL, label=f"ideal delay, $e^{{-sT}}$ with T = {delay:g} s")
     axis.set(xlabel="s, real (1/s)", ylabel="Laplace transform L(s)", xlim=(0, None))
     axis.set_title("c  Laplace transform (colours as in a)", loc="left")
     axis.legend(loc="lower left")

@@ -220,18 +220,13 @@ class LearningCourse(vision.Course):
         cost = rule.stretches * (1 if rule.method == "alignment" else 2) + 2 * rule.horizon
         extra = len(moves) * cost if learned else 0
         peaks = lambda state: {"learned_peak_s": jnp.exp(state[1].log_peak)}  # noqa: E731
-        return sweep.Training(
-            eqx.Partial(_init, run),
-            eqx.Partial(_advance, run, rule),
-            [
-                *self.evaluations(run, at, of_state=operator.itemgetter(0)),
-                sweep.Evaluation(peaks, at=[0, *moves] if learned else [steps]),
-                sweep.Evaluation(lambda state: {"extra_stretches": jnp.asarray(float(extra))}, at=[steps]),
-            ],
-            steps,
-            every=moves,
-            hyperparameters=lambda condition: (hyperparameters(condition), jnp.asarray(condition.peak_s)),
-        )
+        measured = [
+            *self.evaluations(run, at, of_state=operator.itemgetter(0)),
+            sweep.Evaluation(peaks, at=[0, *moves] if learned else [steps]),
+            sweep.Evaluation(lambda state: {"extra_stretches": jnp.asarray(float(extra))}, at=[steps]),
+        ]
+        start = lambda condition: (hyperparameters(condition), jnp.asarray(condition.peak_s))  # noqa: E731
+        return sweep.Training(eqx.Partial(_init, run), eqx.Partial(_advance, run, rule), measured, steps, moves, start)
 
 
 def _init(run, start, key):
@@ -269,8 +264,7 @@ def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:
     asked = {"delay_s": options.delay, "order": options.order, "error_gate": options.error_gate}
     ends = tables.like_last(tables.finals(rows), (*_SUBJECT, "step"), **asked)
     ends = ends.drop_duplicates(["method", "peak_s", "seed"], keep="last")
-    rank = ends["method"].map(list(_STYLES).index)
-    return ends.assign(rank=rank).sort_values(["rank", "peak_s", "seed"])
+    return ends.assign(rank=ends["method"].map(list(_STYLES).index)).sort_values(["rank", "peak_s", "seed"])
 
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
@@ -314,24 +308,16 @@ def draw(rows: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path]:
         _draw_peaks(axes[0, 0], rows, ends, delay, order)
         _draw_losses(axes[1, 0], rows, ends, delay)
         axes[1, 0].set_xlabel("updates of the network")
-        figure.legend(handles=_legend(ends, delay), loc="outside upper center", ncols=2)
+        names = {m: "held wrong" if m == "held" else f"learned by {m}" for m in dict.fromkeys(ends["method"])}
+        lines = [Line2D([], [], **_HELD_RIGHT, label=f"held right, {delay:g} s")]
+        lines += [Line2D([], [], **_STYLES[method], label=name) for method, name in names.items()]
+        figure.legend(handles=lines, loc="outside upper center", ncols=2)
         note = (
             f"{_settings(ends)}. ▲ starts too short, ▼ too long. Thick: mean over seeds; thin: seeds. Grey band: "
             f"delay ± {100 * BAND:g} %. Dotted: where the update is best aligned if images are unrelated, "
             f"{best_peak(delay, order):.3g} s.{tables.left_out(ends)}"
         )
         return plots.save(figure, folder, "learned-delay", note)
-
-
-def _legend(ends: pd.DataFrame, delay: float) -> list[Line2D]:
-    """A line for each method; starts are told by marks."""
-    lines = []
-    for method in dict.fromkeys(ends["method"]):
-        if method == "held":
-            lines.append(Line2D([], [], **_HELD_RIGHT, label=f"held right, {delay:g} s"))
-        name = "held wrong" if method == "held" else f"learned by {method}"
-        lines.append(Line2D([], [], **_STYLES[method], label=name))
-    return lines
 
 
 def _draw_peaks(axis, rows: pd.DataFrame, ends: pd.DataFrame, delay: float, order: int) -> None:

@@ -79,21 +79,15 @@ class Options(Orders, Gate, Vision):
         super().check()
         checks.require("stretch", self.stretch >= 2, "at least 2", self.stretch)
         checks.gate("threshold", (self.threshold,))
-        for name, values in (("delay", (self.delay,)), ("delays", self.delays)):
-            for value in values:
-                checks.require(
-                    name, value > 0 and checks.whole_steps(value), f"above 0 and a multiple of {DT:g} s", value
-                )
-        for name, values in (("fraction", (self.fraction,)), ("fractions", self.fractions)):
-            for value in values:
-                checks.require(name, 0 < value <= 1, "above 0 and at most 1", value)
+        for name, value in (("delay", self.delay), *(("delays", value) for value in self.delays)):
+            checks.steps_above_zero(name, (value,), DT)
+        for name, value in (("fraction", self.fraction), *(("fractions", value) for value in self.fractions)):
+            checks.require(name, 0 < value <= 1, "above 0 and at most 1", value)
         for name in ("gates", "derivatives", "placements"):
             checks.names(name, getattr(self, name))
         if self.mode == "carry":
-            ideal = self.derivatives == ("ideal",)
-            checks.require(
-                "derivatives", ideal, "ideal with --mode carry: what is sent down cannot wait", self.derivatives
-            )
+            ideal = "ideal with --mode carry: what is sent down cannot wait"
+            checks.require("derivatives", self.derivatives == ("ideal",), ideal, self.derivatives)
         if self.network == "resnet20":
             raise UserError("--network must be mlp or cnn, whose layers stand in a row, got resnet20")
 
@@ -243,11 +237,9 @@ def draw_curves(rows: pd.DataFrame, runs: Runs, folder: Path) -> list[Path]:
     with plots.figure(2, height=4.6, sharex=True) as (figure, axes):
         for key, style in plots.styles(tables.traces(ends)[::-1]).items():
             own = tables.of_trace(sound, key)
-            curve = lambda axis, metric, scale, own=own, style=style, key=key: plots.curves(  # noqa: E731
-                axis, own[own["metric"] == metric], style=style, name=tables.label(*key), scale=scale
-            )
-            curve(axes[0, 0], "train_loss", 1.0)
-            curve(axes[1, 0], "test_accuracy", 100.0)
+            for axis, metric, scale in ((axes[0, 0], "train_loss", 1.0), (axes[1, 0], "test_accuracy", 100.0)):
+                of_metric, name = own[own["metric"] == metric], tables.label(*key)
+                plots.curves(axis, of_metric, style=style, name=name, scale=scale)
         axes[0, 0].set_ylabel("training loss\n(nats, all images)")
         axes[0, 0].set_yscale("log")
         axes[1, 0].set_ylabel("test accuracy (%)")

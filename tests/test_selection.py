@@ -1,7 +1,7 @@
 """How conditions are chosen, trained, shared among processes and resumed, with a training that only counts."""
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from cetsim import sweep
 from experiments.common.conditions import Condition
 from experiments.common.options import Sweep, UserError
-from experiments.common.selection import Kind, Stage, complete
+from experiments.common.selection import complete
 
 RATES = {"a": (0.1, 0.2), "b": (0.1, 0.2), "c": (0.1, 0.2), "d": (0.3,)}
 
@@ -19,39 +19,45 @@ class Options(Sweep):
     """Three seeds of four things."""
 
     out: Path = Path("here")
-    broken: tuple = field(default=())
 
     @property
     def name(self):
         return "things"
 
 
-def kind(options, trained):
+class Counting:
     """Of a condition the learning rate is its score; what is trained is told, and some of it fails."""
 
-    def stage(measured_on):
+    def __init__(self, measured_on, trained, broken):
+        self.measured_on, self.trained, self.broken = measured_on, trained, broken
+
+    def config(self):
+        return {"measured_on": self.measured_on}
+
+    def columns(self, condition):
+        return {}
+
+    def training(self, mode):
         def begin(condition, key):
             seen = condition.trace, condition.learning_rate, condition.seed
-            trained.append(seen)
-            if seen in options.broken:
+            self.trained.append(seen)
+            if seen in self.broken:
                 raise RuntimeError("broken")
             return condition
 
-        score = lambda condition: {f"{measured_on}_accuracy": condition.learning_rate}  # noqa: E731
+        score = lambda condition: {f"{self.measured_on}_accuracy": condition.learning_rate}  # noqa: E731
         own = dict(steps=2, every=2, hyperparameters=lambda condition: condition, on_host=True)
-        counting = sweep.Training(begin, lambda condition, steps: (condition, {}), score, **own)
-        return Stage(lambda mode: counting, {"measured_on": measured_on})
-
-    by_accuracy = lambda values: values["validation_accuracy"]  # noqa: E731
-    return Kind(stage, ("mode",), by_accuracy, lambda one: {}, lambda one: one.trace)
+        return sweep.Training(begin, lambda condition, steps: (condition, {}), score, **own)
 
 
 def run(folder, trained=None, shard="1/1", broken=()):
     """What is reported: trace, learning rate and seed of each run, in their order; and what was trained."""
     trained = [] if trained is None else trained
-    options = Options(out=folder, shard=shard, selection_seed=99, broken=broken)
+    options = Options(out=folder, shard=shard, selection_seed=99)
     groups = [[Condition(name, learning_rate=rate) for rate in rates] for name, rates in RATES.items()]
-    rows = complete(options, groups, kind(options, trained))
+    courses = {measured_on: Counting(measured_on, trained, broken) for measured_on in ("validation", "test")}
+    how = dict(static=("mode",), score=lambda values: values["validation_accuracy"], describe=lambda one: one.trace)
+    rows = complete(options, groups, courses, **how)
     if rows is None:
         return None, trained
     runs = rows.drop_duplicates("run")

@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -40,23 +40,16 @@ def select(rows: pd.DataFrame) -> pd.DataFrame:
 
 def layers(frame: pd.DataFrame) -> dict[str, str]:
     """The layers from the images up, with names for readers."""
-    found, network = sorted(set(frame["layer"]), key=_depth), frame["network"].iloc[0]
-    if network.startswith("MLP"):
-        return dict(zip(found, [*(f"hidden {i + 1}" for i in range(len(found) - 1)), "output"], strict=True))
-    if network.startswith("CNN"):
-        names = [*(f"conv {i + 1}" for i in range(len(found) - 2)), "hidden", "output"]
-        return dict(zip(found, names, strict=True))
-    return {layer: _name_in_resnet(layer) for layer in found}
-
-
-def _depth(layer: str) -> tuple:
-    """Sorts the names of layers from the images up: by their numbers, a ResNet's ends around its blocks."""
-    return {"stem": -1, "head": 1}.get(layer, 0), [int(digits) for digits in re.findall(r"\d+", layer)]
-
-
-def _name_in_resnet(layer: str) -> str:
-    numbers = [int(digits) + 1 for digits in re.findall(r"\d+", layer)]
-    return "block {} conv {}".format(*numbers) if numbers else {"stem": "stem", "head": "output"}[layer]
+    numbers = lambda layer: [int(digits) for digits in re.findall(r"\d+", layer)]  # noqa: E731
+    # By their numbers, a ResNet's ends around its blocks.
+    found = sorted(set(frame["layer"]), key=lambda layer: ({"stem": -1, "head": 1}.get(layer, 0), numbers(layer)))
+    kind = frame["network"].iloc[0].split()[0]
+    hidden = {"MLP": [f"hidden {i + 1}" for i in range(len(found) - 1)],
+              "CNN": [*(f"conv {i + 1}" for i in range(len(found) - 2)), "hidden"]}  # fmt: skip
+    if kind in hidden:
+        return dict(zip(found, [*hidden[kind], "output"], strict=True))
+    place = lambda layer: "block {} conv {}".format(*(n + 1 for n in numbers(layer)))  # noqa: E731
+    return {layer: {"stem": "stem", "head": "output"}.get(layer) or place(layer) for layer in found}
 
 
 def at_end(frame: pd.DataFrame) -> pd.DataFrame:
@@ -92,7 +85,10 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
     frame = select(rows)
     if frame.empty:
         return plots.left_out("alignment", "no run with a trace has been finished without diverging")
-    shown, panels = _spread_out(layers(frame)), _panels(frame)
+    names, panels = layers(frame), _panels(frame)
+    # All layers, or the first, the last and some between.
+    few = np.unique(np.linspace(0, len(names) - 1, min(MOST_LAYERS, len(names))).round().astype(int))
+    shown = {layer: names[layer] for layer in (list(names)[i] for i in few)}
     if not panels:
         return plots.left_out("alignment", "nothing varies: neither delay nor order nor training step")
     size = dict(width=plots.PAGE_WIDTH, height=1.0 + 1.55 * len(panels))
@@ -107,8 +103,8 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
         low = axes[0, 0].get_ylim()[0]
         low = 0.5 if low > 0.5 else min(low, -0.03)
         axes[0, 0].set(ylim=(low, 1.0 + 0.05 * (1.0 - low)), yticks=(0.5, 0.75, 1) if low == 0.5 else (0, 0.5, 1))
-        names = len(tables.traces(frame))
-        return plots.save(figure, folder, "alignment", _note(frame, len(shown)), axes[-1, 0], columns=names)
+        columns = len(tables.traces(frame))
+        return plots.save(figure, folder, "alignment", _note(frame, len(shown)), axes[-1, 0], columns)
 
 
 def _panels(frame: pd.DataFrame) -> list[tuple]:
@@ -125,14 +121,6 @@ def _panels(frame: pd.DataFrame) -> list[tuple]:
 
 def _longest(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["delay_s"] == frame["delay_s"].max()]
-
-
-def _spread_out(names: dict[str, str]) -> dict[str, str]:
-    """The layers drawn: all, or the first, the last and some between."""
-    found, gaps = list(names), MOST_LAYERS - 1
-    if len(found) <= MOST_LAYERS:
-        return names
-    return {found[i]: names[found[i]] for i in (round(k * (len(found) - 1) / gaps) for k in range(gaps + 1))}
 
 
 def _against_delay(axis: Axes, frame: pd.DataFrame, layer: str) -> None:
@@ -165,20 +153,13 @@ def _against_time(axis: Axes, frame: pd.DataFrame, layer: str) -> None:
 
 def _set_ticks(axis: Axes, names: dict[float, str], columns: int) -> None:
     """Ticks that can be written below a logarithmic axis without touching, the largest among them."""
+    apart, shown = 0.04 * min(columns, MOST_LAYERS) * math.log(max(names) / min(names)), [max(names)]
+    for value in sorted(names, reverse=True):
+        if math.log(shown[-1] / value) >= apart:
+            shown.append(value)
     axis.set_xscale("log")
-    shown = _apart(list(names), columns)
-    axis.set_xticks(shown, [names[value] for value in shown])
+    axis.set_xticks(shown[::-1], [names[value] for value in shown[::-1]])
     axis.minorticks_off()
-
-
-def _apart(values: Sequence[float], columns: int) -> list[float]:
-    logs = [math.log(value) for value in values]
-    apart = 0.04 * min(columns, MOST_LAYERS) * (max(logs) - min(logs))
-    shown = [len(values) - 1]
-    for i in reversed(range(len(values))):
-        if logs[shown[-1]] - logs[i] >= apart:
-            shown.append(i)
-    return [values[i] for i in reversed(shown)]
 
 
 def _note(frame: pd.DataFrame, columns: int) -> str:

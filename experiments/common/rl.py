@@ -16,7 +16,7 @@ from cetsim.rl import ActorCriticRun, HostRun, Hyperparameters, Settings, enviro
 from experiments.common import checks, tables
 from experiments.common.conditions import Condition
 from experiments.common.options import Sweep
-from experiments.common.selection import Kind, Stage, complete, users_errors
+from experiments.common.selection import complete, users_errors
 
 NAMES = {"cartpole": "CartPole-v1", "space_invaders": "MinAtar SpaceInvaders", "lunarlander": "LunarLander-v3"}
 UNDELAYED = ("no delay", 0)
@@ -33,14 +33,9 @@ VALUE = 0.5  # weight of the critic's loss
 
 
 class Paper(NamedTuple):
-    """How the paper trains in one environment.
-
-    **Fields:**
-
-    - `frames`: of a run, over all environments.
-    - `environments`: side by side; `rollout`: steps of each between two updates.
-    - `split`: whether observations are split into positive and negative parts.
-    - `anneal`: whether the learning rate falls to 0. `normalization`: of traces.
+    """How the paper trains in an environment: frames of a run, environments side by side, steps of each between two
+    updates, whether observations are split into positive and negative parts, whether rates fall to 0, and the norm of
+    traces.
     """
 
     frames: int
@@ -56,11 +51,7 @@ PAPER = {
     "lunarlander": Paper(5_000_000, 4, 128, split=True, anneal=False, normalization="area"),
     "space_invaders": Paper(10_000_000, 32, 32, split=False, anneal=False, normalization="peak"),
 }
-CHOICES = {  # compared and chosen from in the paper
-    "orders": (2, 5, 8, 10),
-    "betas": (0.5, 0.7, 0.9, 0.99),
-    "learning_rates": (1e-4, 2.5e-4, 5e-4, 9e-4),
-}
+CHOICES = {"orders": (2, 5, 8, 10), "betas": (0.5, 0.7, 0.9, 0.99), "learning_rates": (1e-4, 2.5e-4, 5e-4, 9e-4)}
 AUTHORS_CODE = {
     "critic_rate": 1.0,  # the critic's learning rate is the actor's
     "truncation": "terminate",  # an episode that is broken off counts as one that ended
@@ -109,8 +100,7 @@ class Agent:
         """Raises UserError for an option outside its range."""
         super().check()
         for name in ("environments", "rollout"):
-            value = getattr(self, name)
-            checks.require(name, value is None or value >= 1, "at least 1", value)
+            checks.each(name, (getattr(self, name) or 1,), lambda v: v >= 1, "at least 1")
         checks.each("hidden", self.hidden, lambda v: v >= 1, "at least 1", distinct=False)
         checks.each("critic_rate", (self.critic_rate,), lambda v: v > 0, "above 0")
         for name in ("discount", "lam"):
@@ -155,11 +145,6 @@ class Control(Agent, Sweep):
     """Runs of one program trained at once."""
 
     @property
-    def paper(self) -> Paper:
-        """The paper's settings of the environment."""
-        return PAPER[self.environment]
-
-    @property
     def dataset(self) -> str:
         """Name of the environment."""
         return NAMES[self.environment]
@@ -167,7 +152,8 @@ class Control(Agent, Sweep):
     @property
     def sides(self) -> tuple[int, int]:
         """Environments side by side, and steps of each between two updates."""
-        return self.environments or self.paper.environments, self.rollout or self.paper.rollout
+        paper = PAPER[self.environment]
+        return self.environments or paper.environments, self.rollout or paper.rollout
 
     @property
     def longest(self) -> float:
@@ -222,9 +208,8 @@ class Course:
 
     def settings(self) -> Settings:
         """What is compiled into a program."""
-        width, rollout = self.options.sides
-        given = known(Settings, self.options) | {"environments": width, "rollout": rollout}
-        return Settings(updates=self.updates, **given)
+        sides = dict(zip(("environments", "rollout"), self.options.sides, strict=True))
+        return Settings(updates=self.updates, **(_known(Settings, self.options) | sides))
 
     def hyperparameters(self, condition: Condition) -> Hyperparameters:
         """The condition's trace, delay and rates."""
@@ -234,8 +219,7 @@ class Course:
             delay = LayerwiseDelay.stacked(late, layers, options.dt)
         else:
             trace, delay = self._trace(condition, late), FixedDelay(late, options.dt, late)
-        given = known(Hyperparameters, options)
-        return Hyperparameters(condition.learning_rate, trace, delay, value=VALUE, **given)
+        return Hyperparameters(condition.learning_rate, trace, delay, value=VALUE, **_known(Hyperparameters, options))
 
     def _trace(self, condition: Condition, delay: float):
         options = self.options
@@ -274,20 +258,12 @@ class Course:
             measured = {"return": mean, "entropy": progress.entropy, "value_loss": progress.value_loss}
             return (after, state[1]), measured
 
-        evaluations = self._evaluations(run, with_trace, [*ends[POINTS // MEASURED - 1 :: POINTS // MEASURED]])
-        return sweep.Training(
-            init,
-            advance,
-            evaluations,
-            self.updates,
-            every=ends,
-            hyperparameters=lambda condition: jnp.asarray(condition.learning_rate),
-            frames_per_step=self.frames_per_step,
-            on_host=self.on_host,
-            **saving,
-        )
+        measured = self._evaluations(run, with_trace, {*ends[POINTS // MEASURED - 1 :: POINTS // MEASURED]})
+        rate = lambda condition: jnp.asarray(condition.learning_rate)  # noqa: E731
+        how = dict(frames_per_step=self.frames_per_step, on_host=self.on_host, **saving)
+        return sweep.Training(init, advance, measured, self.updates, ends, rate, **how)
 
-    def _evaluations(self, run, with_trace: Callable, at: list[int]) -> list[sweep.Evaluation]:
+    def _evaluations(self, run, with_trace: Callable, at: set[int]) -> list[sweep.Evaluation]:
         limits = (self.options.episodes,) if self.on_host else (self.options.episodes, MAX_STEPS)
 
         def returns(state):
@@ -304,8 +280,8 @@ class Course:
             sweep.Evaluation(returns, at=[self.updates]),
             sweep.Evaluation(lambda state: {"diverged": state[0].agent.diverged}, at=[self.updates]),
         ]
-        moments = sorted({*at, self.updates})
-        return [sweep.Evaluation(align, at=moments), *ended] if self.measured_on == "test" else ended
+        aligned = sweep.Evaluation(align, at=sorted({*at, self.updates}))
+        return [aligned, *ended] if self.measured_on == "test" else ended
 
     def config(self) -> Setting:
         """All that runs depend on besides their conditions."""
@@ -326,10 +302,9 @@ class Course:
         }
 
 
-def known(kind: type, options: Agent) -> dict[str, Any]:
+def _known(kind: type, options: Agent) -> dict[str, Any]:
     """The agent's options that are fields of a kind of settings."""
-    agent = options.agent
-    return {own.name: getattr(agent, own.name) for own in fields(kind) if hasattr(agent, own.name)}
+    return {own.name: getattr(options, own.name) for own in fields(kind) if hasattr(options.agent, own.name)}
 
 
 def open_environment(options: Control):
@@ -337,7 +312,7 @@ def open_environment(options: Control):
 
     **Raises:** ImportError, with what to install.
     """
-    split = options.paper.split
+    split = PAPER[options.environment].split
     if options.environment == "lunarlander":
         return from_gymnasium("LunarLander-v3", split=split)
     own = environments.cartpole() if options.environment == "cartpole" else environments.space_invaders()
@@ -365,11 +340,9 @@ def run(
         groups = [_candidates(options, condition) for condition in conditions(options)]
         for condition in (one for group in groups for one in group):
             courses["test"].hyperparameters(condition)
-    of = lambda measured_on: Stage(courses[measured_on].training, courses[measured_on].config())  # noqa: E731
     score = lambda values: values["validation_return"]  # noqa: E731
-    return complete(
-        options, groups, Kind(of, STATIC, score, courses["test"].columns, _describe, partial(trial, options))
-    )
+    how = dict(static=STATIC, score=score, describe=_describe, trial=partial(trial, options))
+    return complete(options, groups, courses, **how)
 
 
 def _candidates(options: Control, condition: Condition) -> list[Condition]:

@@ -2,10 +2,10 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -17,63 +17,65 @@ from experiments.common.conditions import Condition
 from experiments.common.options import Sweep
 
 
-class Stage(NamedTuple):
-    """Runs of one length: those that choose, or those reported.
+class Course(Protocol):
+    """Runs of one length, measured on `"validation"` to choose, or on `"test"` to be reported."""
 
-    **Fields:**
+    def training(self, **static) -> sweep.Training:
+        """How conditions that agree in what is compiled in are trained, and what is measured of them."""
 
-    - `training`: what `sweep.run` takes, a function of what is compiled in.
-    - `config`: a dataclass of all that runs depend on besides their conditions.
-    """
+    def config(self) -> Any:
+        """A dataclass of all that runs depend on besides their conditions."""
 
-    training: Callable[..., sweep.Training]
-    config: Any
-
-
-class Kind(NamedTuple):
-    """How all runs of one kind of experiment are trained and told apart.
-
-    **Fields:**
-
-    - `stage`: of `"validation"` or `"test"`, on which runs are measured.
-    - `static`: fields of a condition that are compiled in.
-    - `score`: of final values by metric, what a trial is chosen by: the larger the better.
-    - `columns`: of a condition, what its rows say besides.
-    - `describe`: of a condition, in words.
-    - `trial`: of a condition, the one whose run stands for it in the choice, such as one of another delay.
-    """
-
-    stage: Callable[[str], Stage]
-    static: tuple[str, ...]
-    score: Callable[[dict], Any]
-    columns: Callable[[Condition], dict]
-    describe: Callable[[Condition], str]
-    trial: Callable[[Condition], Condition] = lambda condition: condition
+    def columns(self, condition: Condition) -> dict:
+        """What rows of a run say besides its condition."""
 
 
-def complete(options: Sweep, groups: Sequence[Sequence[Condition]], kind: Kind) -> pd.DataFrame | None:
+def complete(
+    options: Sweep,
+    groups: Sequence[Sequence[Condition]],
+    courses: Mapping[str, Course],
+    *,
+    static: tuple[str, ...],
+    score: Callable[[dict], Any],
+    describe: Callable[[Condition], str],
+    trial: Callable[[Condition], Condition] = lambda condition: condition,
+) -> pd.DataFrame | None:
     """Runs the trials that choose and the runs to report, as far as they are not finished.
 
     **Arguments:**
 
     - `options`: of the experiment.
     - `groups`: candidates, of each group of which the best is reported; one candidate is no choice and has no trial.
-    - `kind`: see there.
+    - `courses`: by what runs are measured on, `"validation"` and `"test"`.
+    - `static`: fields of a condition that are compiled in.
+    - `score`: of final values by metric, what a trial is chosen by: the larger the better.
+    - `describe`: of a condition, in words.
+    - `trial`: of a condition, the one whose run stands for it in the choice, such as one of another delay.
 
     **Returns:** the tidy rows of the runs to report; None in shards that leave the report to the first.
 
     **Raises:** UserError for a folder that others use, or that holds unfinished runs of other options. SystemExit of
     status 1 if no run has ended well, of 130 or 143 when interrupted.
     """
+
+    def train(runs, measured_on, **how):
+        course, chooses = courses[measured_on], measured_on == "validation"
+        which = lambda one: f"learning rate {one.learning_rate:g}" if chooses else f"seed {one.seed}"  # noqa: E731
+        how |= dict(batch=options.batch_conditions, shard=options.shard, static=static)
+        how |= dict(config=course.config(), columns=course.columns, stage="selection" if chooses else "training")
+        with users_errors():
+            words = lambda one: f"{describe(one)}, {which(one)}"  # noqa: E731
+            return sweep.run(options.folder, runs, course.training, describe=words, **how)
+
     index, count = map(int, options.shard.split("/"))
-    trial = lambda candidate: replace(kind.trial(candidate), seed=options.selection_seed)  # noqa: E731
-    pairs = [[(trial(candidate), candidate) for candidate in group] for group in groups]
-    trials = list(dict.fromkeys(trial for group in pairs if len(group) > 1 for trial, _ in group))
-    tried = _sweep(options, trials, kind, "validation", wait=True, fresh=options.fresh) if trials else None
-    best = sweep.choose(tried, [[trial for trial, _ in group] for group in pairs], kind.score) if trials else None
-    chosen = [group[i][1] for group, i in zip(pairs, best or [0] * len(pairs), strict=True)]
+    standing = lambda candidate: replace(trial(candidate), seed=options.selection_seed)  # noqa: E731
+    tried = [[standing(candidate) for candidate in group] for group in groups]
+    trials, best = list(dict.fromkeys(one for group in tried if len(group) > 1 for one in group)), [0] * len(groups)
+    if trials:
+        best = sweep.choose(train(trials, "validation", wait=True, fresh=options.fresh), tried, score)
+    chosen = [group[i] for group, i in zip(groups, best, strict=True)]
     runs = list(dict.fromkeys(replace(one, seed=seed) for seed in range(options.seeds) for one in chosen))
-    table = _sweep(options, runs, kind, "test", wait=index == 1, fresh=options.fresh and not trials)
+    table = train(runs, "test", wait=index == 1, fresh=options.fresh and not trials)
     if index > 1:
         print(f"shard {index} of {count} is done; the first reports")
         return None
@@ -93,25 +95,6 @@ def reported(table: sweep.Table) -> pd.DataFrame:
         print(f"note: these runs were made by different states of the code: {', '.join(states)}")
     rows = tables.tidy(table.rows)
     return rows[rows["metric"].notna()]
-
-
-def _sweep(options: Sweep, runs: list[Condition], kind: Kind, measured_on: str, **how) -> sweep.Table:
-    stage, chooses = kind.stage(measured_on), measured_on == "validation"
-    which = lambda one: f"learning rate {one.learning_rate:g}" if chooses else f"seed {one.seed}"  # noqa: E731
-    with users_errors():
-        return sweep.run(
-            options.folder,
-            runs,
-            stage.training,
-            static=kind.static,
-            config=stage.config,
-            columns=kind.columns,
-            describe=lambda one: f"{kind.describe(one)}, {which(one)}",
-            stage="selection" if chooses else "training",
-            batch=options.batch_conditions,
-            shard=options.shard,
-            **how,
-        )
 
 
 @contextmanager

@@ -77,13 +77,12 @@ def of_options(rows: pd.DataFrame, options: Files) -> pd.DataFrame:
     """
     if "dataset" not in rows or rows["dataset"].isna().all():  # nothing was trained
         return rows
-    tested = rows["run"].isin(rows.loc[rows["metric"].isin(["test_accuracy", "test_return"]), "run"])
-    if not tested.any():
+    rows = rows[rows["run"].isin(rows.loc[rows["metric"].isin(["test_accuracy", "test_return"]), "run"])]
+    if rows.empty:
         raise UserError("there are no rows of test results to draw: the experiment has not finished any run")
-    rows = rows[tested]
-    wanted = {name: getattr(options, name) for name in ("dataset", "form", "variant") if hasattr(options, name)}
-    for name, value in wanted.items():
-        rows = rows[rows[name] == value] if (rows[name] == value).any() else rows
+    for name in ("dataset", "form", "variant"):
+        wanted = rows[name] == getattr(options, name, None)
+        rows = rows[wanted] if wanted.any() else rows
     return rows
 
 
@@ -100,7 +99,7 @@ def write(folder: Path) -> None:
 # What runs ended with.
 
 
-def finals(rows: pd.DataFrame, metric: str = "test_accuracy", by: Sequence[str] = ("run",)) -> pd.DataFrame:
+def finals(rows: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
     """The last value of a metric in each run, a row each with the run's columns; NaN in runs that diverged.
 
     **Raises:** UserError if there is none.
@@ -108,7 +107,7 @@ def finals(rows: pd.DataFrame, metric: str = "test_accuracy", by: Sequence[str] 
     found = rows[rows["metric"] == metric]
     if found.empty:
         raise UserError(f"there are no rows of {metric} to draw: the experiment has not finished any run")
-    ends = found.loc[found.groupby(list(by), sort=False)["step"].idxmax()].reset_index(drop=True)
+    ends = found.loc[found.groupby("run", sort=False)["step"].idxmax()].reset_index(drop=True)
     lost = ends["run"].isin(diverged(rows)) | ends["value"].isna()
     return ends.assign(value=ends["value"].where(~lost), lost=lost)
 
@@ -192,15 +191,9 @@ def settings(frame: pd.DataFrame, gated: bool = True, images: int = STRETCH) -> 
     gate = f", {gate_name((late if len(late) else frame)['error_gate'].iloc[-1])}" if gated else ""
     steps = " or ".join(f"{step:,}" for step in sorted(set(frame["step"])))
     text = f"{subject(frame)}{gate}, {plural(frame['seed'].nunique(), 'seed')}, {steps} steps of {images:,} images"
-    return f"{text}, {rates(frame)}"
-
-
-def rates(frame: pd.DataFrame) -> str:
-    """The learning rates of runs, in words."""
-    found = [f"{rate:g}" for rate in sorted(set(frame["learning_rate"]))]
-    if len(found) == 1:
-        return f"learning rate {found[0]}"
-    return f"learning rates chosen on held-out images ({', '.join(found)})"
+    rates = [f"{rate:g}" for rate in sorted(set(frame["learning_rate"]))]
+    chosen = f"s chosen on held-out images ({', '.join(rates)})"
+    return f"{text}, learning rate{f' {rates[0]}' if len(rates) == 1 else chosen}"
 
 
 def left_out(frame: pd.DataFrame) -> str:
@@ -260,8 +253,7 @@ def table(title: str, frame: pd.DataFrame, across: str, head: str = "", paper: p
         theirs = [theirs.loc[theirs[across] == place, "value"] for place in places] if len(theirs) else []
         if any(len(values) for values in theirs):
             body.append(("  paper", ["" if values.empty else f"{scale * values.iloc[0]:.0f}" for values in theirs]))
-    names = [place if isinstance(place, str) else f"{place:g}" for place in places]
-    return text(title, [head, *names], body)
+    return text(title, [head, *(place if isinstance(place, str) else f"{place:g}" for place in places)], body)
 
 
 # The paper's numbers.

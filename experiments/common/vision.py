@@ -24,7 +24,7 @@ from experiments.common.checks import DT, STRETCH, UserError
 from experiments.common.conditions import Condition, at_rates, changed
 from experiments.common.hyperparameters import WEIGHT_DECAY, hyperparameters
 from experiments.common.options import Vision
-from experiments.common.selection import Kind, Stage, complete, users_errors
+from experiments.common.selection import complete, users_errors
 
 STATIC = ("mode", "update_every", "run_length", "interpolation", "layers", "derivative")
 CURVE_POINTS = 10  # of the training loss
@@ -89,59 +89,41 @@ class Course:
         return jnp.asarray(self._images)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Sizes of an mlp's layers."""
-        return int(np.prod(self.image)), *self.options.hidden, self.classes
-
-    @property
     def network(self) -> str:
         """Name of the network with its sizes."""
-        names = {"mlp": "MLP " + "-".join(map(str, self.sizes)), "cnn": "CNN 32-64-128-512", "resnet20": "ResNet-20"}
-        return names[self.options.network]
+        sizes = "-".join(map(str, self._sizes))
+        return {"mlp": f"MLP {sizes}", "cnn": "CNN 32-64-128-512", "resnet20": "ResNet-20"}[self.options.network]
 
-    def settings(self, mode: str, update_every: int, run_length: int, interpolation: int, derivative: str) -> Settings:
-        """What is compiled in, from a condition's fields of these names."""
-        return Settings(
-            steps=self.steps * self.options.stretch // update_every,
-            batch=update_every,
-            form=self.options.form,
-            boundary=mode,
-            warmup=self.options.warmup,
-            presentation=Presentation(run_length, interpolation, flip=self.options.network != "mlp"),
-            derivative=derivative,
-        )
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return int(np.prod(self.image)), *self.options.hidden, self.classes
 
-    def make_model(self, running: bool) -> Callable:
-        """The network as a function of a key; `running`: whether batch norm knows of the past alone."""
-        statistics = "running" if running else "stretch"
-        match self.options.network:
-            case "mlp":
-                return lambda key: nn.mlp(self.sizes, key=key)
-            case "cnn":
-                return lambda key: nn.cnn(self.image, classes=self.classes, statistics=statistics, key=key)
-            case _:
-                channels = self.image[0]
-                return lambda key: nn.resnet20(self.classes, in_channels=channels, statistics=statistics, key=key)
+    def supervised(self, mode, update_every, run_length, interpolation, derivative, layers) -> SupervisedRun:
+        """The run of conditions that have these fields."""
+        options, flip = self.options, self.options.network != "mlp"
+        steps = self.steps * options.stretch // update_every
+        shown = Presentation(run_length, interpolation, flip)
+        fixed = dict(warmup=options.warmup, presentation=shown, derivative=derivative)
+        settings = Settings(steps, update_every, options.form, mode, **fixed)
+        known = dict(statistics="running" if mode == "carry" or layers else "stretch")  # to batch norm
 
-    def supervised(self, *, layers: int = 0, **shown) -> SupervisedRun:
-        """The run of conditions that agree in what is compiled in."""
-        settings = self.settings(**shown)
-        return SupervisedRun(self.make_model(settings.boundary == "carry" or layers > 0), self.x, self.labels, settings)
+        def make_model(key):
+            if options.network == "mlp":
+                return nn.mlp(self._sizes, key=key)
+            if options.network == "cnn":
+                return nn.cnn(self.image, classes=self.classes, key=key, **known)
+            return nn.resnet20(self.classes, in_channels=self.image[0], key=key, **known)
+
+        return SupervisedRun(make_model, self.x, self.labels, settings)
 
     def training(self, **static) -> sweep.Training:
         """How conditions that agree in what is compiled in are trained, and what is measured of them."""
         run = self.supervised(**static)
         unrolled = self.options.network != "mlp" and jax.default_backend() == "cpu"
         ends, at = self.points(run.settings.steps)
-        return sweep.Training(
-            run.init,
-            eqx.Partial(_advance, run, unrolled),
-            self.evaluations(run, at, salient=static["layers"] > 0),
-            run.settings.steps,
-            every=ends,
-            hyperparameters=hyperparameters,
-            chunk=UNROLLED if unrolled else None,
-        )
+        measured = self.evaluations(run, at, salient=static["layers"] > 0)
+        advance, chunk = eqx.Partial(_advance, run, unrolled), UNROLLED if unrolled else None
+        return sweep.Training(run.init, advance, measured, run.settings.steps, ends, hyperparameters, chunk)
 
     def points(self, steps: int, unit: int = 1) -> tuple[list[int], list[int]]:
         """Multiples of a unit after which the training loss is recorded, and those after which all else is."""
@@ -195,18 +177,10 @@ class Course:
         """All that runs depend on besides their conditions."""
         options, labels = self.options, np.concatenate([self.labels, self.test_labels]).astype("<i4")
         held_out = (options.validation, options.selection_seed) if self.measured_on == "validation" else ()
-        return Setting(
-            options.dataset,
-            self.network,
-            self.measured_on,
-            (len(self.labels), len(self.test_labels)),
-            hashlib.sha256(labels.tobytes()).hexdigest()[:16],
-            options.form,
-            options.stretch,
-            options.warmup,
-            held_out,
-            tuple(changed(probe) for probe in self.probes),
-        )
+        images, digest = (len(self.labels), len(self.test_labels)), hashlib.sha256(labels.tobytes()).hexdigest()[:16]
+        names = options.dataset, self.network, self.measured_on
+        probes = tuple(changed(probe) for probe in self.probes)
+        return Setting(*names, images, digest, options.form, options.stretch, options.warmup, held_out, probes)
 
     def columns(self, condition: Condition) -> dict:
         """What rows of a run say besides its condition."""
@@ -279,10 +253,9 @@ def run(
                 hyperparameters(condition)
                 shown = Presentation(condition.run_length, condition.interpolation)
                 shown.check(labels, condition.update_every)
-    stages = {"test": reported, "validation": selection}
-    of = lambda measured_on: Stage(stages[measured_on].training, stages[measured_on].config())  # noqa: E731
-    trial = partial(at_selection_delay, options)
-    return complete(options, groups, Kind(of, static, score, reported.columns, describe, trial))
+    score = lambda values: (values["validation_accuracy"], -values["validation_loss"])  # noqa: E731
+    how = dict(static=static, score=score, describe=describe, trial=partial(at_selection_delay, options))
+    return complete(options, groups, {"test": reported, "validation": selection}, **how)
 
 
 def at_selection_delay(options: Vision, condition: Condition) -> Condition:
@@ -292,11 +265,6 @@ def at_selection_delay(options: Vision, condition: Condition) -> Condition:
         return condition
     scale = delay / condition.delay_s
     return replace(condition, delay_s=delay, peak_s=round(condition.peak_s * scale, 9))
-
-
-def score(values: dict) -> tuple[float, float]:
-    """What a condition is chosen by: accuracy on held-out images, then their loss."""
-    return values["validation_accuracy"], -values["validation_loss"]
 
 
 def describe(condition: Condition) -> str:
