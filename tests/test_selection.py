@@ -1,6 +1,9 @@
 """How conditions are chosen, trained, shared among processes and resumed, with a training that only counts."""
 
-import threading
+import ast
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +64,7 @@ def run(folder, trained=None, shard="1/1", broken=()):
     if rows is None:
         return None, trained
     runs = rows.drop_duplicates("run")
-    return list(zip(runs["trace"], runs["learning_rate"], runs["seed"], strict=True)), trained
+    return list(zip(*(runs[name].tolist() for name in ("trace", "learning_rate", "seed")), strict=True)), trained
 
 
 def test_the_best_of_each_group_is_run_for_every_seed(tmp_path):
@@ -81,19 +84,28 @@ def test_what_is_finished_is_not_run_again(tmp_path):
     assert ("b", 0.2, 1) in trained
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_shards_share_the_work_and_the_first_reports(tmp_path, count, capsys):
+def test_shards_share_the_work_and_the_first_reports(tmp_path):
     alone, _ = run(tmp_path / "alone")
-    found = {}
-    shards = [f"{index + 1}/{count}" for index in range(count)]
-    work = lambda shard: found.update({shard: run(tmp_path / "together", shard=shard)[0]})  # noqa: E731
-    threads = [threading.Thread(target=work, args=(shard,)) for shard in shards]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert found == {shard: alone if shard.startswith("1/") else None for shard in shards}
-    assert f"shard {count} of {count} is done; the first reports" in capsys.readouterr().out
+    code = (
+        "import sys, pathlib, test_selection; print(test_selection.run(pathlib.Path(sys.argv[1]), shard=sys.argv[2]))"
+    )
+    root = Path(__file__).parents[1]
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (root, root / "tests")))}
+    shards = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "together"), shard], text=True, stdout=subprocess.PIPE,
+            env=os.environ | paths,
+        )
+        for shard in ("1/2", "2/2")
+    ]  # fmt: skip
+    first, second = (shard.communicate(timeout=300)[0].splitlines() for shard in shards)
+    (of_first, by_first), (of_second, by_second) = (ast.literal_eval(said[-1]) for said in (first, second))
+    assert (of_first, of_second) == (alone, None)
+    assert "shard 2 of 2 is done; the first reports" in second
+    assert by_first
+    assert by_second
+    assert not set(by_first) & set(by_second)
+    assert len(by_first) + len(by_second) == 6 + 12
 
 
 def test_the_best_is_chosen_of_the_trials_that_did_not_fail(tmp_path, capsys):

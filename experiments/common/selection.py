@@ -88,13 +88,13 @@ def reported(table: sweep.Table) -> pd.DataFrame:
 
     **Raises:** SystemExit if none has.
     """
-    records = [record for record in table.records.values() if "error" not in record]
+    records = {run: record for run, record in table.records.items() if "error" not in record}
     if not records:
         raise SystemExit(1)
-    if len(states := provenance.revisions(records)) > 1:
+    if len(states := provenance.revisions(list(records.values()))) > 1:
         print(f"note: these runs were made by different states of the code: {', '.join(states)}")
     rows = tables.tidy(table.rows)
-    return rows[rows["metric"].notna()]
+    return rows[rows["run"].isin(records)]
 
 
 @contextmanager

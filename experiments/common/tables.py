@@ -45,7 +45,7 @@ def read(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"there is no {path} to draw from: run the experiment first, without --plot-only")
     try:
-        rows = pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip", low_memory=False)
+        rows = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if absent := [name for name in NEEDED if name not in rows]:
@@ -59,10 +59,8 @@ def read(path: Path) -> pd.DataFrame:
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with every field of a condition, those that a table leaves out as by default."""
     rows = rows.reset_index(drop=True)
-    for name, default in DEFAULTS.items():
-        rows[name] = rows[name].fillna(default) if name in rows else default
-    for name in ("layer", "variant"):
-        rows[name] = rows[name].fillna("") if name in rows else ""
+    for name, default in (DEFAULTS | {"layer": "", "variant": ""}).items():
+        rows[name] = rows[name].fillna(default) if name in rows and rows[name].notna().any() else default
     if "run" not in rows:  # as in tables of version 0.1.0
         alike = [name for name in rows if name not in ("layer", "step", "metric", "value")]
         rows["run"] = rows.groupby(alike, dropna=False, sort=False).ngroup()
@@ -89,7 +87,7 @@ def of_options(rows: pd.DataFrame, options: Files) -> pd.DataFrame:
 def write(folder: Path) -> None:
     """Regenerates results.csv from all that is recorded in a folder, without columns that hold defaults alone."""
     rows = sweep.load(folder).rows
-    plain = [name for name, value in DEFAULTS.items() if name in rows and (rows[name].fillna(value) == value).all()]
+    plain = [name for name, value in DEFAULTS.items() if name in rows and (rows[name].dropna() == value).all()]
     first = ["experiment", "scenario", "dataset", "network", "form"]
     order = [name for name in first if name in rows] + [name for name in rows if name not in first]
     kept = [name for name in order if name not in plain or name in NEEDED]
