@@ -111,7 +111,7 @@ def test_a_peak_goes_down_its_slopes_scaled_by_all_of_them(small, monkeypatch, s
     run, state = small
     learner = Learner(jnp.asarray(start), jnp.zeros(()))
     for slope, move in zip(slopes, moves, strict=True):
-        monkeypatch.setattr(delay_learning, "slope", lambda *_, slope=slope: jnp.asarray(slope))
+        monkeypatch.setattr(learned_delay, "slope", lambda *_, slope=slope: jnp.asarray(slope))
         before = learner.log_peak
         state, learner = learned_delay.learn(run, ALIGNMENT, state, learner)
         np.testing.assert_allclose(learner.log_peak - before, move, rtol=1e-10, atol=1e-12)

@@ -100,7 +100,8 @@ class Agent:
         """Raises UserError for an option outside its range."""
         super().check()
         for name in ("environments", "rollout"):
-            checks.each(name, (getattr(self, name) or 1,), lambda v: v >= 1, "at least 1")
+            given = getattr(self, name)
+            checks.require(name, given is None or given >= 1, "at least 1", given)
         checks.each("hidden", self.hidden, lambda v: v >= 1, "at least 1", distinct=False)
         checks.each("critic_rate", (self.critic_rate,), lambda v: v > 0, "above 0")
         for name in ("discount", "lam"):
