@@ -6,7 +6,7 @@ import numpy as np
 
 from cetsim.sweep.grid import grid, in_batches
 from cetsim.sweep.records import Records
-from cetsim.sweep.runner import Plan, Program, Runner
+from cetsim.sweep.runner import Plan, Runner
 
 FACTOR, SHIFT = 6364136223846793005, 1442695040888963407  # of the random numbers, modulo 2^64
 CONDITIONS = grid(kind=("a", "b"), scale=(0.5, 2.0), seed=range(4))
@@ -27,7 +27,7 @@ def last(rows):
     return {row["metric"]: row["value"] for row in rows}
 
 
-class Walk(Program):
+class Walk:
     """Random walks side by side. `watch` is told of all that is asked for, and may raise or send signals."""
 
     ends = (4, 8, 12, 16, 18)
@@ -56,6 +56,12 @@ class Walk(Program):
                 furthest = np.maximum(furthest, abs(walk))
         type(self).watch("advance", slots, end)
         return state | {"bits": bits, "walk": walk}, [_rows(end, *each) for each in zip(walk, furthest, strict=True)]
+
+    def save(self, state):
+        return state, {}
+
+    def restore(self, tree, notes):
+        return tree
 
 
 def literal(condition):

@@ -130,7 +130,8 @@ def finding(*arguments):
     print("from", found and found.step, flush=True)
     return found
 checkpoint.Checkpoints.save, checkpoint.Checkpoints.latest = saving, finding
-runner._Pace.is_due = lambda self: True
+begin = runner.Runner.__init__
+runner.Runner.__init__ = lambda self, plan, records, every, *more: begin(self, plan, records, 0.0, *more)
 from experiments.__main__ import main
 sys.exit(main(sys.argv[2:]))
 """

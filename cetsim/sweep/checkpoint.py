@@ -131,12 +131,6 @@ class Checkpoints:
             warnings.warn(what, CheckpointWarning, stacklevel=2)
         return Found(header["step"], _restore(path, header["leaves"], data, like), header.get("notes"))
 
-    def saved_config(self) -> dict | None:
-        """The config of the newest checkpoint that is whole; None without any."""
-        for step, path in reversed(self._files()):
-            with contextlib.suppress(Damaged):
-                return _read(path, step)[0]["config"]
-
     def _files(self) -> list[tuple[int, Path]]:
         """Steps and files of the checkpoints, from the oldest."""
         named = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("checkpoint-*.cet")]

@@ -6,26 +6,22 @@ import hashlib
 import importlib
 import json
 import os
-import platform
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 SCHEMA = 2  # of all that is written; in 1 all records of a sweep were one file
-_TEMPORARY = re.compile(r"\..+\.([\w-]+)\.(\d+)\.tmp")
-_DAY = 86400.0
 
 
 def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:
     """Puts a file in place in one step: readers, and whoever comes after a crash, see all of it or the old one.
 
-    Then removes temporary files beside it, of writers that have ended, or that are of another host and a day old.
+    One process at a time may write a file; what a killed one has left is overwritten by the next.
 
     **Raises:** OSError if it cannot be written; the old file is then untouched.
     """
     content = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{host()}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)
@@ -37,13 +33,6 @@ def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # what stays is in nobody's way, and its turn comes again
-        now = path.stat().st_mtime  # the disk's clock, which neither another host's nor one that jumps confuses
-        for other in path.parent.glob(".*.tmp"):
-            if match := _TEMPORARY.fullmatch(other.name):
-                here, writer = match[1] == host(), int(match[2])
-                if (here and (writer == os.getpid() or not is_running(writer))) or now - other.stat().st_mtime > _DAY:
-                    other.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -58,22 +47,6 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def host() -> str:
-    """This machine's name, as it can stand in a file's."""
-    return re.sub(r"[^\w-]", "-", platform.node()) or "unknown"
-
-
-def is_running(process: int) -> bool:
-    """Whether a process of this host is alive."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # another user's, or no process that this host could have
-        return True
-    return True
 
 
 @contextlib.contextmanager

@@ -3,14 +3,15 @@
 import errno
 import json
 import os
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
-from cetsim.sweep.files import explained, extra, host, write_atomic
+from cetsim.sweep.files import explained, extra, write_atomic
 from cetsim.sweep.grid import parse_shard
+from cetsim.sweep.provenance import now
 
 LOCKS = ".locks"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems that have none
@@ -37,7 +38,7 @@ def claimed(folder: str | Path, shard: str = "1/1") -> Iterator[None]:
                         "another folder (processes that share one must all be different shards of one number)"
                     )
                 held.enter_context(_lock(locks / f"{name}.lock"))
-                here = {"pid": os.getpid(), "host": host(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+                here = {"pid": os.getpid(), "host": platform.node(), "since": now()}
                 write_atomic(locks / f"{name}.json", json.dumps(here))
         yield
 

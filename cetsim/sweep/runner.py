@@ -1,21 +1,17 @@
 """The loop of a sweep: batch after batch, each from where it was left, so that nothing is lost when it ends halfway.
 
-What is trained is a `Program`; how conditions are named, recorded and told of is a `Plan`. A batch is recorded when all
-its conditions are done; until then checkpoints hold it. Nothing that comes out depends on when they were made, on the
-clock or on what else ran.
+A batch is recorded when all its conditions are done; until then checkpoints hold it. Nothing that comes out depends on
+when they were made, on the clock or on what else ran.
 """
 
-import abc
 import functools
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from jaxtyping import PyTree
 
 from cetsim import checks
 from cetsim.sweep import provenance
@@ -32,31 +28,6 @@ EVERY = 60.0  # seconds of training between two checkpoints, at least
 SHARE = 50  # times as long as a checkpoint takes is trained before the next, at least
 
 
-class Program(abc.ABC):
-    """Trains conditions side by side, a slot each. `ends`: steps after which the host evaluates, up to the last."""
-
-    ends: Sequence[int]
-
-    @abc.abstractmethod
-    def begin(self, slots: list) -> Any:
-        """The state before the first step, of a condition in each slot; several slots may have the same."""
-
-    @abc.abstractmethod
-    def advance(self, state: Any, slots: list, start: int, end: int) -> tuple[Any, list[list[dict]]]:
-        """The state after the steps from `start` to `end`, and for each slot the rows of what was measured.
-
-        A row is a dict of `metric`, `step`, `value`, a number or None, and what else sets it apart.
-        """
-
-    def save(self, state: Any) -> tuple[PyTree, dict]:
-        """The state as a tree of arrays and keys, and as JSON what does not fit one."""
-        return state, {}
-
-    def restore(self, tree: PyTree, notes: dict) -> Any:
-        """The state that was saved."""
-        return tree
-
-
 class Plan(NamedTuple):
     """What is trained, and how it is named and reported.
 
@@ -66,7 +37,7 @@ class Plan(NamedTuple):
     - `columns`: what its rows share.
     - `describe`: it in words.
     - `outcome`: of its record instead, what is said when it is done.
-    - `program`: of it and the width of a batch.
+    - `program`: of it and the width of a batch, what trains: see `cetsim.sweep.training.Trainer`.
     - `steps`: of a run, in the unit in which progress is counted.
     """
 
@@ -74,7 +45,7 @@ class Plan(NamedTuple):
     columns: Callable[[Any], dict]
     describe: Callable[[Any], str]
     outcome: Callable[[dict], str]
-    program: Callable[[Any, int], Program]
+    program: Callable[[Any, int], Any]
     steps: int
 
     def key(self, condition) -> str:
@@ -121,7 +92,6 @@ class Runner:
 
         **Raises:** Interrupted if the process was asked to end; OSError if a file cannot be written.
         """
-        self._tidy()
         runs = sum(len(self.unfinished(batch)) for batch in batches)
         with Reporter(runs, self.plan.steps) as self._reporter, graceful() as asked:
             for batch in batches:
@@ -129,30 +99,26 @@ class Runner:
                 failed = bool(todo) and all(self.plan.key(condition) in self.records.records for condition in todo)
                 for part in [[condition] for condition in todo] if failed else [todo] * bool(todo):
                     self._run(batch, part, failed or len(batch.conditions) == 1, asked)
+                if not todo:  # who recorded them may have been killed before their checkpoints were removed
+                    for slots in (batch.conditions, *zip(batch.conditions, strict=True)):
+                        _remove(self._checkpoints_of(batch, list(slots))[1].folder)
                 stop_if(asked)
-        self._tidy()
         for folder in (self.checkpoints, self.checkpoints.parent):
             with suppress(OSError):  # others are using it, or it is not there
                 folder.rmdir()
 
-    def _tidy(self) -> None:
-        """Removes checkpoints whose runs are all recorded: who recorded them was killed before it did, or meanwhile."""
-        for folder in self.checkpoints.glob("*"):
-            with suppress(OSError, ValueError):  # others are using it, or a newer cetsim wrote it
-                slots = (Checkpoints(folder, {}).saved_config() or {"slots": []})["slots"]
-                found = [self.records.records.get(digest(config), {"error": "absent"}) for config in slots]
-                if folder.suffix == GONE or (found and not any("error" in record for record in found)):
-                    _remove(folder)
+    def _checkpoints_of(self, batch: Batch, slots: list) -> tuple[list, Checkpoints]:
+        """The slots with those that are left over filled, and the checkpoints of what is trained in them."""
+        slots = slots + slots[:1] * (batch.width - len(slots))
+        config = {"slots": [self.plan.config(condition) for condition in slots]}
+        return slots, Checkpoints(self.checkpoints / digest(config), config)
 
     def _run(self, batch: Batch, todo: list, alone: bool, asked: Interrupts) -> None:
         """Trains conditions and records them; one by one if they fail together, since the fault may be of one.
 
         Unless one is trained `alone`, those that are done are too, so that numbers and checkpoints are the batch's.
         """
-        slots = todo if alone else list(batch.conditions)
-        slots = slots + slots[:1] * (batch.width - len(slots))
-        config = {"slots": [self.plan.config(condition) for condition in slots]}
-        checkpoints = Checkpoints(self.checkpoints / digest(config), config)
+        slots, checkpoints = self._checkpoints_of(batch, todo if alone else list(batch.conditions))
         rows, seconds, error = [[] for _ in slots], 0.0, None
         try:
             rows, seconds = self._train(batch, todo, slots, checkpoints, asked)

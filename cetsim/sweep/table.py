@@ -9,18 +9,15 @@ curve = table.rows.query("metric == 'train_loss'").pivot_table("value", "step", 
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cetsim.sweep.files import extra, flatten
+from cetsim.sweep.files import extra
 from cetsim.sweep.grid import entries, plain
 from cetsim.sweep.records import OF_A_ROW, OLD_RUNS, RUNS, TABLE, Records, read_lines, read_table
-
-_PLAIN = {*OF_A_ROW}  # of a row that nothing else sets apart
 
 
 def load(path: str | Path) -> "Table":
@@ -62,7 +59,7 @@ class Table:
         What is missing, or was not finite, is NaN. **Raises:** ImportError if pandas is not installed.
         """
         frame = extra("pandas").DataFrame(
-            _columns(record) | {"run": run, "layer": None, "step": None} | row
+            record["columns"] | {"run": run, "layer": None, "step": None} | row
             for run, record in self.records.items()
             for row in record["rows"]
         )
@@ -70,16 +67,15 @@ class Table:
 
     @property
     def runs(self):
-        """The runs as a DataFrame: a row a run, its columns, `wall_s`, `error` and the last value of each metric.
+        """The runs as a DataFrame by `run`: its columns, `wall_s`, `error` and the last value of each metric.
 
-        The index is `run`. Metrics of layers or of probes are in `rows` alone.
+        Metrics of layers or of probes are in `rows` alone.
         """
-        about = lambda record: {"wall_s": record.get("wall_s"), "error": record.get("error")}  # noqa: E731
-        frame = extra("pandas").DataFrame(
-            [_columns(record) | about(record) | final_values(record) for record in self.records.values()],
-            index=list(self.records),
-        )
-        return frame.rename_axis("run")
+        about = [
+            record["columns"] | {name: record.get(name) for name in ("wall_s", "error")} | final_values(record)
+            for record in self.records.values()
+        ]
+        return extra("pandas").DataFrame(about, index=list(self.records)).rename_axis("run")
 
     def final(self, metric: str, **where: Any) -> np.ndarray:
         """The last value of a metric in every run, [runs]; NaN where there is none or it was not finite.
@@ -88,17 +84,20 @@ class Table:
 
         **Raises:** ValueError if no run has such rows.
         """
-        wanted, values, found = {"metric": metric, "layer": None} | where, [], False
-        for record in self.records.values():
-            blank = {"layer": None} | _columns(record)
-            rows = [row for row in record["rows"] if wanted.items() <= (blank | row).items()]
-            values.append(_float(rows[-1]["value"]) if rows else math.nan)
-            found = found or bool(rows)
-        if not found and self.records:
+        wanted = {"metric": metric, "layer": None} | where
+        found = [
+            [
+                row["value"]
+                for row in record["rows"]
+                if wanted.items() <= ({"layer": None} | record["columns"] | row).items()
+            ]
+            for record in self.records.values()
+        ]
+        if self.records and not any(found):
             rows = [row for record in self.records.values() for row in record["rows"]]
             known = dict.fromkeys("/".join(filter(None, (row["metric"], row.get("layer")))) for row in rows)
             raise ValueError(f"`metric` must be one of {', '.join(known)}, got {metric!r} with {where}")
-        return np.array(values)
+        return np.array([values[-1] if values else None for values in found], float)
 
 
 def choose(table: Table | None, groups: Sequence[Sequence], by: str | Callable[[dict[str, float]], Any]) -> list[int]:
@@ -135,12 +134,5 @@ def choose(table: Table | None, groups: Sequence[Sequence], by: str | Callable[[
 
 def final_values(record: dict) -> dict[str, float | None]:
     """The last value of each metric of a run; those of layers, or that are told apart otherwise, are none."""
-    return {row["metric"]: row["value"] for row in record["rows"] if not {*row} - _PLAIN and row.get("layer") is None}
-
-
-def _columns(record: dict) -> dict[str, Any]:
-    return record.get("columns") or flatten(record.get("config") or {})
-
-
-def _float(value) -> float:
-    return math.nan if value is None else float(value)
+    plain_rows = (row for row in record["rows"] if {*row} <= {*OF_A_ROW} and row.get("layer") is None)
+    return {row["metric"]: row["value"] for row in plain_rows}

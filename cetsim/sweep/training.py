@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from cetsim import checks
 from cetsim.sweep.grid import entries
-from cetsim.sweep.runner import Infeasible, Program
+from cetsim.sweep.runner import Infeasible
 
 EVALS = 10  # of a run, by default
 SLOTS = PartitionSpec("slots")
@@ -116,10 +116,12 @@ class Training(NamedTuple):
         return structure, tuple((x.shape, str(x.dtype)) if eqx.is_array(x) else x for x in leaves)
 
 
-class Trainer(Program):
-    """A training of several conditions at once, on all devices, or of one on the host.
+class Trainer:
+    """A training of several conditions side by side, a slot each, on all devices, or of one on the host.
 
     **Arguments:** `training`. `width`: slots, a multiple of the number of devices. `devices`: of this process.
+
+    **Attributes:** `ends`: steps after which the host evaluates, ascending to the last.
     """
 
     def __init__(self, training: Training, width: int, devices: Sequence[jax.Device]):
@@ -127,7 +129,7 @@ class Trainer(Program):
         self._compiled: dict[int, Callable] = {}  # by the steps it makes
 
     def begin(self, slots: list):
-        """The runs before their first step."""
+        """The state before the first step, of a condition in each slot; several slots may have the same."""
         hyper = [self.training.arrays(condition) for condition in slots]
         keys = [jax.random.key(entries(condition).get("seed", 0)) for condition in slots]
         if self.training.on_host:
@@ -138,7 +140,10 @@ class Trainer(Program):
         return _init(self.training.init, rest, *place((stacked, jnp.stack(keys)), self.devices), self.devices)
 
     def advance(self, state, slots: list, start: int, end: int):
-        """The runs after the steps from `start` to `end`, and what was measured of each."""
+        """The state after the steps from `start` to `end`, and the rows of what was measured in each slot.
+
+        A row is a dict of `metric`, `step`, `value`, a number or None, and what else sets it apart.
+        """
         rows: list[list[dict]] = [[] for _ in slots]
         if start == 0:
             self._measure(rows, state, 0)
@@ -156,7 +161,7 @@ class Trainer(Program):
         return state, rows
 
     def save(self, state):
-        """The state as arrays; of a training on the host as it says."""
+        """The state as a tree of arrays and keys, and as JSON what does not fit one."""
         return (state, {}) if self.training.save is None else self.training.save(state)
 
     def restore(self, tree, notes):
@@ -207,15 +212,17 @@ class Trainer(Program):
                     own.append(row | {"value": float(value) if np.isfinite(value) else None} | more)
 
     def _require_room(self, program) -> None:
-        """Raises Infeasible unless what a device has to hold at once fits its memory, as far as XLA tells."""
+        """Raises Infeasible unless what a device has to hold at once fits its memory, as far as that is told."""
         limit = _memory(self.devices[0])
         if program is None or limit is None:
             return
-        need = program.argument_size_in_bytes + program.output_size_in_bytes - program.alias_size_in_bytes
-        if (need := need + program.temp_size_in_bytes) > limit:
-            runs = f"{self.width} runs on {len(self.devices)} devices need {need / 2**30:.1f} GiB on each, which has"
-            fitting = f"{limit / 2**30:.1f} GiB; about {max(1, int(limit / need * self.width))} would fit"
-            raise Infeasible(f"`batch` must be so small that its runs fit in memory: {runs} {fitting}")
+        need = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
+        if (need := need - program.alias_size_in_bytes) > limit:
+            raise Infeasible(
+                f"`batch` must be so small that its runs fit in memory: {self.width} runs on {len(self.devices)} "
+                f"devices need {need / 2**30:.1f} GiB on each, which has {limit / 2**30:.1f} GiB; about "
+                f"{max(1, int(limit / need * self.width))} would fit"
+            )
 
 
 def over_slots(function: Callable, devices: Sequence[jax.Device]) -> Callable:
