@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -71,9 +71,8 @@ def run(
     - `devices`: over which slots are spread; all of this process by default.
     - `fresh`: remove first what was recorded in the folder, tables of it too.
 
-    **Raises:** ValueError for conditions or a batch that cannot be, or a folder with an unfinished sweep of another
-    config. BlockingIOError if another process has the folder, OSError if it cannot be written. `Interrupted`, a
-    SystemExit of status 130 or 143, when SIGINT or SIGTERM came.
+    **Raises:** ValueError for conditions or a batch that cannot be. BlockingIOError if another process has the folder,
+    OSError if it cannot be written. `Interrupted`, a SystemExit of status 130 or 143, when SIGINT or SIGTERM came.
     """
     parse_shard(shard)
     if (joined := hosts.share_of_process()) != "1/1" and shard != "1/1":
@@ -83,15 +82,13 @@ def run(
         raise ValueError(f"`fresh` must be False where processes share a folder, which others use, got {shard}")
     checks.require_at_least("batch", batch, 1.0)
     conditions, folder = list(conditions), Path(folder)
-    _require_distinct(conditions)
     devices = tuple(jax.local_devices() if devices is None else devices)
-    made = _Trainings(conditions[0], training, tuple(static))
-    names = _Names(made, {} if config is None else config, defaults or {}, columns or {})
-    program = lambda condition, width: Trainer(made.of(condition), width, devices)  # noqa: E731
-    steps = max(made.of(condition).steps for condition in conditions)
-    plan = Plan(names.config_of, names.columns_of, describe, _outcome, program, steps)
-    size, multiple = (1, 1) if made.of(conditions[0]).on_host else (batch, len(devices))
-    batches = share(in_batches(conditions, made.group_of, size, multiple), shard)
+    declared = _Declared(conditions, training, tuple(static), config, defaults, columns)
+    program = lambda condition, width: Trainer(declared.training(condition), width, devices)  # noqa: E731
+    steps = max(declared.training(condition).steps for condition in conditions)
+    plan = Plan(declared.config, declared.columns, describe, _outcome, program, steps)
+    size, multiple = (1, 1) if declared.training(conditions[0]).on_host else (batch, len(devices))
+    batches = share(in_batches(conditions, declared.group, size, multiple), shard)
     with _explaining_interruption(folder), claimed(folder, shard):
         if fresh:
             for name in (RUNS, CHECKPOINTS, OLD_RUNS, f"{OLD_RUNS}.damaged", TABLE):
@@ -102,7 +99,10 @@ def run(
         runner, keys = Runner(plan, records, checkpoint_every, stage), [plan.key(condition) for condition in conditions]
         runner.run(batches)
         if shard == "1/1" and (others := len(list(runner.checkpoints.glob("*")))):
-            print(f"note: {others} unfinished batch{'es' * (others > 1)} of other configs left alone", file=sys.stderr)
+            which = (
+                "batch that was declared otherwise is" if others == 1 else "batches that were declared otherwise are"
+            )
+            print(f"note: {others} unfinished {which} left alone", file=sys.stderr)
         hosts.exchange(records, keys)
         if wait:
             _wait(records, keys, failed)
@@ -114,19 +114,30 @@ def run(
     return table
 
 
-class _Trainings:
-    """The training of each condition: one for all that agree in what is static."""
+class _Declared:
+    """What is trained under each condition, and how that is named; arguments as of `run`.
 
-    def __init__(self, first, make: Training | Callable, static: tuple[str, ...]):
-        self._static, self._make, self._made = static, make if static else lambda: make, {}
-        if absent := [name for name in static if name not in entries(first)]:
-            raise ValueError(f"`static` must name axes of the conditions, {list(entries(first))}, got {absent}")
+    **Raises:** ValueError unless there are conditions, of one set of names, with JSON values, and all are different.
+    """
 
-    def _fixed(self, condition) -> tuple:
-        return tuple(json.dumps(plain(entries(condition)[name], name)) for name in self._static)
+    def __init__(self, conditions: list, training, static: tuple[str, ...], config, defaults, columns):
+        self._static, self._make, self._made = static, training if static else lambda: training, {}
+        self._columns, self._defaults = columns if callable(columns) else lambda condition: columns or {}, defaults
+        self._config = naming({} if config is None else config, defaults)
+        if not conditions:
+            raise ValueError("`conditions` must be at least one, got none")
+        seen, names = set(), list(entries(conditions[0]))
+        for condition in conditions:
+            if sorted(entries(condition)) != sorted(names):
+                raise ValueError(f"conditions must have one set of names, {names}, got {list(entries(condition))}")
+            if (key := digest(naming(condition, defaults))) in seen:
+                raise ValueError(f"conditions must differ, got {words(condition)} twice")
+            seen.add(key)
+        if absent := [name for name in static if name not in names]:
+            raise ValueError(f"`static` must name axes of the conditions, {names}, got {absent}")
 
-    def of(self, condition) -> Training:
-        """The condition's training. Raises ValueError if it is none."""
+    def training(self, condition) -> Training:
+        """One for all conditions that agree in what is static. Raises ValueError if it is none."""
         fixed = self._fixed(condition)
         if fixed not in self._made:
             made = self._make(**{name: entries(condition)[name] for name in self._static})
@@ -137,46 +148,25 @@ class _Trainings:
             self._made[fixed] = made
         return self._made[fixed]
 
-    def group_of(self, condition) -> tuple:
+    def _fixed(self, condition) -> tuple:
+        return tuple(json.dumps(plain(entries(condition)[name], name)) for name in self._static)
+
+    def group(self, condition) -> tuple:
         """What is compiled for the condition."""
         try:
-            return self._fixed(condition), self.of(condition).shape_of(condition)
+            return self._fixed(condition), self.training(condition).shape_of(condition)
         except Exception:  # it fails again where it is trained, and is recorded then
             return "alone", digest(plain(entries(condition)))
 
-
-class _Names(NamedTuple):
-    """How conditions are named and recorded."""
-
-    trainings: _Trainings
-    config: Any
-    defaults: dict[str, Any]
-    columns: dict[str, Any] | Callable[[Any], dict]
-
-    def config_of(self, condition) -> dict:
+    def config(self, condition) -> dict:
         """What names the condition's run: all that it depends on and that is not a default."""
-        training = self.trainings.of(condition)
-        named = {"condition": naming(condition, self.defaults), "config": naming(self.config, self.defaults)}
+        training, named = self.training(condition), {"condition": naming(condition, self._defaults)}
         every = {} if training.every is None else {"every": plain(training.every)}
-        return named | {"steps": training.steps} | every
+        return named | {"config": self._config, "steps": training.steps} | every
 
-    def columns_of(self, condition) -> dict:
+    def columns(self, condition) -> dict:
         """What rows of the condition's run share."""
-        more = self.columns(condition) if callable(self.columns) else self.columns
-        return plain(more, "columns") | plain(entries(condition), "conditions")
-
-
-def _require_distinct(conditions: list) -> None:
-    """Raises ValueError unless there are conditions, of one set of names, with JSON values, and all are different."""
-    if not conditions:
-        raise ValueError("`conditions` must be at least one, got none")
-    seen, names = set(), list(entries(conditions[0]))
-    for condition in conditions:
-        if sorted(entries(condition)) != sorted(names):
-            raise ValueError(f"conditions must have one set of names, {names}, got {list(entries(condition))}")
-        if (key := digest({name: plain(value, name) for name, value in entries(condition).items()})) in seen:
-            raise ValueError(f"conditions must differ, got {words(condition)} twice")
-        seen.add(key)
+        return plain(self._columns(condition), "columns") | plain(entries(condition), "conditions")
 
 
 def _outcome(record: dict) -> str:
