@@ -1,19 +1,23 @@
-# Everything runs in .venv, which is made with $(PYTHON) and brought up to date whenever pyproject.toml changes.
+# Everything runs in .venv. It is made with $(PYTHON) and $(JAX), remade whenever they differ from what it was made with,
+# and brought up to date whenever pyproject.toml changes.
 PYTHON ?= python3
+JAX ?= jax
 BIN := .venv/bin
-# Most of the tests' time is XLA compiling, on one thread. On many cores: make test PYTEST_ARGS="-n 8 --dist loadfile".
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Most of the tests' time is XLA compiling, on one thread. On many cores: make test PYTEST_ARGS="-n 8 --dist worksteal".
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test bench clean
+.PHONY: help install demo test test-fast bench clean FORCE
 
 help:
 	@echo "make demo     train all traces on scikit-learn's digits at several delays: a table and a figure (3 min)"
 	@echo "make test     lint, format check and tests"
+	@echo "make test-fast  those tests that are quick: no end-to-end runs, no training (2 min on two cores)"
 	@echo "make bench    cost against plain backprop and against the literal rule"
-	@echo "make install  only make .venv and install cetsim into it"
+	@echo "make install  only make .venv and install cetsim into it, with what the experiments take"
 	@echo "make clean    remove .venv and caches; results/ is kept"
-	@echo "PYTHON=python3.11 chooses the interpreter, 3.11 or newer (now: $(PYTHON))"
+	@echo "PYTHON=python3.13 chooses the interpreter, 3.11 or newer (now: $(PYTHON)); JAX='jax==0.11.*' what pip is asked for"
 
 install: .venv/installed
 
@@ -25,7 +29,10 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: .venv/installed
+test-fast: .venv/installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+bench: .venv/installed-test
 	$(BIN)/python -m benchmarks
 
 clean:
@@ -33,21 +40,25 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so that an interrupted installation is taken up again.
-.venv/installed: pyproject.toml | .venv/bin/pip
-	@echo "installing cetsim and what it needs into .venv (a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+.venv/installed: pyproject.toml .venv/made-with
+	@echo "installing cetsim and what its experiments take into .venv (a few minutes the first time)"
+	$(PIP) --editable '.[experiments]' '$(JAX)'
 	@touch $@
 
+# gymnax without its dependencies, since it asks for a jax below 0.12, with which it works; those it has are in [test].
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[simulators]' || \
-		echo "the simulators could not be installed: tests that compare environments with them are skipped" >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster]' || \
-		echo "submitit could not be installed: its example is not tested" >&2
+	$(PIP) --editable '.[test]' '$(JAX)'
+	$(PIP) --no-deps 'gymnax>=1.0.1'
+	$(BIN)/python -c 'import Box2D, gymnax, minatar, submitit, tensorboardX'
 	@touch $@
 
-.venv/bin/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "cetsim needs Python 3.11 or newer, got $(PYTHON): $$($(PYTHON) --version 2>&1)." >&2; \
-		echo "Name another one with: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv --clear .venv
+# Always looked at, and written only where something differs, so that what depends on it is not made again.
+.venv/made-with: FORCE
+	@wanted=$$($(PYTHON) -c 'import platform, sys; print(sys.base_prefix, platform.python_version()); \
+		sys.exit(sys.version_info < (3, 11))' 2>/dev/null) || { \
+		echo "cetsim needs Python 3.11 or newer, got $(PYTHON): $$($(PYTHON) --version 2>&1)" >&2; \
+		echo "Name another one, or its path, with: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }; \
+	if [ "$$wanted $(JAX)" != "$$(cat $@ 2>/dev/null)" ]; then \
+		echo "making .venv with $$wanted"; \
+		$(PYTHON) -m venv --clear .venv && echo "$$wanted $(JAX)" > $@; \
+	fi

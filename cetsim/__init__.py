@@ -3,7 +3,16 @@
 from cetsim import credit, data, kernels, metrics, nn, presentation, salience, state_space, streams, sweep, train
 from cetsim.delays import AbstractDelay, FixedDelay, LayerwiseDelay, RandomDelay
 from cetsim.events import Events
-from cetsim.nn import attach, detach, layer_names, streaming_init, streaming_value_and_grad
+from cetsim.nn import (
+    attach,
+    detach,
+    layer_names,
+    load,
+    save,
+    streaming_init,
+    streaming_value_and_grad,
+    summary,
+)
 from cetsim.traces import (
     AbstractTrace,
     CascadingTrace,
@@ -33,14 +42,17 @@ __all__ = [
     "detach",
     "kernels",
     "layer_names",
+    "load",
     "metrics",
     "nn",
     "presentation",
     "salience",
+    "save",
     "state_space",
     "streaming_init",
     "streaming_value_and_grad",
     "streams",
+    "summary",
     "sweep",
     "train",
 ]

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real, Shaped
 
-from cetsim import checks, state_space
+from cetsim import checks, state_space, steps
 from cetsim.traces import AbstractTrace
 
 FORMS = ("activation", "preactivation", "authors_linear")
@@ -58,9 +58,9 @@ def synaptic_factors(form: str, derivative, error, error_gate=0.0, remembered=No
 
 def credit_matrix(
     trace: AbstractTrace,
-    arrival_steps: Float[Array, " signals"],
-    write_steps: Float[Array, " writes"],
-    horizon: int | None = None,
+    arrival_steps: Real[Array, " signals"],
+    write_steps: Real[Array, " writes"],
+    horizon: int | Int[Array, ""] | None = None,
     regular: bool = False,
 ) -> Float[Array, "signals writes *post"]:
     """How much of each write every signal meets, M[r, s] = w(a_r - t_s): the one primitive of the rule.
@@ -69,11 +69,12 @@ def credit_matrix(
 
     - `trace`: the kernel w, shared (`trace.shape == ()`) or one a post-neuron.
     - `arrival_steps`, `write_steps`: in steps, in any order.
-    - `horizon`: signals that arrive outside steps 0 ≤ a < horizon are not met here; None for no end.
+    - `horizon`: signals that arrive outside steps 0 ≤ a < horizon are not met here; None for no end. May be traced.
     - `regular`: promises that both run over consecutive steps, so that the kernel is read once per lag.
 
     **Returns:** `[signals, writes, *trace.shape]`.
     """
+    arrival_steps, write_steps = steps.count(arrival_steps), steps.count(write_steps)
     signals, writes = arrival_steps.shape[0], write_steps.shape[0]
     if regular:
         lags = arrival_steps[0] - write_steps[0] + jnp.arange(1 - writes, signals)
@@ -84,11 +85,16 @@ def credit_matrix(
     met = arrival_steps >= 0
     if horizon is not None:
         met &= arrival_steps < horizon
-    return matrix * met.reshape(-1, *(1,) * (matrix.ndim - 1))
+    return jnp.where(met.reshape(-1, *(1,) * (matrix.ndim - 1)), matrix, jnp.zeros_like(matrix))
 
 
-def remember(matrix: Float[Array, "signals writes *post"], signal: Float[Array, "signals *out"]):
-    """Credit of every write, λ = Mᵀ L, `[writes, *out]`: the adjoint of the trace, applied to the signals."""
+def remember(matrix: Float[Array, "signals writes *post"], signal: Shaped[Array, "signals *out"]):
+    """Credit of every write, λ = Mᵀ L, `[writes, *out]`: the adjoint of the trace, applied to the signals.
+
+    In the wider dtype of the two: kernels are kept in at least float32.
+    """
+    dtype = jnp.promote_types(matrix.dtype, signal.dtype)
+    matrix, signal = matrix.astype(dtype), signal.astype(dtype)
     combine = lambda m, s: jnp.tensordot(m, s, axes=((0,), (0,)), precision="highest")  # noqa: E731
     for _ in range(matrix.ndim - 2):
         combine = jax.vmap(combine, in_axes=(2, 1), out_axes=1)
@@ -101,7 +107,11 @@ def recall(matrix: Float[Array, "signals writes *post"], activity: Float[Array, 
 
 
 def _check(trace, x, gain, signal, arrival_steps, write_steps):
-    """Shapes of one stretch of a linear layer; a scalar third factor is spread over the post-neurons."""
+    """Shapes of one stretch of a linear layer, in floats of at least 32 bits; a scalar third factor is spread over
+    the post-neurons.
+    """
+    least = jnp.promote_types(jnp.float32, jax.tree.leaves(trace)[0].dtype)
+    x, gain, signal = (jnp.asarray(rows, jnp.promote_types(jnp.result_type(rows), least)) for rows in (x, gain, signal))
     if x.ndim != 2 or gain.ndim != 2 or x.shape[0] != gain.shape[0]:
         raise ValueError(f"`x` and `gain` must be [time, in] and [time, out], got {x.shape} and {gain.shape}")
     if signal.ndim == 1:
@@ -109,7 +119,7 @@ def _check(trace, x, gain, signal, arrival_steps, write_steps):
     if signal.ndim != 2 or signal.shape[1] != gain.shape[1]:
         raise ValueError(f"`signal` must be [signals] or [signals, out], got {signal.shape} for out = {gain.shape[1]}")
     if write_steps is None:
-        write_steps = jnp.arange(x.shape[0], dtype=x.dtype)
+        write_steps = jnp.arange(x.shape[0])
     if write_steps.shape != x.shape[:1]:
         raise ValueError(f"`write_steps` must have shape {x.shape[:1]}, got {write_steps.shape}")
     if arrival_steps.shape != signal.shape[:1]:
@@ -119,7 +129,7 @@ def _check(trace, x, gain, signal, arrival_steps, write_steps):
             f"the trace must be shared or one a post-neuron, got shape {trace.shape} for out = {gain.shape[1]}"
         )
     with_bias = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
-    return with_bias, signal, jnp.asarray(arrival_steps), write_steps
+    return with_bias, gain, signal, steps.count(arrival_steps), steps.count(write_steps)
 
 
 def _split(total) -> Update:
@@ -128,11 +138,11 @@ def _split(total) -> Update:
 
 def adjoint(
     trace: AbstractTrace,
-    x: Float[Array, "time inputs"],
-    gain: Float[Array, "time out"],
-    signal: Float[Array, "signals ..."],
-    arrival_steps: Float[Array, " signals"],
-    write_steps: Float[Array, " time"] | None = None,
+    x: Shaped[Array, "time inputs"],
+    gain: Shaped[Array, "time out"],
+    signal: Shaped[Array, "signals ..."],
+    arrival_steps: Real[Array, " signals"],
+    write_steps: Real[Array, " time"] | None = None,
     *,
     horizon: int | None,
 ) -> Update:
@@ -149,31 +159,31 @@ def adjoint(
 
     **Reference:** adjoint filtering as in Wan (1996), "Adjoint LMS".
     """
-    x, signal, arrival_steps, write_steps = _check(trace, x, gain, signal, arrival_steps, write_steps)
+    x, gain, signal, arrival_steps, write_steps = _check(trace, x, gain, signal, arrival_steps, write_steps)
     if len(trace.shape) > 1:
         raise ValueError(f"a kernel per synapse needs `literal`, got a trace of shape {trace.shape}")
     credit = remember(credit_matrix(trace, arrival_steps, write_steps, horizon), signal)
     return _split(jnp.matmul((gain * credit).T, x, precision="highest"))
 
 
-def _on_the_axis_of_time(x, gain, signal, arrival_steps, write_steps, steps: int):
-    """Rows placed at their steps 0..steps-1, empty elsewhere; rows outside are dropped."""
+def _on_the_axis_of_time(x, gain, signal, arrival_steps, write_steps, length: int):
+    """Rows placed at their steps 0..length-1, empty elsewhere; rows outside are dropped."""
 
     def place(rows, at):
-        inside = (at >= 0) & (at < steps)
-        at = jnp.where(inside, jnp.round(at), steps).astype(int)
-        return jnp.zeros((steps, rows.shape[1]), rows.dtype).at[at].add(rows, mode="drop")
+        inside = (at >= 0) & (at < length)
+        at = jnp.where(inside, jnp.round(at).astype(jnp.int32), length)
+        return jnp.zeros((length, rows.shape[1]), rows.dtype).at[at].add(rows, mode="drop")
 
     return place(x, write_steps), place(gain, write_steps), place(signal, arrival_steps)
 
 
 def literal(
     trace: AbstractTrace,
-    x: Float[Array, "time inputs"],
-    gain: Float[Array, "time out"],
-    signal: Float[Array, "signals ..."],
-    arrival_steps: Float[Array, " signals"],
-    write_steps: Float[Array, " time"] | None = None,
+    x: Shaped[Array, "time inputs"],
+    gain: Shaped[Array, "time out"],
+    signal: Shaped[Array, "signals ..."],
+    arrival_steps: Real[Array, " signals"],
+    write_steps: Real[Array, " time"] | None = None,
     *,
     horizon: int,
 ) -> Update:
@@ -182,7 +192,7 @@ def literal(
     Slow, and the oracle for the other two. It alone takes a kernel per synapse: a trace of shape `[out, in + 1]`, the
     last column for the biases. Arguments as in `adjoint`; all times are whole steps, and no two writes share one.
     """
-    x, signal, arrival_steps, write_steps = _check(trace, x, gain, signal, arrival_steps, write_steps)
+    x, gain, signal, arrival_steps, write_steps = _check(trace, x, gain, signal, arrival_steps, write_steps)
     dense = _on_the_axis_of_time(x, gain, signal, arrival_steps, write_steps, horizon)
 
     def body(carry, now):
@@ -218,17 +228,17 @@ def chunk_update(
 
     **Returns:** `(state, gradient [out, in])`.
     """
-    steps = x.shape[0]
-    resets = jnp.zeros(steps + 1, int) if resets is None else resets
+    length = x.shape[0]
+    resets = jnp.zeros(length + 1, int) if resets is None else resets
     met, kept = resets[:-1, None] == resets[None, :-1], resets[:-1] == resets[-1]
-    from_before, to_after = ((resets[at] == 0).astype(x.dtype) for at in (slice(0, steps), steps))
+    from_before, to_after = ((resets[at] == 0).astype(x.dtype) for at in (slice(0, length), length))
 
     def one_kernel(trace, state, x, gain, arriving):
         # `out` is absent here when kernels differ per post-neuron, present when they are shared.
         system = trace.system()
-        reads, kicks, transition = state_space.powers(system, steps)
+        reads, kicks, transition = state_space.powers(system, length)
         reads = reads[:-1] if trace.read == "before" else reads[1:]
-        now = jnp.arange(steps, dtype=x.dtype)
+        now = jnp.arange(length)
         within = remember(credit_matrix(trace, now, now, regular=True) * met, arriving)
         old = jnp.einsum("uk,u,u...->k...", reads, from_before, arriving, precision="highest")
         total = jnp.einsum("k...,k...i->...i", old, state, precision="highest")
@@ -244,11 +254,11 @@ def chunk_update(
 
 def chunked(
     trace: AbstractTrace,
-    x: Float[Array, "time inputs"],
-    gain: Float[Array, "time out"],
-    signal: Float[Array, "signals ..."],
-    arrival_steps: Float[Array, " signals"],
-    write_steps: Float[Array, " time"] | None = None,
+    x: Shaped[Array, "time inputs"],
+    gain: Shaped[Array, "time out"],
+    signal: Shaped[Array, "signals ..."],
+    arrival_steps: Real[Array, " signals"],
+    write_steps: Real[Array, " time"] | None = None,
     *,
     horizon: int,
     chunk: int = 64,
@@ -257,7 +267,7 @@ def chunked(
 
     For long delays with small layers and low orders. Arguments as in `literal`.
     """
-    x, signal, arrival_steps, write_steps = _check(trace, x, gain, signal, arrival_steps, write_steps)
+    x, gain, signal, arrival_steps, write_steps = _check(trace, x, gain, signal, arrival_steps, write_steps)
     if len(trace.shape) > 1:
         raise ValueError(f"a kernel per synapse needs `literal`, got a trace of shape {trace.shape}")
     if chunk < 1:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from cetsim import data_files, tiny_imagenet
+from cetsim import checks, data_files, extras, tiny_imagenet
 from cetsim.data_files import DataError, File
 
 NAMES = ("digits", "mnist", "cifar10", "tinyimagenet")
@@ -81,7 +81,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     **Returns:** a `Dataset`: images `[N, channels, height, width]` in float32, labels `[N]` in int32.
 
     **Raises:** `ValueError` for an unknown name; `DataError` for files that are missing, truncated or corrupt
-    and for a failed download. Files in `data_dir` that are not the published ones are used, with a warning.
+    and for a failed download; `ImportError`, with what to install, where a package is missing. Files in `data_dir`
+    that are not the published ones are used, with a warning.
     """
     if name not in NAMES:
         raise ValueError(f"dataset must be one of {', '.join(NAMES)}, got {name!r}")
@@ -104,11 +105,11 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     **Raises:** `ValueError` unless both parts get at least one example.
     """
     count = len(dataset.train_y)
-    if not 0 < fraction < 1:
-        raise ValueError(f"validation fraction must be above 0 and below 1, got {fraction!r}")
+    fraction, seed = checks.require_static("fraction", fraction), checks.require_whole("seed", seed, least=0)
+    checks.require_within("fraction", fraction, "(0, 1)")
     kept = count - round(fraction * count)
     if not 0 < kept < count:
-        raise ValueError(f"validation fraction must leave both parts an example, got {fraction!r} of {count}")
+        raise ValueError(f"`fraction` must leave both parts an example, got {fraction!r} of {count}")
     order = np.random.default_rng(seed).permutation(count)
     train, held = order[:kept], order[kept:]
     x, y = dataset.train_x, dataset.train_y
@@ -117,12 +118,13 @@ def split_validation(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
 def _load_digits() -> Dataset:
     # Imported here: it takes longer than the rest of this package together.
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
+    datasets = extras.require("sklearn.datasets", extra="data")
+    model_selection = extras.require("sklearn.model_selection", extra="data")
+    images, labels = datasets.load_digits(return_X_y=True)
     images = images.astype(np.uint8).reshape(-1, 1, 8, 8)  # 0 to 16; the scale cancels in the standardisation
-    train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    train_x, test_x, train_y, test_y = model_selection.train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=0
+    )
     return _dataset("digits", (train_x, train_y), (test_x, test_y), (0.5,), (0.5,))
 
 

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from cetsim.extras import require
+
 CLASSES = 10  # in MNIST and in CIFAR-10
 
 
@@ -75,7 +77,7 @@ def warn_if_changed(files: Mapping[str, File], md5: Mapping[str, str]) -> None:
 
 def download(name: str, md5: str, mirrors: Iterable[str], wanted: str) -> Path:
     """Path of a published file in the user's cache, fetched from the first mirror that gives it whole."""
-    import pooch  # here, since it brings a network stack along
+    pooch = require("pooch", extra="data")  # here, since it brings a network stack along
 
     failures = []
     for mirror in mirrors:

@@ -5,15 +5,17 @@ a stretch and are negative for what was carried over from before it.
 """
 
 import abc
+from collections.abc import Mapping
 from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+import wadler_lindig as wl
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Real
 
-from cetsim import checks
+from cetsim import checks, display, steps
 
 DISTRIBUTIONS = ("uniform", "gamma")
 
@@ -30,6 +32,10 @@ class AbstractDelay(eqx.Module):
     keep_late: eqx.AbstractVar[bool]
     regular: eqx.AbstractClassVar[bool]
 
+    def __pdoc__(self, **_):
+        """How it is shown, alone and inside other modules."""
+        return wl.TextDoc(display.describe(self))
+
     @property
     @abc.abstractmethod
     def max_steps(self) -> int:
@@ -37,22 +43,27 @@ class AbstractDelay(eqx.Module):
 
     @property
     @abc.abstractmethod
+    def min_steps(self) -> int:
+        """A number of steps below which no delay is, 0 where that is not known before tracing."""
+
+    @property
+    @abc.abstractmethod
     def placed(self) -> bool:
         """Whether the delay knows, where it has to, at which step of the run its stretch begins."""
 
     @abc.abstractmethod
-    def arrivals(self, write_steps: Float[Array, " signals"]) -> Float[Array, " signals"]:
+    def arrivals(self, write_steps: Real[Array, " signals"]) -> Real[Array, " signals"]:
         """Steps at which the signals that belong to activity at `write_steps` arrive."""
 
     @abc.abstractmethod
     def at(self, origin) -> "AbstractDelay":
         """The delay in a stretch whose step 0 is step `origin` of the run."""
 
-    def arrived(self, steps: int) -> Float[Array, " steps"]:
-        """1 for each step of a stretch of `steps` whose signal arrives within it, else 0."""
+    def arrived(self, length: int) -> Float[Array, " length"]:
+        """1 for each step of a stretch of `length` steps whose signal arrives within it, else 0."""
         if self.keep_late:
-            return jnp.ones(steps)
-        return jnp.where(self.arrivals(jnp.arange(steps, dtype=float)) < steps, 1.0, 0.0)
+            return jnp.ones(length)
+        return jnp.where(self.arrivals(jnp.arange(length)) < length, 1.0, 0.0)
 
 
 class FixedDelay(AbstractDelay):
@@ -60,7 +71,8 @@ class FixedDelay(AbstractDelay):
 
     **Arguments:**
 
-    - `delay`: in seconds, at least 0, a multiple of `dt`; an array leaf, shared by all signals of a layer.
+    - `delay`: in seconds, at least 0, a multiple of `dt`; kept in whole steps, an array leaf that all signals of a
+      layer share.
     - `dt`: length of a step, in seconds.
     - `max_delay`: longest delay that streams make room for; needed only where the delay is traced.
     - `keep_late`: whether signals that arrive after a stretch's last step are still read (as if the stretch went on in
@@ -69,7 +81,7 @@ class FixedDelay(AbstractDelay):
     **Raises:** ValueError for a delay that is negative, above `max_delay` or no multiple of `dt`.
     """
 
-    delay: Float[Array, ""]
+    steps: Int[Array, ""]
     dt: float = eqx.field(static=True)
     max_delay: float | None = eqx.field(static=True)
     keep_late: bool = eqx.field(static=True)
@@ -78,33 +90,39 @@ class FixedDelay(AbstractDelay):
     def __init__(self, delay=4.0, dt=0.2, max_delay=None, keep_late=False):
         checks.require_dt(dt)
         checks.require_whole_steps("delay", delay, dt)
-        _require_one_number("delay", delay)
+        checks.require_one_number("delay", delay)
         if max_delay is not None:
+            max_delay = checks.require_static("max_delay", max_delay)
             checks.require_whole_steps("max_delay", max_delay, dt)
             if not checks.is_traced(delay) and np.asarray(delay) > max_delay:
                 raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {delay!r}")
-        self.delay = jnp.asarray(delay, dtype=float)
-        self.dt, self.keep_late = float(dt), bool(keep_late)
-        self.max_delay = None if max_delay is None else float(max_delay)
+        self.steps = steps.from_seconds("delay", delay, dt)
+        self.dt, self.keep_late = float(dt), checks.require_flag("keep_late", keep_late)
+        self.max_delay = max_delay
 
     @property
-    def steps(self) -> Float[Array, ""]:
-        """The delay in whole steps."""
-        return jnp.round(self.delay / self.dt)
+    def delay(self) -> Float[Array, ""]:
+        """The delay in seconds."""
+        return self.steps * jnp.asarray(self.dt)
 
     @property
     def max_steps(self) -> int:
         """Longest delay in steps, known before tracing."""
-        return _room(_concrete(self.delay) if self.max_delay is None else self.max_delay, self.dt)
+        return int(_concrete(self.steps)) if self.max_delay is None else _room(self.max_delay, self.dt)
+
+    @property
+    def min_steps(self) -> int:
+        """The delay in steps, 0 where it is traced."""
+        return 0 if checks.is_traced(self.steps) else int(self.steps)
 
     @property
     def placed(self) -> bool:
         """True: the delay is the same at every step."""
         return True
 
-    def arrivals(self, write_steps: Float[Array, " signals"]) -> Float[Array, " signals"]:
+    def arrivals(self, write_steps: Real[Array, " signals"]) -> Real[Array, " signals"]:
         """Steps at which the signals that belong to activity at `write_steps` arrive."""
-        return write_steps + self.steps
+        return steps.count(write_steps) + self.steps
 
     def at(self, origin) -> "FixedDelay":
         """The delay itself, which is the same at every step."""
@@ -152,15 +170,17 @@ class RandomDelay(AbstractDelay):
         checks.require_in("distribution", distribution, DISTRIBUTIONS)
         for name, value in (("mean", mean), ("spread", spread)):
             checks.require_at_least(name, value, 0.0)
-            _require_one_number(name, value)
+            checks.require_one_number(name, value)
         if max_delay is not None:
+            max_delay = checks.require_static("max_delay", max_delay)
             checks.require_whole_steps("max_delay", max_delay, dt)
         if not checks.is_traced(mean) and not checks.is_traced(spread):
             _check_together(float(mean), float(spread), dt, distribution, max_delay)
-        self.mean, self.spread = jnp.asarray(mean, dtype=float), jnp.asarray(spread, dtype=float)
+        self.mean, self.spread = steps.exact("mean", mean, dt), steps.exact("spread", spread, dt)
         self.key, self.origin = jax.random.key(0) if key is None else key, None
-        self.dt, self.distribution, self.keep_late = float(dt), distribution, bool(keep_late)
-        self.max_delay = None if max_delay is None else float(max_delay)
+        self.dt, self.distribution = float(dt), distribution
+        self.keep_late = checks.require_flag("keep_late", keep_late)
+        self.max_delay = max_delay
 
     @property
     def max_steps(self) -> int:
@@ -174,6 +194,13 @@ class RandomDelay(AbstractDelay):
         return _room(_concrete(self.mean) + _concrete(self.spread) / 2, self.dt)
 
     @property
+    def min_steps(self) -> int:
+        """Shortest delay in steps, 0 where it is not known before tracing."""
+        if self.distribution == "gamma" or checks.is_traced(self.mean) or checks.is_traced(self.spread):
+            return 0
+        return int((float(self.mean) - float(self.spread) / 2) / self.dt)
+
+    @property
     def placed(self) -> bool:
         """Whether `at` has said where in the run the stretch begins."""
         return self.origin is not None
@@ -185,13 +212,14 @@ class RandomDelay(AbstractDelay):
             raise ValueError(f"`origin` must be one integer, got {origin!r}")
         return eqx.tree_at(lambda delay: delay.origin, self, origin, is_leaf=lambda leaf: leaf is None)
 
-    def arrivals(self, write_steps: Float[Array, " signals"]) -> Float[Array, " signals"]:
+    def arrivals(self, write_steps: Real[Array, " signals"]) -> Real[Array, " signals"]:
         """Steps at which the signals that belong to activity at `write_steps` arrive."""
-        steps = jnp.round(write_steps).astype(int) + (0 if self.origin is None else self.origin)
-        late = jnp.round(jax.vmap(self._draw)(steps) / self.dt)
+        write_steps = steps.count(write_steps)
+        place = jnp.round(write_steps).astype(jnp.int32) + (0 if self.origin is None else self.origin)
+        late = jnp.round(jax.vmap(self._draw)(place) / self.dt)
         # Checked before tracing, and only there: a traced spread may be too wide.
-        late = jnp.clip(late, 0.0, None if self.max_delay is None else self.max_steps)
-        return write_steps + late.astype(write_steps.dtype)
+        late = jnp.clip(late, 0.0, steps.largest(late.dtype) if self.max_delay is None else self.max_steps)
+        return write_steps + late.astype(jnp.int32)
 
     def _draw(self, step):
         """Delay of the signal of one step of the run, in seconds."""
@@ -206,23 +234,27 @@ class RandomDelay(AbstractDelay):
 class LayerwiseDelay(eqx.Module):
     """A delay for each layer, such as that of signals that travel backwards along axons, from layer to layer.
 
-    **Arguments:** `delays`: one a layer, from the top (the output) down, of any kind; alike in `dt` and `keep_late`.
+    **Arguments:** `delays`: one per layer, from the top (the output) down, of any kind; or a dict from names of layers,
+    or of modules that hold some, to delays. Alike in `dt` and `keep_late`.
 
     **Raises:** ValueError for no delay, or delays that differ in `dt` or `keep_late`.
 
     **Reference:** arXiv:2506.14598, retrograde signals: 2 minutes a layer.
     """
 
-    delays: tuple[AbstractDelay, ...]
+    delays: tuple[AbstractDelay, ...] | dict[str, AbstractDelay]
 
     def __init__(self, delays):
-        self.delays = tuple(delays)
-        if not self.delays or not all(isinstance(delay, AbstractDelay) for delay in self.delays):
+        self.delays = dict(delays) if isinstance(delays, Mapping) else tuple(delays)
+        if not self.delays or not all(isinstance(delay, AbstractDelay) for delay in self._each()):
             raise ValueError(f"`delays` must be cetsim's delays, one a layer from the top down, got {delays!r}")
-        for name in ("dt", "keep_late"):
-            values = [getattr(delay, name) for delay in self.delays]
-            if len(set(values)) > 1:
-                raise ValueError(f"delays of all layers must have one `{name}`, got {values}")
+        checks.require_same_dt("delays of all layers", *(delay.dt for delay in self._each()))
+        late = [delay.keep_late for delay in self._each()]
+        if len(set(late)) > 1:
+            raise ValueError(f"delays of all layers must have one `keep_late`, got {late}")
+
+    def _each(self) -> list:
+        return list(self.delays.values() if isinstance(self.delays, dict) else self.delays)
 
     @classmethod
     def stacked(cls, per_layer, layers: int, dt=0.2, max_per_layer=None, keep_late=False) -> "LayerwiseDelay":
@@ -231,30 +263,30 @@ class LayerwiseDelay(eqx.Module):
         **Arguments:** `layers`: their number. `max_per_layer`: longest that streams make room for; needed only where
         `per_layer` is traced. The others as in `FixedDelay`.
         """
-        if layers < 1:
-            raise ValueError(f"`layers` must be at least 1, got {layers}")
+        layers = checks.require_whole("layers", layers)
+        checks.require_dt(dt)
         checks.require_whole_steps("per_layer", per_layer, dt)
+        checks.require_one_number("per_layer", per_layer)
+        if max_per_layer is not None:
+            max_per_layer = checks.require_static("max_per_layer", max_per_layer)
         longest = [None if max_per_layer is None else layer * max_per_layer for layer in range(layers)]
         return cls(FixedDelay(layer * per_layer, dt, longest[layer], keep_late) for layer in range(layers))
 
     @property
     def dt(self) -> float:
         """Length of a step, in seconds."""
-        return self.delays[0].dt
+        return self._each()[0].dt
 
     @property
     def keep_late(self) -> bool:
         """Whether signals that arrive after a stretch's last step are still read."""
-        return self.delays[0].keep_late
+        return self._each()[0].keep_late
 
     def at(self, origin) -> "LayerwiseDelay":
         """The delays in a stretch whose step 0 is step `origin` of the run."""
+        if isinstance(self.delays, dict):
+            return LayerwiseDelay({name: delay.at(origin) for name, delay in self.delays.items()})
         return LayerwiseDelay(delay.at(origin) for delay in self.delays)
-
-
-def _require_one_number(name: str, value) -> None:
-    if np.ndim(value) != 0:
-        raise ValueError(f"`{name}` must be one number (map over delays with jax.vmap), got shape {np.shape(value)}")
 
 
 def _concrete(seconds) -> float:

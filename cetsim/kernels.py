@@ -28,6 +28,7 @@ def poisson(count: int | np.ndarray, mean: Float[Array, "..."]) -> Float[Array, 
     """
     k = np.maximum(count, 1)
     at_peak = jnp.asarray(np.exp(k * np.log(k) - k - scipy.special.gammaln(k + 1)), mean.dtype)
+    k = jnp.asarray(k, mean.dtype)
     positive = mean > 0
     u = jnp.where(positive, mean, 1.0) / k
     small = u < 0.5

@@ -2,20 +2,26 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
+
+from cetsim import checks
 
 
-def accuracy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], top: int = 1) -> Float[Array, ""]:
+def accuracy(logits: Float[Array, "batch classes"], labels: Integer[Array, " batch"], top: int = 1) -> Float[Array, ""]:
     """Share of examples whose label's logit is among the `top` largest.
 
-    **Raises:** ValueError for `top` below 1 or above the number of classes.
+    **Raises:** ValueError for `top` below 1 or above the number of classes, or another number of labels than examples.
     """
-    if not 1 <= top <= logits.shape[-1]:
+    top = checks.require_whole("top", top)
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(f"`labels` must have shape {logits.shape[:-1]}, one a row of logits, got {jnp.shape(labels)}")
+    labels = jnp.asarray(labels)
+    if not top <= logits.shape[-1]:
         raise ValueError(f"`top` must be 1 to the number of classes, {logits.shape[-1]}, got {top}")
     if top == 1:
-        return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=logits.dtype)
+        return jnp.mean(jnp.argmax(logits, axis=-1).astype(int) == labels.astype(int), dtype=logits.dtype)
     _, largest = jax.lax.top_k(logits, top)
-    return jnp.mean(jnp.any(largest == labels[:, None], axis=-1), dtype=logits.dtype)
+    return jnp.mean(jnp.any(largest.astype(int) == labels[:, None].astype(int), axis=-1), dtype=logits.dtype)
 
 
 def cosine(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, ""]:

@@ -6,13 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from cetsim import checks
 
 # Not 1: `split` in two gives the keys that `fold_in` gives of 0 and 1, and `permutation` sorts by draws of the second,
 # so that flips drawn from `fold_in` of 1 would all fall on the images that come first.
 _FLIPS = 2
+_CHANNELS = 4  # most that an image, as of a file, has
 
 
 class Frames(NamedTuple):
@@ -41,9 +42,10 @@ class Presentation:
     - `interpolation`: m, steps of time from one image to the next. Step k = 0, ..., m - 1 shows (1 - k/m) of an image
       and k/m of the next, with the label of the larger share (at one half, of the image being left). The last image
       of an order stays instead; where whole batches end before it, the next epoch cuts in.
-    - `flip`: whether images are mirrored along their last axis, with odds of one half per image and epoch.
+    - `flip`: whether images `[channel, height, width]` are mirrored along their width, with odds of one half per image
+      and epoch.
 
-    **Raises:** ValueError for lengths that are no whole number or below 1.
+    **Raises:** ValueError for lengths that are no whole number or below 1, and a `flip` that is no boolean.
     """
 
     run_length: int = 1
@@ -52,12 +54,16 @@ class Presentation:
 
     def __post_init__(self):
         for name in ("run_length", "interpolation"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+            object.__setattr__(self, name, checks.require_whole(name, getattr(self, name)))
+        object.__setattr__(self, "flip", checks.require_flag("flip", self.flip))
 
-    def check(self, labels, batch: int) -> None:
-        """Raises ValueError for labels `[examples]` too few for a batch, or for a run of some class."""
+    def check(self, labels, batch: int, shape: tuple[int, ...] = ()) -> None:
+        """Raises ValueError for labels `[examples]` too few for a batch, or for a run of some class.
+
+        **Arguments:** `shape`: of the images, where they are known; what cannot be flipped is refused.
+        """
+        if self.flip and shape:
+            _require_width_last(shape)
         examples, steps = len(labels), self.interpolation
         if examples * steps < batch:
             each = f" of {steps} steps each" if steps > 1 else ""
@@ -82,6 +88,7 @@ class Presentation:
 
         **Returns:** frames `[steps, batch]`.
         """
+        steps, batch = checks.require_whole("steps", steps, least=0), checks.require_whole("batch", batch)
         examples = labels.shape[0]
         per_epoch = self.epoch_steps(examples, batch) // batch
         epochs = step // per_epoch + jnp.arange((steps + per_epoch - 2) // per_epoch + 1)
@@ -94,19 +101,27 @@ class Presentation:
         return Frames(row, following, weight, flips[epoch, row], flips[epoch, following])
 
     def show(
-        self, frames: Frames, x: Float[Array, "examples ..."], labels: Int[Array, " examples"]
-    ) -> tuple[Float[Array, "..."], Int[Array, "..."]]:
+        self, frames: Frames, x: Shaped[Array, "examples ..."], labels: Int[Array, " examples"]
+    ) -> tuple[Shaped[Array, "..."], Int[Array, "..."]]:
         """The images and labels of `frames`, along whose axes they lie. What is not asked for costs nothing.
 
-        **Raises:** ValueError for flips of what is not `[examples, channel, height, width]`.
+        Images in whole numbers, such as bytes, are blended in floats.
+
+        **Raises:** ValueError for another number of labels than images, or for flips of what is not
+        `[examples, channel, height, width]`.
         """
-        if self.flip and x.ndim != 4:
-            raise ValueError(f"`flip` needs images [channel, height, width], got shape {x.shape[1:]}")
+        if x.shape[0] != labels.shape[0]:
+            raise ValueError(f"`x` and `labels` must have one length, got {x.shape[0]} and {labels.shape[0]}")
+        if self.flip:
+            _require_width_last(x.shape)
         images = self._mirror(x[frames.row], frames.flip)
         if self.interpolation == 1:
             return images, labels[frames.row]
-        weight = _along(frames.weight, images).astype(x.dtype)
-        images = (1 - weight) * images + weight * self._mirror(x[frames.following], frames.flip_following)
+        following = self._mirror(x[frames.following], frames.flip_following)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            images, following = images.astype(float), following.astype(float)
+        weight = _along(frames.weight, images).astype(images.dtype)
+        images = (1 - weight) * images + weight * following
         return images, labels[jnp.where(frames.weight > 0.5, frames.following, frames.row)]
 
     def _epoch(self, key, labels):
@@ -125,13 +140,24 @@ class Presentation:
         by_class = jax.random.permutation(within, images)
         by_class = by_class[jnp.argsort(labels[by_class], stable=True)]
         kinds = labels[by_class]
-        place = images - jnp.searchsorted(kinds, kinds)  # of an image among those of its class
+        place = images - jnp.searchsorted(kinds, kinds).astype(images.dtype)  # of an image among those of its class
         run = jnp.cumsum(place % self.run_length == 0) - 1
         # As many ranks as images, which is at least one for every run; a stable sort keeps each run together.
         return by_class[jnp.argsort(jax.random.permutation(between, images)[run], stable=True)]
 
     def _mirror(self, images, flip):
         return jnp.where(_along(flip, images), images[..., ::-1], images) if self.flip else images
+
+
+def _require_width_last(shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless images of a shape can be `[examples, channel, height, width]`."""
+    if len(shape) != 4:
+        raise ValueError(f"`flip` needs images [channel, height, width], got shape {shape[1:]}")
+    if shape[3] <= _CHANNELS and shape[3] < min(shape[1:3]):
+        raise ValueError(
+            f"`flip` needs images [channel, height, width], got shape {shape[1:]}, which looks like "
+            "[height, width, channel]: move the channels with np.moveaxis(x, -1, 1)"
+        )
 
 
 def _along(values, images):

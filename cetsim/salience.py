@@ -60,6 +60,7 @@ class AbstractGate(eqx.Module):
         **Arguments:** `loss`: of each step, `[steps]`. `state`: from `init`, or the stretch before. `key`: of what is
         drawn.
         """
+        loss = jnp.asarray(loss, dtype=float)  # of the precision of thresholds
         choice, place = jax.random.split(key)
         chosen, state = self.salient(loss, state, choice)
         return _place(chosen, self.places(loss.shape[0]), self.placement, place), state
@@ -73,7 +74,7 @@ def _place(chosen: Bool[Array, " steps"], places: int, placement: str, key: Arra
     if placement == "random":
         drawn = jax.random.permutation(key, steps)[:places]
         times = jnp.sort(jnp.where(happened, drawn, steps))
-    return Selection(rows, Events(times.astype(float), steps, happened), jnp.maximum(count - places, 0))
+    return Selection(rows, Events(times, steps, happened), jnp.maximum(count - places, 0))
 
 
 class NoGate(AbstractGate):
@@ -153,6 +154,7 @@ class ThresholdGate(AbstractGate):
 
     def __init__(self, threshold, room: float = 0.05, placement: str = "shown"):
         checks.require_at_least("threshold", threshold, 0.0)
+        checks.require_one_number("threshold", threshold)
         self.threshold = jnp.asarray(threshold, dtype=float)
         self.room, self.placement = _fraction(room, "room"), _placement(placement)
 
@@ -188,10 +190,11 @@ class RunningGate(AbstractGate):
     placement: str = eqx.field(static=True)
 
     def __init__(self, fraction: float = 0.0125, rate=0.1, start=1.0, room: float | None = None, placement="shown"):
-        checks.require_above("rate", rate, 0.0)
-        checks.require_above("start", start, 0.0)
+        for name, value in (("rate", rate), ("start", start)):
+            checks.require_above(name, value, 0.0)
+            checks.require_one_number(name, value)
         self.fraction, self.placement = _fraction(fraction), _placement(placement)
-        self.room = min(1.0, 4 * fraction) if room is None else _fraction(room, "room")
+        self.room = min(1.0, 4 * self.fraction) if room is None else _fraction(room, "room")
         self.rate, self.start = jnp.asarray(rate, dtype=float), jnp.asarray(start, dtype=float)
 
     def places(self, steps: int) -> int:
@@ -207,16 +210,16 @@ class RunningGate(AbstractGate):
 
         def judge(log_threshold, loss):
             above = loss > jnp.exp(log_threshold)
-            return log_threshold + self.rate * (above - self.fraction), above
+            return log_threshold + self.rate * (above.astype(log_threshold.dtype) - self.fraction), above
 
         state, above = jax.lax.scan(judge, state, loss)
         return above, state
 
 
 def _fraction(value: float, name: str = "fraction") -> float:
-    if not 0 < value <= 1:
-        raise ValueError(f"`{name}` must be in (0, 1], got {value!r}")
-    return float(value)
+    number = checks.require_static(name, value)
+    checks.require_within(name, number, "(0, 1]")
+    return number
 
 
 def _placement(value: str) -> str:

@@ -1,8 +1,9 @@
 """What a layer carries from one stretch of time to the next: past activity, and signals still under way."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from cetsim.credit import credit_matrix, remember
 from cetsim.delays import AbstractDelay
@@ -13,19 +14,26 @@ from cetsim.traces import AbstractTrace
 class StreamState(eqx.Module):
     """The factors of the last `window` steps and the signals of the last `pending` ones, oldest first.
 
-    In a stream of events these are the last events instead, in their places, with the steps at which they happened.
+    In a stream of events these are the last events instead, in their places, with the steps at which they happened. All
+    are floats, since the state after a stretch leaves a backward pass as the cotangent of the one before.
 
-    **Fields:** `x`: presynaptic activity, `[window, *in]`. `gain`: the post-synaptic factor of e, `[window, *out]`.
-    `signal`: learning signals by the step they belong to, `[pending, *out]`, smaller where a pool stands behind.
-    `written`, `sent`: steps to which factors and signals belong, counted from the start of the coming stretch and so
-    negative, `[window]` and `[pending]`; None where every step has its own.
+    **Fields:**
+
+    - `x`: presynaptic activity, `[window, *in]`. `gain`: the post-synaptic factor of e, `[window, *out]`.
+    - `signal`: learning signals by the step they belong to, `[pending, *out]`, smaller where a pool stands behind.
+    - `runs`: 1; a layer that ran twice in a stretch, or not at all, gives it back as another number.
+    - `written`, `sent`: steps to which factors and signals belong, counted from the start of the coming stretch and so
+      negative, `[window]` and `[pending]`; None where every step has its own.
+    - `axes`: how many axes stand in front of all these, one for each map over which a layer has many streams.
     """
 
-    x: Float[Array, "window ..."]
-    gain: Float[Array, "window ..."]
-    signal: Float[Array, "pending ..."]
-    written: Float[Array, " window"] | None = None
-    sent: Float[Array, " pending"] | None = None
+    x: Float[Array, "..."]
+    gain: Float[Array, "..."]
+    signal: Float[Array, "..."]
+    runs: Float[Array, "..."]
+    written: Float[Array, "..."] | None = None
+    sent: Float[Array, "..."] | None = None
+    axes: int = eqx.field(static=True, default=0)
 
 
 def init_state(
@@ -36,14 +44,27 @@ def init_state(
     signal_shape: tuple,
     dtype=float,
     events: Events | None = None,
+    batch: tuple[int, ...] = (),
 ) -> StreamState:
-    """A layer with no past. `window`: lags that the kernel reaches back, in steps. `events`: of a stretch, if few."""
+    """A layer with no past.
+
+    **Arguments:** `window`: lags that the kernel reaches back, in steps. `events`: of a stretch, if few. `batch`: sizes
+    of the maps over which the layer has streams of its own, the outermost first.
+
+    **Raises:** ValueError where steps of events, kept as floats, could not be told apart.
+    """
     pending, times = delay.max_steps, (None, None)
     if events is not None:  # room for those of every stretch that window and delay reach back into
+        exact, reach = jnp.promote_types(dtype, jnp.result_type(float)), max(window, pending) + events.steps
+        if reach > 2 ** (jnp.finfo(exact).nmant + 1):
+            raise ValueError(
+                f"a stream of events reaches back {reach} steps, too many to count in {exact}: use float64"
+            )
         window, pending = (-(-steps // events.steps) * events.times.shape[0] for steps in (window, pending))
-        times = -jnp.ones(window, events.times.dtype), -jnp.ones(pending, events.times.dtype)
+        times = -jnp.ones((*batch, window), exact), -jnp.ones((*batch, pending), exact)
     shapes = (window, *x_shape), (window, *out_shape), (pending, *signal_shape)
-    return StreamState(*(jnp.zeros(shape, dtype) for shape in shapes), *times)
+    rows = (jnp.zeros((*batch, *shape), dtype) for shape in shapes)
+    return StreamState(*rows, jnp.ones(batch, dtype), *times, axes=len(batch))
 
 
 def carry(
@@ -55,12 +76,13 @@ def carry(
     signal,
     unpool=lambda rows: rows,
     events: Events | None = None,
+    length: Int[Array, ""] | None = None,
 ):
     """Credit of every remembered write from the signals that arrive in this stretch, and the state after it.
 
     **Arguments:** `x`: `[time, *in]`. `gain`, `signal`: `[time, *out]`, the factors of this stretch's own steps.
     `unpool`: takes rows of the signal's shape to rows of the gain's, where a pool stands between. `events`: the steps
-    that the rows belong to, where these are not all.
+    that the rows belong to, where these are not all. `length`: steps of the stretch, where padding follows.
 
     **Returns:** `(past, present, state)`: gain ∘ λ for the steps held in `state`, `[window, *out]`, and for this
     stretch's, `[time, *out]`; the gradient of an affine layer is its weight-vjp at both.
@@ -69,15 +91,25 @@ def carry(
         raise ValueError("a stream of random delays needs its place in time: attach `delay.at(step)` for each stretch")
     window, pending, rows = state.gain.shape[0], state.signal.shape[0], gain.shape[0]
     if events is None:
-        steps, regular = rows, delay.regular
-        written, sent = (jnp.arange(-past, steps, dtype=gain.dtype) for past in (window, pending))
+        steps, regular = rows if length is None else length, delay.regular
+        written, sent = (jnp.arange(-past, rows) for past in (window, pending))
     else:
         steps, regular = events.steps, False
-        written, sent = (jnp.concatenate([past, events.times]) for past in (state.written, state.sent))
+        written, sent = (
+            jnp.concatenate([past.astype(events.times.dtype), events.times]) for past in (state.written, state.sent)
+        )
     matrix = credit_matrix(trace, delay.arrivals(sent), written, horizon=steps, regular=regular)
     xs, gains, signals = (
-        jnp.concatenate([old, new]) for old, new in ((state.x, x), (state.gain, gain), (state.signal, signal))
+        jnp.concatenate([old, new.astype(old.dtype)])
+        for old, new in ((state.x, x), (state.gain, gain), (state.signal, signal))
     )
     credit = gains * unpool(remember(matrix, signals))
-    times = (None, None) if events is None else (written[rows:] - steps, sent[rows:] - steps)
-    return credit[:window], credit[window:], StreamState(xs[rows:], gains[rows:], signals[rows:], *times)
+    last = lambda values, size: jax.lax.dynamic_slice_in_dim(  # noqa: E731
+        values, rows if length is None else length, size
+    )
+    times = (None, None)
+    if events is not None:
+        times = ((written[rows:] - steps).astype(state.written.dtype), (sent[rows:] - steps).astype(state.sent.dtype))
+    kept = last(xs, window), last(gains, window), last(signals, pending)
+    after = StreamState(*kept, state.runs, *times, state.axes)
+    return credit[:window], credit[window:], after

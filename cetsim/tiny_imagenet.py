@@ -21,6 +21,7 @@ from jaxtyping import Int32, UInt8
 
 from cetsim import data_files
 from cetsim.data_files import DataError, File
+from cetsim.extras import require
 
 SIZE = 64  # pixels, in height and width
 PUBLISHED = (200, 100_000, 10_000)  # classes, training images, test images
@@ -130,15 +131,14 @@ def _decode(paths: Mapping[Path, int]) -> Examples:
 
 
 def _decode_image(file: File) -> UInt8[np.ndarray, "3 64 64"]:
-    from PIL import Image, UnidentifiedImageError  # here, since the other datasets do without it
-
-    broken = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+    pillow = require("PIL.Image", extra="data")
+    broken = (OSError, SyntaxError, ValueError, struct.error, pillow.DecompressionBombError)
     try:
-        with Image.open(io.BytesIO(file.content), formats=("JPEG",)) as image:
+        with pillow.open(io.BytesIO(file.content), formats=("JPEG",)) as image:
             if image.size == (SIZE, SIZE):
                 return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
             width, height = image.size
     except broken as error:
-        reason = "not a JPEG image" if isinstance(error, UnidentifiedImageError) else error
+        reason = "not a JPEG image" if isinstance(error, pillow.UnidentifiedImageError) else error
         raise DataError(f"{file.path}: must be a complete JPEG image, got {reason}") from None
     raise DataError(f"{file.path}: must be {SIZE} x {SIZE} pixels, got {width} x {height}")

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from cetsim import checks, metrics, nn
 from cetsim.delays import AbstractDelay, FixedDelay, LayerwiseDelay
@@ -29,6 +29,8 @@ class Hyperparameters(eqx.Module):
     **Fields:** `learning_rate`: peak of the schedule, above 0. `trace`: of every synapse, or a tuple of one a layer
     from the top down. `delay`: of the learning signals. `error_gate`: see `attach`. `weight_decay`: of AdamW.
     `salience`: which images are learned from; None for all.
+
+    **Raises:** ValueError for an argument outside its range, or what is no number, trace, delay or gate.
     """
 
     learning_rate: Float[Array, ""]
@@ -42,8 +44,16 @@ class Hyperparameters(eqx.Module):
         checks.require_above("learning_rate", learning_rate, 0.0)
         checks.require_at_least("error_gate", error_gate, 0.0)
         checks.require_at_least("weight_decay", weight_decay, 0.0)
+        numbers = {"learning_rate": learning_rate, "error_gate": error_gate, "weight_decay": weight_decay}
+        for name, value in numbers.items():
+            checks.require_one_number(name, value)
+        trace = tuple(trace) if isinstance(trace, list) else trace
+        for each in trace if isinstance(trace, tuple) else (trace,):
+            checks.require_instance("trace", each, AbstractTrace, "one of cetsim's traces, or a tuple of them")
+        checks.require_instance("delay", delay, AbstractDelay | LayerwiseDelay, "one of cetsim's delays")
+        checks.require_instance("salience", salience, AbstractGate | None, "one of cetsim.salience's gates, or None")
         self.learning_rate, self.error_gate, self.weight_decay = (
-            jnp.asarray(value, dtype=float) for value in (learning_rate, error_gate, weight_decay)
+            jnp.asarray(value, dtype=float) for value in numbers.values()
         )
         self.trace, self.delay, self.salience = trace, delay, salience
 
@@ -57,6 +67,8 @@ class Settings:
     times its peak. `clip`: largest global norm of a gradient. `window`: steps that a stream remembers (see `attach`);
     None takes the trace's own at `init`, where its parameters must then be concrete. `presentation`: order in which
     images are shown; None shuffles them. `derivative`: see `attach`.
+
+    **Raises:** ValueError for an argument outside its range: `steps`, `batch` and `window` are whole numbers.
 
     **Reference:** arXiv:2506.14598, training details.
     """
@@ -73,15 +85,17 @@ class Settings:
     derivative: str = "ideal"
 
     def __post_init__(self):
-        for name in ("steps", "batch"):
-            checks.require_at_least(name, getattr(self, name), 1.0)
+        for name in ("steps", "batch", *(["window"] if self.window is not None else [])):
+            object.__setattr__(self, name, checks.require_whole(name, getattr(self, name)))
         checks.require_in("form", self.form, nn.FORMS)
         checks.require_in("boundary", self.boundary, nn.BOUNDARIES)
         checks.require_in("derivative", self.derivative, nn.DERIVATIVES)
+        for name in ("warmup", "floor", "clip"):
+            object.__setattr__(self, name, checks.require_static(name, getattr(self, name)))
         for name in ("warmup", "floor"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}")
+            checks.require_within(name, getattr(self, name), "[0, 1]")
         checks.require_above("clip", self.clip, 0.0)
+        checks.require_instance("presentation", self.presentation, Presentation | None, "a Presentation or None")
 
     @property
     def shown(self) -> Presentation:
@@ -124,24 +138,27 @@ class SupervisedRun(eqx.Module):
 
     - `make_model`: function of a key; the model acts on one example, and if it has stateful layers such as batch norm
       it is called as `model(x, state)` inside a `vmap` over time with `axis_name="time"`.
-    - `x`: `[examples, ...]`, `labels`: `[examples]`, kept on the device.
+    - `x`: `[examples, ...]`, finite; kept on the device. Floats, bytes and booleans are seen by the model in its own
+      precision, other whole numbers, such as tokens, as they are.
+    - `labels`: class numbers `[examples]`, integers from 0 to the number of the model's outputs - 1.
     - `settings`: what is compiled in.
 
-    **Raises:** ValueError for fewer examples than a batch, numbers that do not match, or inputs that are not finite.
+    **Raises:** ValueError for fewer examples than a batch, numbers that do not match, inputs that are not finite or
+    that the model does not take, labels of no class, and images that the presentation cannot show.
     """
 
     make_model: Callable = eqx.field(static=True)
-    x: Float[Array, "examples ..."]
+    x: Shaped[Array, "examples ..."]
     labels: Int[Array, " examples"]
     settings: Settings = eqx.field(static=True)
 
     def __init__(self, make_model: Callable, x, labels, settings: Settings):
-        if x.shape[0] != labels.shape[0]:
-            raise ValueError(f"`x` and `labels` must have one length, got {x.shape[0]} and {labels.shape[0]}")
-        settings.shown.check(labels, settings.batch)
-        checks.require_finite("x", x)
+        checks.require_instance("settings", settings, Settings, "cetsim.train.Settings")
         self.make_model, self.settings = make_model, settings
-        self.x, self.labels = jnp.asarray(x), jnp.asarray(labels)
+        self.x = checks.require_examples(x)
+        self.labels = checks.require_labels(labels, len(self.x))
+        settings.shown.check(self.labels, settings.batch, self.x.shape)
+        checks.require_labels(labels, len(self.x), self._classes())
 
     def init(self, hyper: Hyperparameters, key: Array) -> TrainState:
         """The run before its first update; `key` sets the weights and the order of the images."""
@@ -151,23 +168,23 @@ class SupervisedRun(eqx.Module):
         stream = None
         if self.settings.boundary == "carry":
             attached = self._attach(model, hyper, hyper.delay, self._windows(model, hyper), self._silence(hyper))
-            stream = nn.streaming_init(attached, self.x[0], *_arguments(buffers))
+            stream = nn.streaming_init(attached, _as_seen(self.x[0], params), *_arguments(buffers))
         optimizer = self._optimizer(hyper).init(params)
         attention = None if hyper.salience is None else hyper.salience.init()
         none, never = jnp.zeros((), int), jnp.zeros((), bool)
         return TrainState(hyper, params, buffers, optimizer, stream, order, none, never, attention, none, none)
 
     def advance(self, state: TrainState, steps: int, unroll: bool = False) -> tuple[TrainState, Float[Array, " steps"]]:
-        """Makes `steps` (static) updates; returns the state after them and the loss of each.
+        """Makes `steps` (static, a whole number) updates; returns the state after them and the loss of each.
 
         `unroll` writes the steps out instead of looping: for networks with convolutions on CPU, which XLA runs 40 times
         slower inside a loop. Then make a few steps a call, since each is compiled.
         """
-        template = self._template()
+        template, steps = self._template(), checks.require_whole("steps", steps, least=0)
 
         def update(state, frames):
             x, labels = self.settings.shown.show(frames, self.x, self.labels)
-            model = eqx.combine(state.params, template)
+            x, model = _as_seen(x, state.params), eqx.combine(state.params, template)
             if state.hyper.salience is not None:
                 return self._learn_from_salient(model, state, x, labels)
             (loss, buffers), grads, stream = self._gradient(model, state, state.stream, x, labels)
@@ -183,10 +200,16 @@ class SupervisedRun(eqx.Module):
         return state, jnp.stack(losses)
 
     def evaluate(self, state: TrainState, x, labels) -> dict[str, Float[Array, ""]]:
-        """`accuracy`, `top5_accuracy` (of more than ten classes) and mean cross-entropy `loss` on held-out examples."""
+        """`accuracy`, `top5_accuracy` (of more than ten classes) and mean cross-entropy `loss` on held-out examples.
+
+        **Raises:** ValueError for `x` and `labels` that `SupervisedRun` would refuse, where they are not traced.
+        """
+        x = _as_seen(checks.require_examples(x, fetch=False), state.params)
+        checks.require_labels(labels, len(x))
         model = eqx.nn.inference_mode(eqx.combine(state.params, self._template()))
         logits = jax.vmap(lambda x: model(x, *_arguments(state.buffers)))(x)
         logits = logits if _is_empty(state.buffers) else logits[0]
+        labels = checks.require_labels(labels, len(x), logits.shape[-1])
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
         measured = {"accuracy": metrics.accuracy(logits, labels), "loss": loss}
         if logits.shape[-1] > 10:
@@ -200,8 +223,14 @@ class SupervisedRun(eqx.Module):
         signals `"arrived"` within the stretch or `"all"`. Where a salience gate is set it is of all its events.
 
         The stretch starts empty, in a run that carries its traces from stretch to stretch too.
+
+        **Raises:** ValueError for another `over`, and as `evaluate`.
         """
         checks.require_in("over", over, ("arrived", "all"))
+        if over == "arrived" and isinstance(state.hyper.delay, LayerwiseDelay) and state.hyper.salience is None:
+            raise ValueError("over='arrived' needs one delay for all layers: use over='all' where they differ")
+        x = _as_seen(checks.require_examples(x, fetch=False), state.params)
+        labels = checks.require_labels(labels, len(x), self._classes())
         model, delay = eqx.combine(state.params, self._template()), self._delay(state)
         if state.hyper.salience is not None:
             losses, _ = _losses(model, x, labels, state.buffers)
@@ -214,6 +243,25 @@ class SupervisedRun(eqx.Module):
         truth = eqx.filter_grad(_loss, has_aux=True)(model, x, labels, state.buffers, arrived)[0]
         _, update, _ = self._gradient(model, state, None, x, labels)
         return metrics.alignment(update, truth)
+
+    def _classes(self) -> int:
+        """Number of the model's outputs, from shapes alone; raises ValueError where it does not take examples."""
+
+        def logits(key, x):
+            model, buffers = eqx.nn.make_with_state(self.make_model)(key)
+            return _logits(model, _as_seen(x, model), buffers)[0]
+
+        blends = self.settings.shown.interpolation > 1  # which makes floats
+        dtype = jnp.result_type(self.x.dtype, float) if blends else self.x.dtype
+        stretch = jax.ShapeDtypeStruct((1, *self.x.shape[1:]), dtype)
+        try:
+            shape = eqx.filter_eval_shape(logits, jax.random.key(0), stretch).shape
+        except (TypeError, ValueError) as error:
+            example = f"{self.x.dtype}{list(self.x.shape[1:])}"
+            raise ValueError(f"the model must take an example of `x`, {example}, but: {error}") from error
+        if len(shape) != 2:
+            raise ValueError(f"the model must make one logit a class, [classes], of an example, got shape {shape[1:]}")
+        return shape[1]
 
     def _template(self):
         """The model without its arrays."""
@@ -230,7 +278,7 @@ class SupervisedRun(eqx.Module):
         x, labels, model = x[rows], labels[rows], eqx.nn.inference_mode(model)
         _, grads, stream = self._gradient(model, seen, state.stream, x, labels, events)
         skip = ~jnp.any(events.happened) if stream is None else jnp.zeros((), bool)  # a stream learns from the past too
-        counts = {"attention": attention, "skipped": state.skipped + skip, "missed": state.missed + missed}
+        counts = {"attention": attention, "skipped": state.skipped + skip.astype(int), "missed": state.missed + missed}
         loss = jnp.mean(losses)
         after = self._updated(state, loss, grads, buffers=buffers, stream=stream, **counts)
         kept = {
@@ -241,7 +289,9 @@ class SupervisedRun(eqx.Module):
 
     def _updated(self, state: TrainState, loss, grads, **changed) -> TrainState:
         """The state after an update by `grads`, and with what else changed."""
-        updates, optimizer = self._optimizer(state.hyper).update(grads, state.optimizer, state.params)
+        grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, state.params)  # traces may be finer
+        with jax.numpy_dtype_promotion("standard"):  # in which optax is written
+            updates, optimizer = self._optimizer(state.hyper).update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         diverged = state.diverged | ~jnp.isfinite(loss)
         changed |= {"params": params, "optimizer": optimizer, "step": state.step + 1, "diverged": diverged}
@@ -258,7 +308,7 @@ class SupervisedRun(eqx.Module):
         if hyper.salience is None:
             return None
         places = hyper.salience.places(self.settings.batch)
-        return Events(jnp.zeros(places), self.settings.batch, jnp.zeros(places, bool))
+        return Events(jnp.zeros(places, int), self.settings.batch, jnp.zeros(places, bool))
 
     def _attach(self, model, hyper: Hyperparameters, delay, windows: dict | None, events: Events | None = None):
         """The model with its traces; `windows`: steps that each layer's stream remembers, None to start empty."""
@@ -314,17 +364,28 @@ def _loss(model, x, labels, buffers, weights=1.0):
 
 def _share(events: Events):
     """Weights that make a mean over the places of events one over those that happened."""
-    return events.only(jnp.ones_like(events.times)) * (events.times.shape[0] / jnp.maximum(1, events.happened.sum()))
+    return events.only(jnp.ones(events.times.shape)) * (events.times.shape[0] / jnp.maximum(1, events.happened.sum()))
 
 
 def _losses(model, x, labels, buffers):
     """Loss of every step of a stretch, and the buffers after it."""
-    if _is_empty(buffers):
-        logits = jax.vmap(model, axis_name="time")(x)
-    else:
-        over_time = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="time")
-        logits, buffers = over_time(x, *_arguments(buffers))
+    logits, buffers = _logits(model, x, buffers)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels), buffers
+
+
+def _logits(model, x, buffers):
+    """What the model says at every step of a stretch, and the buffers after it."""
+    if _is_empty(buffers):
+        return jax.vmap(model, axis_name="time")(x), buffers
+    over_time = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="time")
+    return over_time(x, *_arguments(buffers))
+
+
+def _as_seen(x, params):
+    """Images in the precision of the model's parameters; whole numbers that are not bytes (tokens) as they are."""
+    floats = [leaf.dtype for leaf in jax.tree.leaves(params) if eqx.is_inexact_array(leaf)]
+    image = jnp.issubdtype(x.dtype, jnp.floating) or x.dtype in (jnp.uint8, jnp.bool_)
+    return x.astype(max(floats, key=lambda dtype: jnp.finfo(dtype).bits)) if image and floats else x
 
 
 def _is_empty(buffers: eqx.nn.State) -> bool:

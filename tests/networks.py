@@ -61,6 +61,11 @@ def half_square(model, x, target):
     return 0.5 * jnp.sum((jax.vmap(model, axis_name="time")(x) - target) ** 2)
 
 
+def once(model, x):
+    """The model's output for one input, at the first step of a stretch."""
+    return jax.vmap(model, axis_name="time")(jnp.broadcast_to(x, (STEPS, *x.shape)))[0]
+
+
 def gradients(model, x, target, attach, loss=half_square):
     """Gradient of the model and of the input, traces attached inside the loss."""
 

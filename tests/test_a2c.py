@@ -16,13 +16,15 @@ from cetsim.rl import (
     Hyperparameters,
     Settings,
     actor_trace,
-    late_layer,
+    delayed_layer,
     networks,
     policy_alignment,
     undelayed,
 )
 from cetsim.rl.actor_trace import ActorState, Arriving, WindowState
 from cetsim.rl.environments import split_signs
+
+pytestmark = pytest.mark.slow
 
 DT = 0.2
 SETTINGS = Settings(updates=4, environments=3, rollout=11, hidden=(6, 5))
@@ -41,8 +43,8 @@ def hyper(delay=0.0, rate=1e-2, **options):
 @jit
 def first_rollout(run, state):
     agent, learner = state.agent, run.learner
-    _, rollout = run.roll_out(agent.params, state.world, jax.random.key(5))
-    td_error, targets = learner.judge(agent.hyper, learner.networks(agent.params).critic, rollout)
+    _, rollout = run.roll_out(agent.params, state.vector_env, jax.random.key(5))
+    td_error, targets = learner.td_errors(agent.hyper, learner.networks(agent.params).critic, rollout)
     layers, grads, _ = learner.gradient(agent, rollout)
     return rollout, td_error, targets, layers, grads
 
@@ -57,9 +59,12 @@ def close(left, right, tolerance=1e-10):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_without_delay_it_is_the_policy_gradient():
-    state = RUN.init(hyper(entropy=0.02), jax.random.key(0))
-    rollout, td_error, targets, _, grads = first_rollout(RUN, state)
+@pytest.mark.parametrize("kind", ["mean", "sum"])
+def test_without_delay_it_is_the_policy_gradient(kind):
+    """Autodiff of the mean log-probability, each step weighed by its advantage."""
+    run = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, actor_gradient=kind))
+    state = run.init(hyper(entropy=0.02), jax.random.key(0))
+    rollout, td_error, targets, _, grads = first_rollout(run, state)
     decay = 0.99 * 0.95
     weights = np.zeros(td_error.shape)
     for t in reversed(range(len(weights))):
@@ -73,7 +78,8 @@ def test_without_delay_it_is_the_policy_gradient():
         log_policy = jnp.take_along_axis(jax.nn.log_softmax(logits), rollout.action[..., None], axis=-1)[..., 0]
         entropy = -jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), axis=-1).mean()
         values = jax.vmap(jax.vmap(model.critic))(rollout.observation)[..., 0]
-        actors = -jnp.sum(weights * log_policy) / SETTINGS.environments - 0.02 * entropy
+        steps = SETTINGS.rollout if kind == "sum" else 1
+        actors = -steps * jnp.mean(weights * log_policy) - 0.02 * entropy
         return actors + 0.5 * 0.5 * jnp.mean((values - targets) ** 2)
 
     close(grads, eqx.filter(of(RUN.learner.networks(state.agent.params)), eqx.is_inexact_array))
@@ -137,7 +143,7 @@ def test_late_credit_is_the_literal_rule(option):
     rollout, td_error, _, layers, grads = first_rollout(run, state)
     assert option != "window" or all(isinstance(layer.synapses, WindowState) for layer in layers)
     model = run.learner.networks(state.agent.params)
-    pairs = [(model.actor, grads.actor, lambda env: networks.factors_of_policy(model.actor, *seen(env)), 1.0)]
+    pairs = [(model.actor, grads.actor, lambda env: networks.factors_of_policy(model.actor, *seen(env)), 1 / 11)]
     seen = lambda env: (rollout.observation[:, env], rollout.action[:, env])  # noqa: E731
     if late_critic:
         pairs.append((model.critic, grads.critic, lambda env: networks.factors_of_value(model.critic, seen(env)[0]),
@@ -158,7 +164,7 @@ def test_late_credit_is_the_literal_rule(option):
                 first = actor_trace.init(trace, gain.shape[1], factors.x.shape[1])
                 rows = factors.x, gain, arriving, emptied
                 _, gradient = jit(actor_trace.literal)(trace, 0.99 * lams[depth], first, *rows)
-                totals[depth] = totals[depth] + scale * gradient / 3
+                totals[depth] = totals[depth] + scale * gradient / 3  # environments
         close(found, networks.gradient_like(network, totals))
 
 
@@ -175,7 +181,7 @@ def test_layers_keep_what_costs_less(steps, kept):
         assert 1e-5 < forgotten < 1e-4
 
 
-@pytest.mark.parametrize("options", [late_layer.EXACT, late_layer.Options("preactivation", True, True)])
+@pytest.mark.parametrize("options", [delayed_layer.EXACT, delayed_layer.Options("preactivation", True, True)])
 @pytest.mark.parametrize("window", [None, 40])
 def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(window, options):
     rng, trace, delay = np.random.default_rng(0), CascadingTrace(3, 1.0, DT), FixedDelay(1.0, DT)
@@ -185,10 +191,10 @@ def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(win
     @jit
     def learn(state, *rows):
         *factors, td_error, alive = rows
-        return late_layer.learn(trace, delay, 0.9, state, networks.Factors(*factors), td_error, alive, options)
+        return delayed_layer.learn(trace, delay, 0.9, state, networks.Factors(*factors), td_error, alive, options)
 
     def summed(edges):
-        state, total = late_layer.init(trace, delay, 3, 4, window, options.late_flag), 0.0
+        state, total = delayed_layer.init(trace, delay, 3, 4, window, options.late_flag), 0.0
         for start, end in zip(edges[:-1], edges[1:], strict=True):  # noqa: RUF007
             rows = (array[start:end] for array in (x, derivative, error, td_error, alive))
             state, gradient = learn(state, *rows)
@@ -200,25 +206,57 @@ def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(win
     close(summed([0, 3, 24]), whole)
 
 
+def one_by_one(run, state, updates):
+    """The state after updates each of which is a run of its own, which takes one program however many, and Progress."""
+    told = []
+    for _ in range(updates):
+        state, now = advance(run, state, 1)
+        told.append(now)
+    return state, jax.tree.map(lambda *rows: np.concatenate(rows), *told)
+
+
 def test_a_run_that_is_cut_is_the_same_run_bit_for_bit():
     state = RUN.init(hyper(1.0), jax.random.key(3))
     whole, told = advance(RUN, state, 3)
-    first, early = advance(RUN, state, 1)
-    second, late = advance(RUN, first, 2)
-    for left, right in zip(jax.tree.leaves((whole.agent.params, told)), jax.tree.leaves((second.agent.params,
-                           jax.tree.map(lambda *rows: jnp.concatenate(rows), early, late))), strict=True):  # fmt: skip
+    pieces, in_pieces = one_by_one(RUN, state, 3)
+    for left, right in zip(jax.tree.leaves((whole.agent.params, told)), jax.tree.leaves((pieces.agent.params,
+                           in_pieces)), strict=True):  # fmt: skip
         np.testing.assert_array_equal(left, right)
     assert not whole.agent.diverged
     assert int(told.finished.sum()) > 0
 
 
-def test_learning_rates_fall_to_nothing_over_a_run():
-    falling = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, anneal=True))  # 4 updates
+@pytest.mark.parametrize("anneal", ["critic", "both"])
+def test_learning_rates_fall_to_nothing_over_a_run(anneal):
+    falling = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, anneal=anneal))  # 4 updates
     before, _ = advance(RUN, RUN.init(hyper(1.0), jax.random.key(3)), 1)
     moved = lambda run: jax.tree.map(jnp.subtract, advance(run, before, 1)[0].agent.params, before.agent.params)  # noqa: E731
-    close(moved(falling), jax.tree.map(lambda leaf: 0.75 * leaf, moved(RUN)))
-    (last, _), (past, _) = (advance(falling, falling.init(hyper(1.0), jax.random.key(3)), n) for n in (4, 5))
-    close(last.agent.params, past.agent.params)
+    less, whole, left = moved(falling), moved(RUN), {"critic": 1.0, "both": 0.75}[anneal]
+    close(less.critic, jax.tree.map(lambda leaf: 0.75 * leaf, whole.critic))
+    close(less.actor, jax.tree.map(lambda leaf: left * leaf, whole.actor))
+    (last, _), (past, _) = (one_by_one(falling, falling.init(hyper(1.0), jax.random.key(3)), n) for n in (4, 5))
+    close(last.agent.params.critic, past.agent.params.critic)
+    still = np.array_equal(last.agent.params.actor.layers[0].weight, past.agent.params.actor.layers[0].weight)
+    assert still == (anneal == "both")
+
+
+def test_lam_of_every_synapse_is_drawn():
+    settings = dataclasses.replace(SETTINGS, random_lam=(0.1, 0.99), hidden=(60, 50))
+    run = ActorCriticRun(corridor(), settings)
+    for own in (hyper(), hyper(0.6)):
+        state = jit(lambda key: run.init(own, key))(jax.random.key(3))  # noqa: B023
+        lams = state.agent.hyper.synaptic_lam
+        assert [lam.shape for lam in lams] == [(60, 3), (50, 60), (2, 50)]
+        lam = np.asarray(lams[1]).ravel()  # 3000 of them
+        assert 0.1 <= lam.min() < 0.102
+        assert 0.988 < lam.max() <= 0.99
+        assert abs(lam.mean() - 0.545) < 6 * 0.89 / np.sqrt(12 * lam.size)
+        given = eqx.tree_at(lambda hyper: hyper.synaptic_lam, own, lams, is_leaf=lambda leaf: leaf is None)
+        same = ActorCriticRun(corridor(), dataclasses.replace(settings, random_lam=None))
+        expected = advance(same, same.init(given, jax.random.key(3)), 2)
+        close(advance(run, state, 2)[0].agent.params, expected[0].agent.params)
+    other = run.init(hyper(), jax.random.key(4)).agent.hyper.synaptic_lam
+    assert not np.array_equal(other[0], lams[0])
 
 
 def test_one_clip_for_actor_and_critic():
@@ -331,6 +369,15 @@ def test_observations_split_by_sign():
             ),
             r"`synaptic_lam` must have the weights' shape \(5, 6\), got \(6, 3\)",
         ),
+        (lambda: Settings(1, random_lam=(0.9, 0.1)), r"`random_lam` must be two ends in \[0, 1\], the lower first"),
+        (
+            lambda: ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, random_lam=(0.1, 0.9))).init(
+                hyper(synaptic_lam=[np.ones((6, 3)), np.ones((5, 6)), np.ones((2, 5))]), KEY
+            ),
+            "`synaptic_lam` must be None where `Settings.random_lam` draws it",
+        ),
+        (lambda: Settings(1, actor_gradient="total"), "`actor_gradient` must be one of 'mean', 'sum', got 'total'"),
+        (lambda: Settings(1, anneal="actor"), "`anneal` must be one of 'none', 'critic', 'both', got 'actor'"),
         (lambda: Settings(1, environments=0), "`environments` must be at least 1, got 0"),
         (
             lambda: Settings(1, truncation="ignore"),

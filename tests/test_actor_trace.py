@@ -12,6 +12,8 @@ from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FIRTrace
 from cetsim.rl import actor_trace
 from cetsim.rl.actor_trace import Arriving
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 STEPS, IN, OUT, DT, DECAY = 23, 4, 3, 0.2, 0.9
 TRACES = {
@@ -101,6 +103,37 @@ def test_float32_twin():
         _, found = whole(actor_trace.chunked, trace, *single, (5,))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@EVERY_FORM
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "float16", "bfloat16"])
+def test_activity_of_every_dtype(dtype, form):
+    """Exact numbers of each dtype; a stretch of 300 steps, more than uint8 counts and bfloat16 tells apart."""
+    rng, steps = np.random.default_rng(6), 300
+    high = 2 if dtype == "bool" else 100
+    x, gain = (jnp.asarray(rng.integers(0, high, (steps, size))).astype(dtype) for size in (IN, OUT))
+    signal, td_error = (jnp.asarray(rng.normal(size=shape)).astype("float32") for shape in ((steps, OUT), steps))
+    arriving, trace = Arriving(signal, td_error, jnp.asarray(rng.uniform(size=steps) > 0.1)), CascadingTrace(3, 8.0, DT)
+    windowed, total = form is actor_trace.windowed, 0.0
+    state = actor_trace.init_window(trace, steps, OUT, IN) if windowed else actor_trace.init(trace, OUT, IN)
+    for part in (slice(0, 170), slice(170, steps)):
+        cut = lambda leaf: leaf[part]  # noqa: B023, E731
+        state, gradient = jax.jit(form)(trace, DECAY, state, cut(x), cut(gain), jax.tree.map(cut, arriving))
+        total = total + gradient
+    wide = [array.astype("float64") for array in (x, gain, *jax.tree.leaves(arriving))]
+    expected, eligibility = loops(np.asarray(trace.weights(jnp.arange(steps))), *wide[:2], Arriving(*wide[2:]))
+    np.testing.assert_allclose(total, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
+    np.testing.assert_allclose(state.eligibility, eligibility, rtol=1e-10, atol=1e-10 * np.abs(eligibility).max())
+
+
+@EVERY_FORM
+def test_a_trace_narrower_than_what_it_meets_is_refused(form):
+    x, gain, arriving = random_stretch()
+    trace = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), TRACES["CET"])
+    windowed = form is actor_trace.windowed
+    state = actor_trace.init_window(trace, STEPS, OUT, IN) if windowed else actor_trace.init(trace, OUT, IN)
+    with pytest.raises(ValueError, match="at least as wide as what it meets, float64, got float32"):
+        form(trace, DECAY, state, x, gain, arriving)
 
 
 def test_a_decay_per_synapse_in_the_literal_form():

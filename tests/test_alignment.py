@@ -16,6 +16,8 @@ from experiments.alignment import PRESETS, Options
 from experiments.common import alignment as cosines
 from experiments.common import plots
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     *("alignment", "--delays", "0.2", "0.4", "--orders", "2", "--hidden", "8", "--seeds", "1"),
     *("--steps", "4", "--learning-rates", "1e-3"),
@@ -83,7 +85,7 @@ def test_it_goes_beside_the_updates_of_a_run():
     run = small_run("mlp", "carry")
     state, curve = run.init(LATE, jax.random.key(0)), []
     for _ in range(3):
-        state = advance(run, state, 2)
+        state = advance(run, state, 1)
         curve.append(align(run, state))
     assert [set(cosines) for cosines in curve] == [{"layers.0", "layers.2"}] * 3
     assert len({float(cosines["layers.0"]) for cosines in curve}) == 3

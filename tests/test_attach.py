@@ -20,6 +20,7 @@ from networks import (
     half_square,
     mlp,
     mlp_oracle,
+    once,
     simulate,
     stretch,
 )
@@ -146,8 +147,9 @@ def test_activation_with_parameters_is_found_inside_a_loss_too():
     learned = eqx.nn.Lambda(eqx.nn.PReLU())
     model = eqx.nn.Sequential([eqx.nn.Linear(4, 5, key=keys[0]), learned, eqx.nn.Linear(5, 2, key=keys[1])])
     x, target = stretch()
-    grads, _ = gradients(model, x, target, default)
-    outside = eqx.filter_grad(half_square)(default(model), x, target)
+    attach = lambda m: default(m, overrides={"layers.1": None})  # noqa: E731
+    grads, _ = gradients(model, x, target, attach)
+    outside = eqx.filter_grad(half_square)(attach(model), x, target)
     assert_same(affine_gradients(grads), affine_gradients(cetsim.detach(outside)), 1e-14)
     plain, _ = gradients(model, x, target, lambda m: m)
     assert_same(grads.layers[1], plain.layers[1], 1e-12)
@@ -159,9 +161,10 @@ def test_layers_without_bias_and_normalisation_between_layers():
     model = eqx.nn.Sequential([first, eqx.nn.Lambda(jnp.tanh), eqx.nn.LayerNorm(5), second])
     x, target = stretch()
     plain, _ = gradients(model, x, target, lambda m: m)
-    traced, _ = gradients(model, x, target, lambda m: cetsim.attach(m, DelayLine(0.0), FixedDelay(0.0)))
+    norm = {"layers.2": None}
+    traced, _ = gradients(model, x, target, lambda m: cetsim.attach(m, DelayLine(0.0), FixedDelay(0.0), overrides=norm))
     assert_same(traced, plain, 1e-14)
-    late, _ = gradients(model, x, target, default)
+    late, _ = gradients(model, x, target, lambda m: default(m, overrides=norm))
     assert_same(late.layers[2], plain.layers[2], 1e-14)
     assert_different(late.layers[0], plain.layers[0])
 
@@ -196,10 +199,13 @@ def test_functions_that_mix_units_are_none_however_many_there_are(units):
 def test_an_activation_with_a_parameter_for_each_unit():
     slopes = jnp.linspace(0.1, 0.5, 5)
     model, (x, target) = sequential(linear(4, 5), eqx.nn.PReLU(slopes), linear(5, 2)), stretch()
-    assert isinstance(default(model).layers[0].activation, eqx.nn.PReLU)
+    learned = {"layers.1": None}
+    assert isinstance(default(model, overrides=learned).layers[0].activation, eqx.nn.PReLU)
     sloped = lambda z: jnp.where(z >= 0, z, slopes * z)  # noqa: E731
     fixed = sequential(model.layers[0], sloped, model.layers[2])
-    (learned, _), (wanted, _) = (gradients(m, x, target, default) for m in (model, fixed))
+    (learned, _), (wanted, _) = (
+        gradients(m, x, target, lambda m, o=o: default(m, overrides=o)) for m, o in ((model, learned), (fixed, None))
+    )
     assert_same(learned.layers[::2], wanted.layers[::2], 1e-13)
 
 
@@ -230,7 +236,11 @@ def vmapped(function, over):
 def test_an_activation_that_closes_over_a_traced_value_is_refused():
     """Nobody could tell whether it is one; one that holds the value in a field is found."""
     closure = lambda slope: lambda z: jnp.where(z >= 0, z, slope * z)  # noqa: E731
-    attach = lambda slope, make: default(sequential(linear(), make(slope))).layers[0].activation  # noqa: E731
+
+    def attach(slope, make):
+        overrides = {"layers.1": None} if make is eqx.nn.PReLU else None
+        return default(sequential(linear(), make(slope)), overrides=overrides).layers[0].activation
+
     with pytest.raises(ValueError, match=r"is an activation cannot be told, .* make it an eqx.Module that holds"):
         jax.jit(lambda slope: attach(slope, closure) and 0)(0.2)
     held = []
@@ -244,7 +254,7 @@ def test_what_stands_behind_may_want_another_shape():
     pools = (eqx.nn.MaxPool2d(2), eqx.nn.AvgPool2d(2), eqx.nn.AvgPool2d(1))
     for pool in pools:
         model = sequential(linear(), jax.nn.relu, to_image, pool)
-        np.testing.assert_array_equal(default(model)(jnp.ones(4)), model(jnp.ones(4)))
+        np.testing.assert_array_equal(once(default(model), jnp.ones(4)), once(model, jnp.ones(4)))
     model = images(48, eqx.nn.Lambda(jax.nn.relu), eqx.nn.AvgPool2d(1))
     assert default(model).layers[0].pool is not None  # not another activation
 
@@ -300,13 +310,10 @@ def linear(inputs=4, outputs=4):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (eqx.nn.LayerNorm(3), "no Linear or Conv2d layer"),
-        (eqx.nn.MLP(4, 2, 5, 1, final_activation=jax.nn.softmax, key=jax.random.key(0)), "'layers.1': .* elementwise"),
-        (
-            sequential(linear(), eqx.nn.LayerNorm(4), jax.nn.relu),
-            "activation stands behind layer 'layers.0', but not dir",
-        ),
-        (sequential(linear(), jnp.tanh, jnp.tanh), "put one activation directly behind its layer"),
+        (eqx.nn.LayerNorm(3), "no Linear, Conv, ConvTranspose or Embedding layer"),
+        (eqx.nn.MLP(4, 2, 5, 1, final_activation=jax.nn.softmax, key=jax.random.key(0)), "'layers.1' .* elementwise"),
+        (sequential(linear(), eqx.nn.LayerNorm(4), jax.nn.relu), "'layers.0' has an activation .*, but not directly"),
+        (sequential(linear(), jnp.tanh, jnp.tanh), "put the layer and one activation directly behind it in an"),
         (eqx.nn.MLP(4, 2, 5, 1, eqx.nn.PReLU(), key=jax.random.key(0)), "learns its activations: build it as"),
     ],
 )
@@ -315,14 +322,19 @@ def test_models_that_the_rule_does_not_cover_are_refused(model, message):
         default(model)
 
 
-def test_an_override_must_be_elementwise_too():
-    with pytest.raises(ValueError, match="layer 'first': the activation must be elementwise, got"):
-        default(bare(), overrides={"first": {"activation": jax.nn.softmax}, "rest.0": {"activation": None}})
+def test_an_activation_that_the_model_applies_too_is_refused():
+    with pytest.raises(ValueError, match=r"'first': `activation` can only say that there is none .* once more"):
+        default(bare(), overrides={"first": {"activation": jnp.tanh}, "rest.0": {"activation": None}})
 
 
-def test_a_layer_of_an_equinox_mlp_cannot_be_left_out():
+def test_a_hidden_layer_of_an_equinox_mlp_cannot_be_left_out_alone():
+    """Its hidden layers share one activation, which the blocks of the others apply."""
+    deep, shallow = (eqx.nn.MLP(4, 2, 5, depth, key=jax.random.key(0)) for depth in (2, 1))
     with pytest.raises(ValueError, match=r"layer 'layers.0' of an eqx.nn.MLP cannot be left untraced"):
-        default(eqx.nn.MLP(4, 2, 5, 1, key=jax.random.key(0)), overrides={"layers.0": None})
+        default(deep, overrides={"layers.0": None})
+    x = jnp.linspace(-1.0, 1.0, 4)
+    for model, left in ((shallow, "layers.0"), (deep, "layers.2"), (deep, "layers")):
+        np.testing.assert_array_equal(once(default(model, overrides={left: None}), x), once(model, x))
 
 
 def test_attaching_twice_is_refused():

@@ -44,6 +44,8 @@ from cetsim.nn import AvgPool2d, BatchNorm, Conv2d, cnn
 from cetsim.nn.conv import LAYOUTS
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
+pytestmark = pytest.mark.slow
+
 EITHER_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 EITHER_STATISTICS = pytest.mark.parametrize("statistics", ["stretch", "running"])
 
@@ -154,7 +156,7 @@ def test_a_kernel_for_each_channel_with_a_pool_behind():
     assert cetsim.attach(model, *late(), overrides=overrides).layers[0].pool is not None
     assert_same(affine(grads), literal_updates("stretch", "activation", traces=(own, TRACE, TRACE)))
     last, _ = small("stretch", "channels_last")
-    with pytest.raises(ValueError, match=r"'layers.1': a kernel a post-neuron needs the layout 'channels_first'"):
+    with pytest.raises(ValueError, match=r"'layers.1': one kernel per post-neuron needs the layout 'channels_first'"):
         cetsim.attach(last, *late(), overrides={"layers.1": {"trace": own}})
 
 
@@ -237,7 +239,7 @@ def test_feedback_weights_of_a_convolution(layout):
 
     @jit
     def both(attached, x):
-        out, pull = jax.vjp(jax.vmap(attached), x)
+        out, pull = jax.vjp(jax.vmap(attached, axis_name="time"), x)
         z = jax.vmap(conv)(x)
         down = (1 - jnp.tanh(z) ** 2) * jnp.cos(out)
         return pull(jnp.cos(out))[0], jax.vjp(jax.vmap(other), x)[1](down)[0], out, jnp.tanh(z)
@@ -252,7 +254,7 @@ def test_what_attach_refuses():
     relu, pool = eqx.nn.Lambda(jax.nn.relu), AvgPool2d(layout="channels_last")
     norm = BatchNorm(3, layout="channels_last")
     for behind in ([pool, relu], [norm, relu, pool]):
-        with pytest.raises(ValueError, match=r"an activation stands behind layer 'layers.0', but not directly"):
+        with pytest.raises(ValueError, match=r"'layers.0' has an activation behind it, but not directly"):
             cetsim.attach(eqx.nn.Sequential([conv, *behind]), *late())
     overrides = {"layers.0": {"feedback": jnp.ones((3, 3, 2, 3))}}
     with pytest.raises(ValueError, match=r"'layers.0': `feedback` must have shape \(3, 2, 3, 3\), got \(3, 3, 2, 3\)"):

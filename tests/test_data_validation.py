@@ -35,7 +35,8 @@ def test_split_validation_is_the_last_part_of_a_seeded_shuffle():
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_validation_fraction_out_of_range(fraction):
-    with pytest.raises(ValueError, match=f"above 0 and below 1, got {fraction}"):
+    wanted = r"in \(0, 1\)" if np.isfinite(fraction) else "finite"
+    with pytest.raises(ValueError, match=f"`fraction` must be {wanted}, got {fraction}"):
         data.split_validation(small(), fraction, seed=0)
 
 

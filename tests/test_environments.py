@@ -77,7 +77,7 @@ def aimed(screen, rng):
 @pytest.mark.parametrize("player", ["random", "aimed"])
 def test_space_invaders_is_minatars(player):
     """Without sticky actions nothing in it is random; the one who aims clears a wave and more."""
-    minatar = pytest.importorskip("minatar", reason="needs MinAtar: pip install 'cetsim[simulators]'")
+    minatar = pytest.importorskip("minatar", reason="needs MinAtar: pip install 'cetsim[test]'")
     rng, twin = np.random.default_rng(1), minatar.Environment("space_invaders", sticky_action_prob=0.0)
     rows = []
     for _ in range(2000):

@@ -19,8 +19,8 @@ from cetsim import Events, FixedDelay, LayerwiseDelay
         ([-1, 4], {}, "`times` must be from 0 to steps - 1 = 39, got -1"),
         ([], {}, r"`times` must be \[events\], at least one, got shape \(0,\)"),
         ([[1, 2]], {}, r"`times` must be \[events\], at least one, got shape \(1, 2\)"),
-        ([1, 2], {"steps": 0}, "`steps` must be a whole number of at least 1, got 0"),
-        ([1, 2], {"steps": True}, "`steps` must be a whole number of at least 1, got True"),
+        ([1, 2], {"steps": 0}, "`steps` must be at least 1, got 0"),
+        ([1, 2], {"steps": True}, "`steps` must be a whole number, got True"),
         ([1, 2], {"happened": [True]}, r"`happened` must have shape \(2,\), got \(1,\)"),
     ],
 )
@@ -50,7 +50,7 @@ def test_delays_or_traces_of_another_number_than_layers(layers):
     [
         (lambda: LayerwiseDelay(()), "must be cetsim's delays, one a layer from the top down"),
         (lambda: LayerwiseDelay((1.0, 2.0)), "must be cetsim's delays"),
-        (lambda: LayerwiseDelay((FixedDelay(1.0, 0.2), FixedDelay(1.0, 0.1))), r"one `dt`, got \[0.2, 0.1\]"),
+        (lambda: LayerwiseDelay((FixedDelay(1.0, 0.2), FixedDelay(1.0, 0.1))), "have one dt, got 0.2 s and 0.1 s"),
         (
             lambda: LayerwiseDelay((FixedDelay(1.0), FixedDelay(1.0, keep_late=True))),
             r"one `keep_late`, got \[False, True\]",

@@ -20,6 +20,8 @@ from experiments.common import command_line, tables, vision
 from experiments.common.conditions import Condition, at_rates, set_to_delay
 from experiments.common.options import Sweep, Vision
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TINY = (
     *("behavioral-vision", "--delays", "0.4", "--orders", "2", "--hidden", "8", "--seeds", "1"),

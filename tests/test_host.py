@@ -12,7 +12,9 @@ from cetsim import CascadingTrace, DelayLine, FixedDelay
 from cetsim.rl import ActorCriticRun, Hyperparameters, Settings, policy_alignment, without_delay
 from cetsim.rl.environments import Environment
 from cetsim.rl.host import HostRun
-from cetsim.rl.world import from_gymnasium
+from cetsim.rl.vector_env import from_gymnasium
+
+pytestmark = pytest.mark.slow
 
 gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: pip install 'cetsim[rl]'")
 
@@ -61,6 +63,7 @@ for each in (Corridor, Continuous, Numbered, FromOne):
     gymnasium.register(f"{each.__name__}-v0", each, max_episode_steps=LIMIT, disable_env_checker=True)
 gymnasium.register("Lacking-v0", lacking)
 RUN = HostRun(from_gymnasium("Corridor-v0"), SETTINGS)
+PATHS = [(1, 2), (1, 0), (-1, 0), (-1, -2)]  # places after one and two steps, from the first
 
 
 def same(left, right):
@@ -120,6 +123,28 @@ def test_the_same_key_gives_the_same_numbers():
 
     same(play(4, 3), play(4, 1, 2))
     assert not np.array_equal(play(4, 3)[1], play(5, 3)[1])
+
+
+def test_evaluation_breaks_long_episodes_off():
+    """In 2 steps from place -1, 0 or 1, unless they end before."""
+    state = RUN.init(late(), jax.random.key(7))
+    sums = {0.1 + END, *(0.2 + 2 * start + step + more for start in (-1, 0, 1) for step, more in PATHS)}
+    returns = RUN.evaluate(state, jax.random.key(8), 40, max_steps=2)
+    assert returns.shape == (40,)
+    assert {round(float(each), 6) for each in returns} <= {round(each, 6) for each in sums}
+    ones = RUN.evaluate(state, jax.random.key(8), 40, max_steps=1)
+    assert {round(float(each), 6) for each in ones} <= {round(0.1 + place, 6) for place in range(-2, 3)}
+
+
+def test_a_simulator_that_fails_in_an_evaluation_is_closed(monkeypatch):
+    state, closed = RUN.init(late(), jax.random.key(7)), []
+    kind = type(state.vector_env)
+    monkeypatch.setattr(kind, "step", lambda self, actions: 1 / 0)
+    monkeypatch.setattr(kind, "close", lambda self, close=kind.close: closed.append(self) or close(self))
+    with pytest.raises(ZeroDivisionError):
+        RUN.evaluate(state, jax.random.key(8), 3)
+    assert len(closed) == 1
+    assert closed[0] is not state.vector_env
 
 
 def test_evaluation_leaves_the_run_as_it_was():
@@ -183,13 +208,13 @@ def test_updates_are_compared_with_the_policy_gradient():
 def test_alignment_leaves_the_run_as_it_was(monkeypatch):
     opened, closed = [], []
     state, other = (RUN.init(late(), jax.random.key(6)) for _ in range(2))
-    world = type(state.world)
-    monkeypatch.setattr(world, "reset", lambda self, key, own=world.reset: opened.append(self) or own(self, key))
-    monkeypatch.setattr(world, "close", lambda self, own=world.close: closed.append(self) or own(self))
+    kind = type(state.vector_env)
+    monkeypatch.setattr(kind, "reset", lambda self, key, reset=kind.reset: opened.append(self) or reset(self, key))
+    monkeypatch.setattr(kind, "close", lambda self, close=kind.close: closed.append(self) or close(self))
     cosines = policy_alignment(RUN, state, jax.random.key(4), 2)
     assert len(opened) == 1
     assert closed == opened
-    assert state.world not in opened
+    assert state.vector_env not in opened
     same(RUN.advance(state, 1)[0].agent, RUN.advance(other, 1)[0].agent)
     same(policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(4), 2), cosines)
     assert not np.array_equal(policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(5), 2), cosines)
@@ -202,7 +227,7 @@ def test_observations_split_by_sign():
     parts = lambda x: np.concatenate([np.maximum(x, 0), np.maximum(-x, 0)], axis=1)  # noqa: E731
     np.testing.assert_array_equal(split.reset(jax.random.key(1)), parts(plain.reset(jax.random.key(1))))
     for _ in range(2 * LIMIT):
-        whole, halves = (world.step(np.asarray([0, 1])) for world in (plain, split))
+        whole, halves = (vector_env.step(np.asarray([0, 1])) for vector_env in (plain, split))
         np.testing.assert_array_equal(halves.observation, parts(whole.observation))
         np.testing.assert_array_equal(halves.final, parts(whole.final))
     assert whole.final.min() < 0
@@ -214,9 +239,9 @@ def test_lunar_lander_is_the_same_for_the_same_key():
     assert (environment.size, environment.actions) == (8, 4)
     actions, runs = np.random.default_rng(0).integers(0, 4, (150, 2)), []
     for _ in range(2):
-        world = environment.open(2)
-        runs.append([world.reset(jax.random.key(3)), *(world.step(each) for each in actions)])
-        world.close()
+        vector_env = environment.open(2)
+        runs.append([vector_env.reset(jax.random.key(3)), *(vector_env.step(each) for each in actions)])
+        vector_env.close()
     same(*runs)
     assert sum(after.truncated.sum() for after in runs[0][1:]) >= 2
 
@@ -235,12 +260,27 @@ def test_lunar_lander_is_the_same_for_the_same_key():
             r"discrete actions that count from 0, got Discrete\(2, star",
         ),
         (lambda: from_gymnasium("Numbered-v0"), ValueError, r"must have observations in a Box, got Discrete\(9\)"),
+        (
+            lambda: HostRun(Environment("corridor", 3, 2, lambda key: None, lambda *arguments: None), SETTINGS),
+            ValueError,
+            "`environment` must be of `from_gymnasium`, got Environment corridor",
+        ),
+        (
+            lambda: ActorCriticRun(RUN.environment, SETTINGS),
+            ValueError,
+            "got HostEnvironment Corridor-v0: Gymnasium's are opened by `from_gymnasium` and trained by HostRun",
+        ),
         (lambda: RUN.environment.open(0), ValueError, "`environments` must be at least 1, got 0"),
         (lambda: RUN.advance(RUN.init(late(), jax.random.key(0)), 0), ValueError, "`updates` must be at least 1, got"),
         (
             lambda: RUN.evaluate(RUN.init(late(), jax.random.key(0)), jax.random.key(0), 0),
             ValueError,
             "`episodes` must be at least 1, got 0",
+        ),
+        (
+            lambda: RUN.evaluate(RUN.init(late(), jax.random.key(0)), jax.random.key(0), 1, 0),
+            ValueError,
+            "`max_steps` must be at least 1, got 0",
         ),
         (
             lambda: from_gymnasium("Lacking-v0"),
@@ -263,5 +303,5 @@ def test_a_state_whose_world_has_gone_on_is_refused():
 
 def test_without_gymnasium_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(ImportError, match=r"needs Gymnasium: pip install 'cetsim\[rl\]'"):
+    with pytest.raises(ImportError, match=r"needs gymnasium: pip install 'cetsim\[rl\]'"):
         from_gymnasium("Corridor-v0")

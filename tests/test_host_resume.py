@@ -10,8 +10,10 @@ import pytest
 
 from cetsim import CascadingTrace, FixedDelay
 from cetsim.rl import HostRun, Hyperparameters, Settings
-from cetsim.rl.world import from_gymnasium
+from cetsim.rl.vector_env import from_gymnasium
 from cetsim.sweep.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow
 
 gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: pip install 'cetsim[rl]'")
 
@@ -157,11 +159,11 @@ def test_a_run_goes_on_bit_for_bit(name):
 def test_a_world_is_replayed_at_every_step(name):
     """In an episode that began with a seed or by itself, just begun or about to be broken off."""
     environment, actions = made(name), np.random.default_rng(0).integers(0, 2, (80, 2))
-    world = environment.open(2)
-    seen, records, after = [world.reset(jax.random.key(1))], [], []
+    vector_env = environment.open(2)
+    seen, records, after = [vector_env.reset(jax.random.key(1))], [], []
     for own in actions:
-        records.append(world.record())
-        after.append(world.step(own))
+        records.append(vector_env.record())
+        after.append(vector_env.step(own))
         seen.append(after[-1].observation)
     assert sum(each.truncated.sum() for each in after) >= 2
     lengths = [len(episode["actions"]) for record in records for episode in record["episodes"]]
@@ -174,7 +176,7 @@ def test_a_world_is_replayed_at_every_step(name):
         assert again.steps == t
         same([again.step(own) for own in actions[t : t + 10]], after[t : t + 10])
         again.close()
-    world.close()
+    vector_env.close()
 
 
 def test_a_checkpoint_of_it_is_a_checkpoint(tmp_path):
@@ -191,7 +193,7 @@ def test_a_record_is_plain_json(name):
     run, state = start(name)
     for _ in range(4):
         state, _ = run.advance(state, 1)
-        notes = state.world.record()
+        notes = state.vector_env.record()
         assert written(notes) == notes
     assert notes["steps"] == 4 * SETTINGS.rollout
     restored = run.restore(run.save(state)[0], written(notes))
@@ -226,7 +228,7 @@ def test_notes_of_another_run_are_refused():
     with pytest.raises(ValueError, match="`record` must be of 3 environments, got 2"):
         run.restore(tree, notes | {"episodes": notes["episodes"][:2]})
     later, _ = run.advance(state, 1)
-    with pytest.raises(ValueError, match="`notes` must be those that were saved with `tree`, got a world at step 11"):
+    with pytest.raises(ValueError, match=r"`notes` must be those .* got a vector environment at step 11"):
         run.restore(tree, run.save(later)[1])
 
 

@@ -20,6 +20,8 @@ from programs import CONDITIONS, PLAN, batches, expected, measured
 from cetsim.sweep.locks import claimed
 from cetsim.sweep.records import Records
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -152,7 +154,6 @@ def table(folder):
         return [row for row in csv.DictReader(file) if row["metric"] != "wall_s"]
 
 
-@pytest.mark.slow
 def test_an_experiment_that_is_killed_ends_with_the_same_table(tmp_path):
     whole = experiment(tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr

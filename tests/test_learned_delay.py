@@ -17,9 +17,16 @@ from experiments.common import vision
 from experiments.common.conditions import Condition, changed
 from experiments.learned_delay import BOUNDS, PRESETS, Learner, Options
 
+pytestmark = pytest.mark.slow
+
 ALIGNMENT = Condition(order=10, method="alignment", step_size=0.3, stretches=2)
 PERTURBATION = dataclasses.replace(ALIGNMENT, method="perturbation", horizon=3, perturbation=0.2)
 TINY = (*("learned-delay", "--delay", "1", "--hidden", "32", "--seeds", "1", "--steps", "200"),)
+
+
+@jit
+def advance(run, state, steps):
+    return run.advance(state, steps)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +37,7 @@ def small():
     run = SupervisedRun(lambda key: nn.mlp((64, 16, 10), key=key), x, digits.train_y, Settings(steps=50))
     trace = CascadingTrace(10, 2.0).tabulate(128)
     state = run.init(Hyperparameters(1e-2, trace, FixedDelay(1.0), 1e-8), jax.random.key(0))
-    return run, run.advance(state, 5)[0]
+    return run, advance(run, state, 5)[0]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +91,7 @@ def test_the_loss_looked_ahead_to_is_that_of_updates_made_with_the_peak(small):
     after, _ = run.advance(learned_delay.with_peak(state, 10, jnp.log(1.3)), 3)
     # With weights that stay, the next two updates see the losses of the stretches that come next.
     still = eqx.tree_at(lambda state: state.hyper.learning_rate, after, jnp.asarray(0.0))
-    np.testing.assert_allclose(loss, np.mean(run.advance(still, 2)[1]), rtol=1e-10)
+    np.testing.assert_allclose(loss, np.mean(advance(run, still, 2)[1]), rtol=1e-10)
 
 
 def test_a_peak_is_set_in_the_trace_and_nowhere_else(small):

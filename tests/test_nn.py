@@ -141,15 +141,7 @@ def test_signals_after_the_end_are_read_on_request():
     assert_different(grads, gradients(model, x, target, default)[0])
 
 
-# Axes: the innermost one is time, those outside it are anything.
-
-
-def test_leading_axis_of_a_layer_is_time():
-    linear, (x, target) = eqx.nn.Linear(4, 2, key=jax.random.key(0)), stretch()
-    attach = lambda m: default(m, form="preactivation")  # noqa: E731
-    mapped = gradients(linear, x, target, attach)
-    at_once = gradients(linear, x, target, attach, lambda m, x, target: 0.5 * jnp.sum((m(x) - target) ** 2))
-    assert_same(at_once, mapped, 1e-14)
+# Axes: maps outside of time (tests/test_time_axis.py has all others).
 
 
 def test_independent_streams_are_mapped_outside():
@@ -179,13 +171,6 @@ def test_seeds_delays_and_kinds_of_trace_are_mapped_together():
         model = cetsim.nn.mlp((4, 5, 2), key=jax.random.key(i))
         itself, _ = gradients(model, x, target, lambda m, i=i: cetsim.attach(m, kinds[i], FixedDelay(float(delays[i]))))
         np.testing.assert_allclose(mapped[i], itself.layers[0].weight, rtol=1e-10, atol=1e-12)
-
-
-def test_mapping_conditions_where_time_belongs_is_refused():
-    model = mlp()
-    one_step = lambda delay: jnp.sum(cetsim.attach(model, CascadingTrace(3, delay), DELAY)(jnp.ones(4)))  # noqa: E731
-    with pytest.raises(ValueError, match="innermost vmapped axis of a traced model is time"):
-        jax.vmap(jax.grad(one_step))(jnp.array([0.6, 0.8]))
 
 
 # Parameters are numbers like others.

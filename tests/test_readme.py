@@ -5,10 +5,13 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cetsim import sweep
+from cetsim import credit, sweep
+
+pytestmark = pytest.mark.slow
 
 README = Path(__file__).parent.parent / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -36,6 +39,19 @@ def test_example_of_events_runs():
     np.testing.assert_allclose(jax.vmap(names["model"], axis_name="time")(few), jax.vmap(plain)(few), rtol=1e-12)
     grads = eqx.filter_grad(lambda model: jax.vmap(model, axis_name="time")(few).sum())(names["model"])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+def test_example_of_rewards_strengthens_what_earned_them():
+    """The output unit's bias, whose activity is always 1, goes the way of the rewards that arrive."""
+    names = {}
+    (source,) = (source for source in EXAMPLES if "dopamine" in source)
+    for example in (EXAMPLES[0], source):
+        exec(compile(example, "README.md", "exec"), names)
+    grown = -names["descend"].layers[-1].bias
+    trace, late = names["trace"], names["late"]
+    matrix = credit.credit_matrix(trace, late.arrivals(jnp.arange(128)), jnp.arange(128), horizon=128)
+    np.testing.assert_allclose(grown, np.full(3, np.asarray(names["dopamine"]) @ np.asarray(matrix).sum(axis=1)))
+    assert np.all(grown > 0)
 
 
 def test_example_of_control_runs(capsys):
@@ -68,7 +84,7 @@ def test_whole_runs_in_a_batch_end_within_the_spread_of_seeds_of_those_alone(tmp
 
 
 def test_every_example_is_run():
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
 
 
 def test_no_placeholder_is_left():

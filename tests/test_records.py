@@ -12,7 +12,6 @@ import pytest
 from kill_victim import Victims
 from programs import recorded
 
-from cetsim.sweep import locks
 from cetsim.sweep.files import SCHEMA, digest, write_atomic
 from cetsim.sweep.locks import claimed
 from cetsim.sweep.records import Records
@@ -261,7 +260,7 @@ def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch):
         def __init__(self, *_, **__):
             self.acquire, self.release = fail(errno.ENOLCK), lambda: None
 
-    monkeypatch.setattr(locks.extra("filelock"), "FileLock", Lacking)
+    monkeypatch.setattr("filelock.FileLock", Lacking)
     message = "this file system has no locks: let only one process at a time use a folder"
     with pytest.warns(UserWarning, match=message), claimed(tmp_path):
         pass

@@ -11,6 +11,8 @@ from experiments.common import tables
 from experiments.common.hyperparameters import hyperparameters
 from experiments.retrograde_vision import PRESETS, Runs
 
+pytestmark = pytest.mark.slow
+
 NAME = "retrograde-vision"
 TINY = (
     *(NAME, "--stretch", "64", "--steps", "2", "--seeds", "1", "--hidden", "6", "5", "--orders", "2", "--delay", "4"),

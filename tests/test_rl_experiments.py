@@ -16,6 +16,8 @@ from experiments.common import returns, rl, tables
 from experiments.common.conditions import Condition
 from experiments.common.rl import UNDELAYED, Course
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--environments", "2", "--rollout", "8", "--hidden", "4", "--seeds", "2", "--orders", "2", "--episodes", "3")
 TINY = (
     *("behavioral-rl", *SMALL, "--frames", "64", "--selection-frames", "32", "--delays", "0.4", "0.8"),
@@ -104,7 +106,7 @@ def test_the_paper_settings_go_with_the_environment():
 
 
 def test_flags_reach_the_agent():
-    flags = ("anneal", "reset_cascade", "late_critic", "late_flag")
+    flags = ("reset_cascade", "late_critic", "late_flag")
     for flag in flags:
         settings = Course(Options(**{flag: True}), "test").settings()
         assert [getattr(settings, name) for name in flags] == [name == flag for name in flags]
@@ -119,6 +121,12 @@ def test_the_authors_code():
     assert isinstance(hyper.trace, FirstStageCascade)
     assert float(hyper.trace.weights(np.arange(200)).max()) == 1.0
     assert settings.updates * settings.frames == pytest.approx(5_000_000, abs=512)
+    stage = Stage("test", PRESETS["authors_lunarlander"], PRESETS["authors_lunarlander"].frames)
+    assert (stage.settings().anneal, stage.options.normalization, stage.options.environment) == (
+        "none", "area", "lunarlander",
+    )  # fmt: skip
+    settings = Stage("test", PRESETS["authors_space_invaders"], 10**7).settings()
+    assert (settings.random_lam, settings.frames, settings.anneal) == ((0.1, 0.99), 32 * 32, "none")
 
 
 def test_runs_of_other_settings_are_not_drawn_together(tiny):

@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 
 
 def start(*arguments, devices=1, code=None):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
     env["PYTHONPATH"] = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
     command = [sys.executable, *(["-c", code] if code else [str(TESTS / "toy_sweep.py")]), *map(str, arguments)]

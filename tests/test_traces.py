@@ -333,7 +333,7 @@ def test_parameters_outside_their_range_are_refused(make, message):
 
 @pytest.mark.parametrize("order", [2.0, 2.5, True, "10"])
 def test_order_must_be_an_integer(order):
-    with pytest.raises(ValueError, match=f"`order` must be an integer, got {order!r}"):
+    with pytest.raises(ValueError, match=f"`order` must be a whole number, got {order!r}"):
         CascadingTrace(order)
 
 

@@ -15,7 +15,9 @@ from experiments.behavioral_vision import PRESETS
 from experiments.common import vision
 from experiments.common.conditions import set_to_delay
 
-TINY = ("--steps", "6", "--selection-steps", "2", "--seeds", "1", "--learning-rates", "1e-3", "--delays", "0.4")
+pytestmark = pytest.mark.slow
+
+TINY = ("--steps", "2", "--selection-steps", "2", "--seeds", "1", "--learning-rates", "1e-3", "--delays", "0.4")
 
 
 def run(*arguments: str) -> None:
@@ -41,7 +43,6 @@ def cifar10(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", [(), ("--mode", "carry", "--update-every", "64")], ids=["reset", "carry"])
 def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, mode):
     arguments = ("behavioral-vision", "--preset", "cifar10", "--data-dir", str(cifar10), "--out", str(tmp_path))

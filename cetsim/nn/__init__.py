@@ -8,6 +8,8 @@ from cetsim.nn.conv import AvgPool2d, Conv2d
 from cetsim.nn.init import xavier
 from cetsim.nn.mlp import mlp
 from cetsim.nn.resnet import resnet20
+from cetsim.nn.saving import load, save
+from cetsim.nn.summary import Summary, summary
 from cetsim.nn.synapse import DERIVATIVES, Synapses
 
 __all__ = [
@@ -17,15 +19,19 @@ __all__ = [
     "AvgPool2d",
     "BatchNorm",
     "Conv2d",
+    "Summary",
     "Synapses",
     "TracedBlock",
     "attach",
     "cnn",
     "detach",
     "layer_names",
+    "load",
     "mlp",
     "resnet20",
+    "save",
     "streaming_init",
     "streaming_value_and_grad",
+    "summary",
     "xavier",
 ]

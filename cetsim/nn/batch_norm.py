@@ -54,11 +54,13 @@ class BatchNorm(eqx.nn.StatefulLayer):
     ):
         checks.require_in("statistics", statistics, STATISTICS)
         checks.require_in("layout", layout, LAYOUTS)
+        channels = checks.require_whole("channels", channels)
+        memory, eps = checks.require_static("memory", memory), checks.require_static("eps", eps)
         checks.require_above("memory", memory, 0.0, " images")
         checks.require_above("eps", eps, 0.0)
         self.moments = eqx.nn.StateIndex((jnp.zeros(channels), jnp.ones(channels)))
         self.statistics, self.layout, self.axis_name = statistics, layout, axis_name
-        self.memory, self.eps, self.inference = float(memory), float(eps), False
+        self.memory, self.eps, self.inference = memory, eps, False
 
     def __call__(self, x: Float[Array, "..."], state: eqx.nn.State, *, key=None):
         """Normalises one image inside a `vmap` over time named `axis_name`; returns `(x, state)`. `key` is not used."""

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import wadler_lindig as wl
 
-from cetsim import streams
-from cetsim.nn.synapse import Synapses, learn_from_traces
+from cetsim import display, streams
+from cetsim.nn.synapse import TIME, Synapses, learn_from_traces, place_in_time, why_nothing_arrives
 from cetsim.streams import StreamState
 
-Affine = (eqx.nn.Linear, eqx.nn.Conv2d)
+Affine = (eqx.nn.Linear, eqx.nn.Conv, eqx.nn.ConvTranspose, eqx.nn.Embedding)
 
 
 class Held:
@@ -18,6 +19,14 @@ class Held:
 
     def __init__(self, value):
         self.value = value
+
+    def __jax_array__(self):
+        """Raises ValueError: Equinox saves what has this method, and without it would drop a trace without a word."""
+        raise ValueError("a trace is no array: save an attached model by `cetsim.save`, or `detach` it first")
+
+    def __array__(self, *args, **options):
+        """Raises ValueError, as `__jax_array__`."""
+        return self.__jax_array__()
 
 
 class Absorbed(eqx.Module):
@@ -28,15 +37,44 @@ class Absorbed(eqx.Module):
         return x
 
 
+class Recorder:
+    """Stands in a block for the state of a stream, and notes what that state must hold."""
+
+    def __init__(self, name: str):
+        self.name, self.shapes, self.batch = name, None, ()
+
+    def note(self, m, x, z, activity):
+        """Notes the shapes of one run of the layer, and the sizes of the maps around it but for the one over time."""
+        if self.shapes is not None:
+            raise ValueError(f"layer {self.name!r} runs more than once a step, but a stream carries one past for it")
+        self.shapes = x.shape, z.shape, activity.shape
+
+        @jax.custom_batching.custom_vmap
+        def seen(m, activity):
+            return activity
+
+        @seen.def_vmap
+        def mapped(size, batched, m, activity):
+            if not batched[0]:
+                self.batch = (size, *self.batch)
+            return seen(m, activity), True
+
+        return seen(m, activity + (0 * m).astype(activity.dtype))
+
+
 class TracedBlock(eqx.Module):
     """An affine layer, its elementwise activation and a pool; its weights' gradient is the update of their traces.
 
-    Made by `attach`. It acts on one step inside a `vmap` over time, or on `[time, *in]` at once.
+    Made by `attach`. It acts on one step, inside a `jax.vmap` over time with `axis_name="time"`.
 
-    **Fields:** `affine`: the layer. `activation`: f, or None for the identity. `pool`: what stands behind it and is
-    linear in each step, or None (it commutes with the filter, which then acts on the smaller signal). `feedback`:
-    weights that errors travel down through instead of the layer's own (feedback alignment). `held`: the `Synapses`,
-    out of reach of optimisers. `state`: what a stream carries, only inside `streaming_value_and_grad`.
+    **Fields:**
+
+    - `affine`: the layer. `activation`: f, or None for the identity.
+    - `pool`: what stands behind it and is linear in each step, or None (it commutes with the filter, which then acts on
+      the smaller signal).
+    - `feedback`: weights that errors travel down through instead of the layer's own (feedback alignment).
+    - `held`: the `Synapses`, out of reach of optimisers.
+    - `state`: what a stream carries, only inside `streaming_value_and_grad`.
     """
 
     affine: eqx.Module
@@ -46,21 +84,50 @@ class TracedBlock(eqx.Module):
     held: Held
     state: StreamState | Held | None = None
 
+    def __pdoc__(self, **_):
+        """How it is shown, alone and in a model: its layer, activation and pool, and the rule of its synapses."""
+        return wl.TextDoc(f"TracedBlock({', '.join(self._parts())})")
+
+    def _parts(self) -> list[str]:
+        parts = [
+            eqx.tree_pformat(part, width=10**6)
+            for part in (self.affine, self.activation, self.pool)
+            if part is not None
+        ]
+        if not isinstance(self.held, Held):  # of a gradient
+            return parts
+        rule = self.synapses
+        boundary = "'reset'" if rule.window is None else f"'carry', window={rule.window} steps"
+        gate = display.value_text("error_gate", rule.error_gate)
+        rest = [f"form={rule.form!r}", f"error_gate={gate}", f"boundary={boundary}"]
+        return [*parts, display.describe(rule.trace), display.describe(rule.delay), *rest]
+
+    @property
+    def weight(self):
+        """Raises AttributeError: what reads the weights past the trace would have them learn by undelayed backprop."""
+        raise AttributeError(
+            "a layer with a trace is only called. Where something else has to read its weights, they are at "
+            "`.affine.weight`, and what they learn from there is not delayed"
+        )
+
+    bias = weight
+
     @property
     def synapses(self) -> Synapses:
         """The rule that the layer's synapses obey."""
         return self.held.value
 
     def __call__(self, x, *, key=None):
-        """f(W x + b) and its pool, `[*in] -> [*out]`, or `[time, *in] -> [time, *out]`; `key` is not used."""
-        if x.ndim == _input_ndim(self.affine) + 1:
-            return jax.vmap(self)(x)
+        """f(W x + b) and its pool, `[*in] -> [*out]`, of one step; `key` is not used.
+
+        **Raises:** ValueError outside a map over time, and in a stream outside of `streaming_value_and_grad`.
+        """
+        m = place_in_time(self.synapses.name)
         z = below = self._errors_travel(x)
         activity, derivative = z, None
         if self.activation is not None:
             activity = self.activation(z)
-            # f is elementwise, so that its derivative is the tangent along ones.
-            derivative = jax.lax.stop_gradient(jax.jvp(self.activation, (z,), (jnp.ones_like(z),))[1])
+            derivative = _slope(self.activation, z)
         if self.pool is not None:
             activity = self.pool(activity)
         if self.activation is None or self.synapses.derivative == "ideal":
@@ -68,14 +135,19 @@ class TracedBlock(eqx.Module):
         else:
             activity = jax.lax.stop_gradient(activity)
         if isinstance(self.state, Held):
-            self.state.value = (x.shape, z.shape, activity.shape)
-            return activity
+            return self.state.value.note(m, x, z, activity)
         state = self.state
         if state is None and self.synapses.window is not None:
             raise ValueError("a model attached with boundary='carry' runs inside `streaming_value_and_grad`")
-        x = jax.lax.stop_gradient(x)
-        past = None if state is None else jax.vmap(self.affine)(jax.lax.stop_gradient(state.x))
-        return learn_from_traces(self.affine(x), past, activity, below, derivative, x, state, self.synapses)
+        x, past = jax.lax.stop_gradient(x), None
+        if state is not None:
+            past = self.affine
+            for _ in range(state.axes + 1):
+                past = jax.vmap(past)
+            past = past(_as_input(self.affine, state.x)).astype(z.dtype)
+        warning = why_nothing_arrives(self.synapses, jax.lax.psum(1, TIME))
+        z = self.affine(x)
+        return learn_from_traces(warning, z, past, activity, below, derivative, x, state, self.synapses, m)
 
     def _errors_travel(self, x):
         """The layer's output, differentiable in its input alone."""
@@ -87,8 +159,22 @@ class TracedBlock(eqx.Module):
         return jax.lax.stop_gradient(frozen(x) - back) + back
 
 
-def _input_ndim(affine) -> int:
-    return 1 if isinstance(affine, eqx.nn.Linear) else affine.num_spatial_dims + 1
+def plain_layer(affine):
+    """The layer itself, where its weights are normalised."""
+    return affine.layer if isinstance(affine, eqx.nn.WeightNorm) else affine
+
+
+def _as_input(affine, remembered):
+    """What a stream remembers of a layer's input, an embedding's as the whole numbers that they are."""
+    remembered = jax.lax.stop_gradient(remembered)
+    return remembered.astype(int) if isinstance(plain_layer(affine), eqx.nn.Embedding) else remembered
+
+
+def _slope(function, z):
+    """f'(z) of an elementwise function, which is its cotangent along ones: by its own derivative, where it has one."""
+    function = jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, function)
+    activity, pull = jax.vjp(function, jax.lax.stop_gradient(z))
+    return jax.lax.stop_gradient(pull(jnp.ones_like(activity))[0])
 
 
 def blocks(model) -> dict[str, TracedBlock]:
@@ -105,6 +191,10 @@ def path_name(path) -> str:
 
 def bind(model, states: dict):
     """The model with each named block given its state."""
+    if not blocks(model):
+        raise ValueError(
+            "the model has no traces: attach them with boundary='carry' before the stream begins, not inside the loss"
+        )
     if set(states) != set(blocks(model)):
         raise ValueError(f"the state must have the layers {sorted(blocks(model))}, got {sorted(states)}")
     names = list(states)
@@ -112,25 +202,39 @@ def bind(model, states: dict):
     return eqx.tree_at(where, model, [states[name] for name in names], is_leaf=lambda node: node is None)
 
 
-def streaming_init(model, example, *buffers) -> dict[str, StreamState]:
+def streaming_init(model, example, *buffers, batch: int | tuple[int, ...] = ()) -> dict[str, StreamState]:
     """State of a stream that has just begun, for a model attached with `boundary="carry"`.
 
-    **Arguments:** `example`: the input of one step, for its shape and dtype. `buffers`: what the model is called with
-    behind it, such as the `eqx.nn.State` of its batch norm.
+    **Arguments:**
+
+    - `example`: the input of one step, for its shape and dtype.
+    - `buffers`: what the model is called with behind it, such as the `eqx.nn.State` of its batch norm.
+    - `batch`: sizes of the maps over independent streams that the loss makes beside the one over time, inside or
+      outside of it, the outermost first. Each has a state of its own. (To map `streaming_value_and_grad` itself over
+      streams, map this function too.)
 
     **Returns:** a state for each traced layer, by name.
+
+    **Raises:** ValueError for layers that are not attached with `boundary="carry"`, that do not run, or run twice.
     """
-    recorders = {name: Held(None) for name in blocks(model)}
-    inference = eqx.nn.inference_mode(bind(model, recorders))  # outside a map over time
-    jax.eval_shape(lambda x: inference(x, *buffers), example)
+    batch = (batch,) if isinstance(batch, int) else tuple(batch)
+    recorders = {name: Recorder(name) for name in blocks(model)}
+    inference = eqx.nn.inference_mode(bind(model, {name: Held(recorder) for name, recorder in recorders.items()}))
+    step = jax.vmap(lambda x: inference(x, *buffers), axis_name=TIME)
+    for _ in batch:
+        step = jax.vmap(step)
+    jax.eval_shape(lambda x: step(jnp.broadcast_to(x, (*batch, 1, *jnp.shape(x)))), example)
     states = {}
     for name, block in blocks(model).items():
-        synapses = block.synapses
+        synapses, seen = block.synapses, recorders[name]
         if synapses.window is None:
             raise ValueError(f"layer {name!r} is attached with boundary='reset': nothing is carried")
-        shapes = recorders[name].value
-        dtype = jnp.result_type(block.affine.weight)
-        states[name] = streams.init_state(synapses.delay, synapses.window, *shapes, dtype, synapses.events)
+        if seen.shapes is None:
+            raise ValueError(f"layer {name!r} does not run when the model is called, so that it cannot have a stream")
+        dtype = jnp.result_type(plain_layer(block.affine).weight)
+        states[name] = streams.init_state(
+            synapses.delay, synapses.window, *seen.shapes, dtype, synapses.events, seen.batch
+        )
     return states
 
 
@@ -140,12 +244,15 @@ def streaming_value_and_grad(loss: Callable, has_aux: bool = False) -> Callable:
         value, grads, state = cetsim.streaming_value_and_grad(loss)(model, state, *batch)
 
     While weights are held, cutting a stream differently changes nothing in the sum of the gradients (a loss that is a
-    sum over steps; a mean divides each stretch's signals by its own length). Each traced layer runs once per stretch.
+    sum over steps; a mean divides each stretch's signals by its own length).
 
     **Arguments:** `loss`: function of `(model, *batch)`, the model mapped over the steps of the stretch inside it.
     `model`: from `attach(..., boundary="carry")`. `state`: from `streaming_init`, or the last call.
 
     **Returns:** a function that returns `(value, gradient of the model, state)`.
+
+    **Raises:** ValueError for a state of other layers. When it runs, an error that names a layer that did not run
+    exactly once in the stretch (or once for each of the state's streams), where states would have been added up.
     """
 
     def differentiated(model_and_state, *args, **kwargs):
@@ -154,6 +261,17 @@ def streaming_value_and_grad(loss: Callable, has_aux: bool = False) -> Callable:
     def wrapped(model, state, *args, **kwargs):
         function = eqx.filter_value_and_grad(differentiated, has_aux=has_aux)
         value, (grads, state) = function((model, state), *args, **kwargs)
-        return value, grads, state
+        return value, grads, _each_ran_once(state)
 
     return wrapped
+
+
+def _each_ran_once(states: dict[str, StreamState]) -> dict[str, StreamState]:
+    """The states, or an error when the program runs, if any was added up or lost."""
+    wrong = jnp.stack([jnp.any(state.runs != 1) for state in states.values()])
+    messages = [
+        f"layer {name!r} of a stream must run exactly once in a stretch: it ran twice, not at all, or in a batch that "
+        "its state does not have (say `streaming_init(model, example, batch=...)`)"
+        for name in states
+    ]
+    return eqx.branched_error_if(states, jnp.any(wrong), jnp.argmax(wrong), messages)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from cetsim import checks
 from cetsim.nn.batch_norm import BatchNorm
 from cetsim.nn.conv import AvgPool2d, Conv2d, fastest_layout
 from cetsim.nn.init import xavier
@@ -34,6 +35,7 @@ def cnn(
 
     **Reference:** arXiv:2506.14598, CIFAR-10.
     """
+    hidden, classes = checks.require_whole("hidden", hidden), checks.require_whole("classes", classes)
     layout = fastest_layout() if layout is None else layout
     before, height, width = image
     halvings = 2 ** len(channels)

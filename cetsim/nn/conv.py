@@ -42,8 +42,9 @@ class Conv2d(eqx.nn.Conv2d):
     ):
         checks.require_in("layout", layout, LAYOUTS)
         sizes = dict(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, stride=stride)
-        for name, value in sizes.items():
-            checks.require_at_least(name, value, 1.0)
+        in_channels, out_channels, kernel_size, stride = (
+            checks.require_whole(name, value) for name, value in sizes.items()
+        )
         self.layout = layout
         padding = kernel_size // 2
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, use_bias=use_bias, key=key)
@@ -72,8 +73,7 @@ class AvgPool2d(eqx.Module):
 
     def __init__(self, size: int = 2, *, layout: str):
         checks.require_in("layout", layout, LAYOUTS)
-        checks.require_at_least("size", size, 1.0)
-        self.size, self.layout = size, layout
+        self.size, self.layout = checks.require_whole("size", size), layout
 
     def __call__(self, x: Float[Array, "..."], *, key=None) -> Float[Array, "..."]:
         """The pooled image of one example; `key` is not used."""

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
+from cetsim import checks
 from cetsim.nn.init import xavier
 
 
@@ -17,7 +18,8 @@ def mlp(
 
     **Raises:** ValueError for fewer than two sizes or a size below 1.
     """
-    if len(sizes) < 2 or any(size < 1 for size in sizes):
+    sizes = tuple(checks.require_whole("sizes", size, least=None) for size in sizes)
+    if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"`sizes` must be at least two numbers of units above 0, got {sizes}")
     layers = []
     pairs = list(itertools.pairwise(sizes))

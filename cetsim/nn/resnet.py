@@ -103,8 +103,8 @@ def resnet20(
     """
     if len(channels) != 3 or channels[0] < 1 or any(after < before for before, after in itertools.pairwise(channels)):
         raise ValueError(f"`channels` must be three numbers above 0, none smaller than the one before, got {channels}")
-    checks.require_at_least("classes", classes, 1.0)
-    checks.require_at_least("in_channels", in_channels, 1.0)
+    checks.require_whole("classes", classes)
+    checks.require_whole("in_channels", in_channels)
     layout = fastest_layout() if layout is None else layout
     stem_key, head_key, *keys = jax.random.split(key, 2 + 3 * _BLOCKS)
     blocks, before = [], channels[0]

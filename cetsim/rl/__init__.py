@@ -5,18 +5,25 @@ from cetsim.rl.a2c import ActorCriticRun
 from cetsim.rl.agent import Hyperparameters, Learner, Settings, undelayed, without_delay
 from cetsim.rl.alignment import policy_alignment
 from cetsim.rl.host import HostRun
-from cetsim.rl.world import from_gymnasium
+from cetsim.rl.saving import Policy, load_agent, load_policy, policy_of, save_agent, save_policy
+from cetsim.rl.vector_env import from_gymnasium
 
 __all__ = [
     "ActorCriticRun",
     "HostRun",
     "Hyperparameters",
     "Learner",
+    "Policy",
     "Settings",
     "actor_trace",
     "environments",
     "from_gymnasium",
+    "load_agent",
+    "load_policy",
     "policy_alignment",
+    "policy_of",
+    "save_agent",
+    "save_policy",
     "undelayed",
     "without_delay",
 ]

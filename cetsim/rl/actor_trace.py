@@ -11,16 +11,18 @@ weighed by R_u, in the λ-trace after it by Q_u,
     R_t = td_t + γλ m_t R_{t+1}        Q_t = Π_{v>t} γλ m_{v-1}
     Σ td e = γλ m_{-1} R_0 e + Σ_u R_u L_u ∘ trace_u        e ← γλ m_{-1} Q_0 e + Σ_u Q_u L_u ∘ trace_u
 
-and are told apart by what they keep of the past: `chunked` the stages of every synapse, `windowed` the factors of the
-steps that the kernel reaches back to. `cheaper` knows which costs less.
+They differ in what they keep of the past: `chunked` the stages of every synapse, `windowed` the factors of the steps
+that the kernel reaches back to. `cheaper` knows which costs less.
 
-Environments are mapped outside, with `jax.vmap`. Biases are synapses with input 1.
+Environments are mapped outside, with `jax.vmap`. Biases are synapses with input 1. Activity and signals may be of any
+dtype, such as spikes as bool or uint8: all is computed in that of the state, the trace's; time is counted in
+at least float32.
 """
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from cetsim import credit
 from cetsim.traces import AbstractTrace
@@ -58,9 +60,9 @@ class Arriving(eqx.Module):
     TD error belongs to ended an episode.
     """
 
-    signal: Float[Array, "time out"]
-    td_error: Float[Array, " time"]
-    alive: Float[Array, " time"]
+    signal: Shaped[Array, "time out"]
+    td_error: Shaped[Array, " time"]
+    alive: Shaped[Array, " time"]
 
 
 def init(trace: AbstractTrace, out: int, inputs: int) -> ActorState:
@@ -88,8 +90,8 @@ def literal(
     trace: AbstractTrace,
     decay,
     state: ActorState,
-    x: Float[Array, "time inputs"],
-    gain: Float[Array, "time out"],
+    x: Shaped[Array, "time inputs"],
+    gain: Shaped[Array, "time out"],
     arriving: Arriving,
     emptied: Bool[Array, " time"] | None = None,
 ) -> tuple[ActorState, Float[Array, "out inputs"]]:
@@ -100,7 +102,10 @@ def literal(
     emptied, undelayed; none if None.
 
     **Returns:** `(state after the chunk, gradient)`.
+
+    **Raises:** ValueError for activity or signals of a wider dtype than the state's.
     """
+    x, gain, arriving = _cast(state, x, gain, arriving)
     emptied = jnp.zeros(x.shape[0], bool) if emptied is None else emptied
 
     def step(state, now):
@@ -118,12 +123,13 @@ def chunked(
     trace: AbstractTrace,
     decay,
     state: ActorState,
-    x: Float[Array, "time inputs"],
-    gain: Float[Array, "time out"],
+    x: Shaped[Array, "time inputs"],
+    gain: Shaped[Array, "time out"],
     arriving: Arriving,
     emptied: Bool[Array, " time"] | None = None,
 ) -> tuple[ActorState, Float[Array, "out inputs"]]:
     """The same over one chunk at once, each synapse's stages touched once. Arguments as in `literal`, one `decay`."""
+    x, gain, arriving = _cast(state, x, gain, arriving)
     resets = None if emptied is None else _counted(emptied)
     update = lambda arriving: credit.chunk_update(trace, state.stages, x, gain, arriving, resets)  # noqa: E731
     stages, _ = update(arriving.signal)
@@ -135,14 +141,16 @@ def windowed(
     trace: AbstractTrace,
     decay,
     state: WindowState,
-    x: Float[Array, "time inputs"],
-    gain: Float[Array, "time out"],
+    x: Shaped[Array, "time inputs"],
+    gain: Shaped[Array, "time out"],
     arriving: Arriving,
     emptied: Bool[Array, " time"] | None = None,
 ) -> tuple[WindowState, Float[Array, "out inputs"]]:
     """The same from the factors of the past: λ = Kᵀ(R L), then backprop's own matmul. Arguments as in `chunked`."""
+    x, gain, arriving = _cast(state, x, gain, arriving)
     past, steps = state.x.shape[0], x.shape[0]
-    now, written = jnp.arange(steps, dtype=x.dtype), jnp.arange(-past, steps, dtype=x.dtype)
+    clock = jnp.promote_types(x.dtype, jnp.float32)  # whatever the state is kept in
+    now, written = jnp.arange(steps, dtype=clock), jnp.arange(-past, steps, dtype=clock)
     since = _counted(jnp.zeros(steps, bool) if emptied is None else emptied)
     resets = jnp.concatenate([-state.resets, since])  # counted from the start of the chunk
     met = since[:-1, None] == resets[None, :-1]
@@ -155,6 +163,18 @@ def windowed(
     returns, eligibility = _both(update, decay, state, arriving)
     older = (resets[-1] - resets[:-1])[steps:]
     return WindowState(xs[steps:], gains[steps:], older, eligibility, arriving.alive[-1]), -returns
+
+
+def _cast(state: ActorState | WindowState, x, gain, arriving: Arriving):
+    """Activity and what arrives in the state's dtype: in their own, sums of spikes would overflow or be rounded."""
+    dtype = state.eligibility.dtype
+
+    def cast(array):
+        if jnp.promote_types(array.dtype, dtype) != dtype:
+            raise ValueError(f"the trace must be at least as wide as what it meets, {array.dtype}, got {dtype}")
+        return array.astype(dtype)
+
+    return jax.tree.map(cast, (x, gain, arriving))
 
 
 def _counted(emptied: Bool[Array, " time"]) -> Int[Array, " edges"]:

@@ -10,18 +10,21 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from cetsim import checks, credit
 from cetsim.delays import FixedDelay, LayerwiseDelay
-from cetsim.rl import actor_trace, late_layer, networks
-from cetsim.rl.late_layer import LayerState
+from cetsim.rl import actor_trace, delayed_layer, images, networks
+from cetsim.rl.delayed_layer import LayerState
 from cetsim.traces import AbstractTrace, DelayLine
 
 EPS = 1e-5  # of Adam
 TAIL = 1e-4  # area of a kernel that may be forgotten
+ACTOR_GRADIENTS = ("mean", "sum")
+ANNEALED = ("none", "critic", "both")
+CRITICS = ("mlp", "conv")
+LAM_KEY = 1  # folded into an agent's key
 
 
 class Hyperparameters(eqx.Module):
@@ -64,20 +67,18 @@ class Hyperparameters(eqx.Module):
             ("lam", lam),
             *(("synaptic_lam", each) for each in synaptic_lam or ()),
         ):
-            if not checks.is_traced(share) and not np.all((np.asarray(share) >= 0) & (np.asarray(share) <= 1)):
-                raise ValueError(f"`{name}` must be in [0, 1], got {share!r}")
+            checks.require_within(name, share, "[0, 1]")
         for name, weight in (("entropy", entropy), ("value", value)):
             checks.require_at_least(name, weight, 0.0)
         delays = delay.delays if isinstance(delay, LayerwiseDelay) else (delay,)
         if not all(isinstance(each, FixedDelay) for each in delays):
             raise ValueError(f"`delay` must be a FixedDelay or a LayerwiseDelay of them, got {delay!r}")
-        steps = {each.dt for each in (*(trace if isinstance(trace, tuple) else (trace,)), *delays)}
-        if len(steps) > 1:
-            raise ValueError(f"`trace` and `delay` must have one dt, got {' and '.join(f'{dt:g} s' for dt in steps)}")
-        numbers = (learning_rate, discount, lam, entropy, value, critic_rate)
-        self.learning_rate, self.discount, self.lam, self.entropy, self.value, self.critic_rate = (
-            jnp.asarray(number, dtype=float) for number in numbers
-        )
+        traces = trace if isinstance(trace, tuple) else (trace,)
+        checks.require_same_dt("`trace` and `delay`", *(each.dt for each in (*traces, *delays)))
+        numbers = dict(learning_rate=learning_rate, discount=discount, lam=lam, entropy=entropy, value=value)
+        for name, number in (numbers | {"critic_rate": critic_rate}).items():
+            checks.require_one_number(name, number)
+            setattr(self, name, jnp.asarray(number, dtype=float))
         self.trace, self.delay = trace, delay
         self.synaptic_lam = None if synaptic_lam is None else tuple(jnp.asarray(lam, float) for lam in synaptic_lam)
 
@@ -86,16 +87,32 @@ class Hyperparameters(eqx.Module):
 class Settings:
     """What is compiled into a program.
 
-    **Fields:** `updates`: of a whole run. `environments`: side by side. `rollout`: steps of each between two updates.
-    `hidden`: units of the hidden layers of actor and critic. `form`: of the rule. `clip`: largest global norm of
-    actor's and critic's gradient together. `anneal`: whether the learning rate falls to 0 over the run. `truncation`:
-    whether an episode that was broken off is worth what would have come (`"bootstrap"`), or nothing, as in the paper
-    (`"terminate"`). `reset_cascade`: whether synapses forget an episode's activity the moment it ends, which the
-    paper's do not: what its last steps, of a whole delay, would have been credited with is lost. `late_critic`: whether
-    the critic too learns through traces from late TD errors. `late_flag`: whether the ends of episodes come one step
-    later still and cut λ-traces there, as in the authors' code. `window`: steps of the past that layers keep the
-    factors of; None takes what costs less, the kernel's own window (all but 1e-4 of its area) or the stages of every
-    synapse, for which traces must be concrete at `init`.
+    **Fields:**
+
+    - `updates`: of a whole run.
+    - `environments`: side by side.
+    - `rollout`: steps of each environment between two updates.
+    - `hidden`: units of the hidden layers of actor and critic.
+    - `critic`: `"mlp"`, with these hidden layers, or, where observations are images, `"conv"` (see
+      `cetsim.rl.images.critic`; the paper's in SpaceInvaders), which learns by ordinary backprop only.
+    - `form`: of the rule, see `cetsim.credit.synaptic_factors`; the authors' is `"authors_linear"`.
+    - `clip`: largest global norm of actor's and critic's gradient together.
+    - `actor_gradient`: whether the actor's gradient is the `"mean"` over steps and environments, as those of the critic
+      and the entropy bonus are (the paper's), or the `"sum"` over steps and the mean over environments, which makes it
+      larger by `rollout` than the others under the one clip.
+    - `anneal`: whose learning rate falls linearly to 0 over the run: `"none"`, `"critic"` (the authors' CartPole), or
+      `"both"`.
+    - `random_lam`: two ends, in [0, 1], between which λ of every synapse of the actor is drawn uniformly at `init` (the
+      authors' SpaceInvaders: 0.1 and 0.99), at the literal rule's cost. None takes that of `Hyperparameters`.
+    - `truncation`: whether an episode that was broken off is worth what would have come (`"bootstrap"`), or nothing, as
+      in the paper (`"terminate"`).
+    - `reset_cascade`: whether synapses forget an episode's activity the moment it ends, which the paper's do not: what
+      its last steps, of a whole delay, would have been credited with is lost.
+    - `late_critic`: whether the critic too learns through traces from late TD errors.
+    - `late_flag`: whether the ends of episodes come one step later still and cut λ-traces there, as in the authors'
+      code.
+    - `window`: steps of the past that layers keep the factors of. None takes what costs less, the kernel's own window
+      (all but 1e-4 of its area) or the stages of every synapse, for which traces must be concrete at `init`.
 
     **Reference:** arXiv:2506.14598, reinforcement learning.
     """
@@ -104,9 +121,12 @@ class Settings:
     environments: int = 4
     rollout: int = 128
     hidden: tuple[int, ...] = (256, 256)
+    critic: str = "mlp"
     form: str = "activation"
     clip: float = 0.5
-    anneal: bool = False
+    actor_gradient: str = "mean"
+    anneal: str = "none"
+    random_lam: tuple[float, float] | None = None
     truncation: str = "bootstrap"
     reset_cascade: bool = False
     late_critic: bool = False
@@ -114,12 +134,23 @@ class Settings:
     window: int | None = None
 
     def __post_init__(self):
-        for name in ("updates", "environments", "rollout"):
-            checks.require_at_least(name, getattr(self, name), 1.0)
-        if self.window is not None:
-            checks.require_at_least("window", self.window, 1.0)
+        for name in ("updates", "environments", "rollout", *(["window"] if self.window is not None else [])):
+            object.__setattr__(self, name, checks.require_whole(name, getattr(self, name)))
+        object.__setattr__(self, "hidden", tuple(checks.require_whole("hidden", units) for units in self.hidden))
+        for name in ("reset_cascade", "late_critic", "late_flag"):
+            object.__setattr__(self, name, checks.require_flag(name, getattr(self, name)))
         checks.require_in("form", self.form, credit.FORMS)
         checks.require_above("clip", self.clip, 0.0)
+        object.__setattr__(self, "clip", checks.require_static("clip", self.clip))
+        checks.require_in("critic", self.critic, CRITICS)
+        if self.critic == "conv" and self.late_critic:
+            raise ValueError("`critic` must be 'mlp' where it is late, got 'conv'")
+        checks.require_in("actor_gradient", self.actor_gradient, ACTOR_GRADIENTS)
+        checks.require_in("anneal", self.anneal, ANNEALED)
+        if self.random_lam is not None:
+            low, high = self.random_lam
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"`random_lam` must be two ends in [0, 1], the lower first, got {self.random_lam}")
         checks.require_in("truncation", self.truncation, ("bootstrap", "terminate"))
 
     @property
@@ -166,8 +197,8 @@ class Rollout(eqx.Module):
         return 1.0 - (self.terminated | self.truncated).astype(self.reward.dtype)
 
 
-class Measured(eqx.Module):
-    """What an update tells of the networks. **Fields:** `entropy` of the policy, `value_loss` of the critic: means."""
+class Metrics(eqx.Module):
+    """Metrics of the networks in an update. **Fields:** `entropy` of the policy, `value_loss` of the critic: means."""
 
     entropy: Float[Array, ""]
     value_loss: Float[Array, ""]
@@ -176,18 +207,39 @@ class Measured(eqx.Module):
 class Learner(eqx.Module):
     """What an actor-critic learns from rollouts, wherever they come from; pure.
 
-    **Arguments:** `size`: of an observation. `actions`: their number. `settings`: what is compiled in.
+    **Arguments:** `size`: of an observation. `actions`: their number. `settings`: what is compiled in. `image`: shape
+    of an observation, `(height, width, channels)`, or None where observations are no images.
+
+    **Raises:** ValueError for a convolutional critic without images.
     """
 
     size: int = eqx.field(static=True)
     actions: int = eqx.field(static=True)
     settings: Settings = eqx.field(static=True)
+    image: tuple[int, int, int] | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if self.settings.critic == "conv" and self.image is None:
+            raise ValueError("`Settings.critic` must be 'mlp' where observations are no images, got 'conv'")
 
     def init(self, hyper: Hyperparameters, key: Array) -> AgentState:
         """An agent that has learned nothing; `key` sets its weights."""
         params = eqx.filter(self._make(*jax.random.split(key)), eqx.is_inexact_array)
+        hyper = self._with_random_lam(hyper, params, jax.random.fold_in(key, LAM_KEY))
         layers, optimizer = self.no_past(hyper, params), self._adam().init(params)
         return AgentState(hyper, params, optimizer, layers, jnp.zeros((), int), jnp.zeros((), bool))
+
+    def _with_random_lam(self, hyper: Hyperparameters, params: Networks, key: Array) -> Hyperparameters:
+        """The same with λ of every synapse drawn, where the settings say so."""
+        if self.settings.random_lam is None:
+            return hyper
+        if hyper.synaptic_lam is not None:
+            raise ValueError("`synaptic_lam` must be None where `Settings.random_lam` draws it")
+        weights = [layer.weight for layer in params.actor.layers if isinstance(layer, eqx.nn.Linear)]
+        keys, (low, high) = jax.random.split(key, len(weights)), self.settings.random_lam
+        draw = lambda key, weight: jax.random.uniform(key, weight.shape, weight.dtype, low, high)  # noqa: E731
+        drawn = tuple(map(draw, keys, weights))
+        return eqx.tree_at(lambda hyper: hyper.synaptic_lam, hyper, drawn, is_leaf=lambda leaf: leaf is None)
 
     def no_past(self, hyper: Hyperparameters, params: Networks) -> list[LayerState]:
         """States of layers that have seen nothing."""
@@ -203,30 +255,31 @@ class Learner(eqx.Module):
         """Actions drawn from the policy, `[environments]`."""
         return jax.random.categorical(key, jax.vmap(self.networks(params).actor)(observations))
 
-    def learn(self, state: AgentState, rollout: Rollout) -> tuple[AgentState, Measured]:
-        """One update: the agent after a rollout and what it tells."""
+    def learn(self, state: AgentState, rollout: Rollout) -> tuple[AgentState, Metrics]:
+        """One update: the agent after a rollout, and metrics."""
         hyper = state.hyper
-        layers, grads, measured = self.gradient(state, rollout)
+        layers, grads, metrics = self.gradient(state, rollout)
         steps, optimizer = self._adam().update(grads, state.optimizer, state.params)
-        left = jnp.maximum(0.0, 1 - state.step / self.settings.updates) if self.settings.anneal else 1.0
-        scaled = lambda tree, rate: jax.tree.map(lambda leaf: -rate * left * leaf, tree)  # noqa: E731
-        rate = hyper.learning_rate
-        steps = Networks(scaled(steps.actor, rate), scaled(steps.critic, rate * hyper.critic_rate))
-        diverged = state.diverged | ~jnp.isfinite(measured.value_loss)
+        left = jnp.maximum(0.0, 1 - state.step / self.settings.updates)
+        scaled = lambda tree, rate: jax.tree.map(lambda leaf: -rate * leaf, tree)  # noqa: E731
+        actor_rate = hyper.learning_rate * (left if self.settings.anneal == "both" else 1.0)
+        critic_rate = hyper.learning_rate * hyper.critic_rate * (1.0 if self.settings.anneal == "none" else left)
+        steps = Networks(scaled(steps.actor, actor_rate), scaled(steps.critic, critic_rate))
+        diverged = state.diverged | ~jnp.isfinite(metrics.value_loss)
         params = optax.apply_updates(state.params, steps)
-        return AgentState(hyper, params, optimizer, layers, state.step + 1, diverged), measured
+        return AgentState(hyper, params, optimizer, layers, state.step + 1, diverged), metrics
 
-    def gradient(self, state: AgentState, rollout: Rollout) -> tuple[list[LayerState], Networks, Measured]:
-        """States of the layers after a rollout, the gradient of both networks, and what is told of them."""
+    def gradient(self, state: AgentState, rollout: Rollout) -> tuple[list[LayerState], Networks, Metrics]:
+        """States of the layers after a rollout, the gradient of both networks, and metrics."""
         hyper, model = state.hyper, self.networks(state.params)
-        td_error, targets = self.judge(hyper, model.critic, rollout)
-        plain, measured = eqx.filter_grad(self._plain_loss, has_aux=True)(model, hyper, rollout, targets)
+        td_error, targets = self.td_errors(hyper, model.critic, rollout)
+        plain, metrics = eqx.filter_grad(self._plain_loss, has_aux=True)(model, hyper, rollout, targets)
         plain = eqx.filter(plain, eqx.is_inexact_array)
         layers, late = self.late_gradient(hyper, state.params, state.layers, rollout, td_error)
         add = lambda own, more: own if more is None else jax.tree.map(jnp.add, own, more)  # noqa: E731
-        return layers, Networks(add(plain.actor, late.actor), add(plain.critic, late.critic)), measured
+        return layers, Networks(add(plain.actor, late.actor), add(plain.critic, late.critic)), metrics
 
-    def judge(self, hyper: Hyperparameters, critic, rollout: Rollout):
+    def td_errors(self, hyper: Hyperparameters, critic, rollout: Rollout):
         """TD errors, and the λ-returns that values should come to, `[time, environments]`."""
         value = lambda observations: networks.outputs(critic, observations)[..., 0]  # noqa: E731
         before = value(rollout.observation)
@@ -242,7 +295,8 @@ class Learner(eqx.Module):
     def late_gradient(self, hyper: Hyperparameters, params: Networks, layers, rollout: Rollout, td_error):
         """What synapses learn through traces: states of the layers after the rollout, and the gradient.
 
-        The actor's is summed over time and averaged over environments. The critic's is None unless it is late.
+        The actor's is the mean over environments and, unless `actor_gradient` is `"sum"`, over steps: of what arrives
+        in this rollout, divided by its steps. The critic's, always a mean, is None unless it is late.
         """
         model = self.networks(params)
         factors = networks.factors_of_policy(model.actor, rollout.observation, rollout.action)
@@ -254,24 +308,27 @@ class Learner(eqx.Module):
             after.append(layer)
             updates.append(jnp.mean(gradient, axis=0))
         depth = len(self.settings.hidden) + 1
-        late = networks.gradient_like(model.actor, updates[:depth])
+        share = 1.0 if self.settings.actor_gradient == "sum" else 1 / self.settings.rollout
+        late = networks.gradient_like(model.actor, [share * update for update in updates[:depth]])
         if not self.settings.late_critic:
             return after, Networks(late, None)
         scaled = [hyper.value * update / self.settings.rollout for update in updates[depth:]]
         return after, Networks(late, networks.gradient_like(model.critic, scaled))
 
     def _learn_layer(self, hyper, rule: "_Rule", layer: LayerState, seen, rollout: Rollout, td_error):
-        options = late_layer.Options(self.settings.form, self.settings.reset_cascade, self.settings.late_flag)
+        options = delayed_layer.Options(self.settings.form, self.settings.reset_cascade, self.settings.late_flag)
 
         def learn(layer, seen, td_error, alive):
             decay = hyper.discount * rule.lam
-            return late_layer.learn(rule.trace, rule.delay, decay, layer, seen, td_error, alive, options)
+            return delayed_layer.learn(rule.trace, rule.delay, decay, layer, seen, td_error, alive, options)
 
         return jax.vmap(learn, in_axes=(0, 1, 1, 1))(layer, seen, td_error, rollout.alive)
 
     def _make(self, actor_key, critic_key) -> Networks:
         sizes = (self.size, *self.settings.hidden)
         own = networks.actor((*sizes, self.actions), key=actor_key)
+        if self.settings.critic == "conv":
+            return Networks(own, images.critic(self.image, key=critic_key))
         return Networks(own, networks.critic(sizes, key=critic_key))
 
     def _rules(self, hyper: Hyperparameters, params: Networks) -> list["_Rule"]:
@@ -306,7 +363,7 @@ class Learner(eqx.Module):
             own, stages = _window_of(trace), trace.init((), compensated=False).shape[0]
             form = actor_trace.cheaper(stages, own, self.settings.rollout, out, inputs)
             window = own if form == "windowed" else None
-        one = late_layer.init(trace, rule.delay, out, inputs, window, self.settings.late_flag)
+        one = delayed_layer.init(trace, rule.delay, out, inputs, window, self.settings.late_flag)
         spread = lambda leaf: jnp.broadcast_to(leaf, (self.settings.environments, *leaf.shape))  # noqa: E731
         return jax.tree.map(spread, one)
 
@@ -320,7 +377,7 @@ class Learner(eqx.Module):
         value = networks.outputs(model.critic, rollout.observation)[..., 0]
         value_loss = 0.5 * jnp.mean((value - jax.lax.stop_gradient(targets)) ** 2)
         critics = jax.lax.stop_gradient(value_loss) if self.settings.late_critic else value_loss
-        return hyper.value * critics - hyper.entropy * entropy, Measured(entropy, value_loss)
+        return hyper.value * critics - hyper.entropy * entropy, Metrics(entropy, value_loss)
 
 
 class _Rule(NamedTuple):

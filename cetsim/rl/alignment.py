@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float
 from cetsim import metrics
 from cetsim.rl.a2c import ActorCriticRun, TrainState
 from cetsim.rl.agent import AgentState, Hyperparameters, Learner, Rollout, undelayed
+from cetsim.rl.delayed_layer import LayerState
 from cetsim.rl.host import HostRun, HostState
-from cetsim.rl.late_layer import LayerState
 
 
 def policy_alignment(
@@ -22,8 +22,8 @@ def policy_alignment(
 
     Both learn from the TD errors of the same `rollouts`, starting with no past, and from none after them; as many more
     are played as the signals are late, so that all come. The critic is left out, late or not. The rollouts go on from
-    where the run is; on the host they are of a world of their own, from its first episodes on, and the run's stays
-    where it is.
+    where the run is; on the host they are of a vector environment of their own, from its first
+    episodes on, and the run's stays where it is.
     """
     agent, learner = state.agent, run.learner
     hypers = agent.hyper, undelayed(agent.hyper)
@@ -47,30 +47,30 @@ class _Side(NamedTuple):
 
 
 def _in_jax(run: ActorCriticRun, state: TrainState, hypers, sides: list[_Side], key: Array, sent) -> list[_Side]:
-    """Both updates after rollouts that go on from the run's world."""
+    """Both updates after rollouts that go on from the run's vector environment."""
 
     def go_on(carry, now):
-        world, sides = carry
+        vector_env, sides = carry
         key, sent = now
-        world, rollout = run.roll_out(state.agent.params, world, key)
-        return (world, _add(run.learner, state.agent, hypers, sides, rollout, sent)), None
+        vector_env, rollout = run.roll_out(state.agent.params, vector_env, key)
+        return (vector_env, _add(run.learner, state.agent, hypers, sides, rollout, sent)), None
 
     keys = jax.random.split(key, len(sent))
-    return jax.lax.scan(go_on, (state.world, sides), (keys, sent))[0][1]
+    return jax.lax.scan(go_on, (state.vector_env, sides), (keys, sent))[0][1]
 
 
 def _on_host(run: HostRun, agent: AgentState, hypers, sides: list[_Side], key: Array, sent) -> list[_Side]:
-    """Both updates after rollouts in a world that is opened for them."""
-    key, world_key = jax.random.split(key)
+    """Both updates after rollouts in a vector environment that is opened for them."""
+    key, env_key = jax.random.split(key)
     environments, add = run.settings.environments, eqx.filter_jit(_add)
-    world = run.environment.open(environments)
+    vector_env = run.environment.open(environments)
     try:
-        state = HostState(agent, world, world.steps, world.reset(world_key), jnp.zeros(environments), key)
+        state = HostState(agent, vector_env, vector_env.steps, vector_env.reset(env_key), jnp.zeros(environments), key)
         for own, sends in zip(jax.random.split(key, len(sent)), sent, strict=True):
             state, rollout = run.roll_out(state, own)
             sides = add(run.learner, agent, hypers, sides, rollout, sends)
     finally:
-        world.close()
+        vector_env.close()
     return sides
 
 
@@ -83,7 +83,7 @@ def _add(
     sent: Bool[Array, ""],
 ) -> list[_Side]:
     """Both updates with what is learned in one more rollout, whose own TD errors are 0 unless `sent`."""
-    td_error, _ = learner.judge(agent.hyper, learner.networks(agent.params).critic, rollout)
+    td_error, _ = learner.td_errors(agent.hyper, learner.networks(agent.params).critic, rollout)
     td_error = jnp.where(sent, td_error, 0)
     after = []
     for hyper, (layers, total) in zip(hypers, sides, strict=True):

@@ -1,14 +1,16 @@
 """Environments as pure functions, so that rollouts compile together with learning and can be vmapped."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from cetsim.extras import require
+
 STICKY = 0.1  # odds that MinAtar repeats the last action
-EXTRA = "pip install 'cetsim[rl]'"
 
 
 class Step(NamedTuple):
@@ -30,7 +32,8 @@ class Environment(NamedTuple):
     """One environment with discrete actions, which begins a new episode by itself where one ends.
 
     **Fields:** `name`. `size`: of an observation, a vector. `actions`: their number. `reset`: of a key, gives
-    `(state, observation)`. `step`: of a key, a state and an action, gives `(state, Step)`.
+    `(state, observation)`. `step`: of a key, a state and an action, gives `(state, Step)`. `image`: shape of the image,
+    `(height, width, channels)`, that an observation holds row by row; None if it is none.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Environment(NamedTuple):
     actions: int
     reset: Callable[[Array], tuple[Any, Array]]
     step: Callable[[Array, Any, Array], tuple[Any, Step]]
+    image: tuple[int, int, int] | None = None
 
 
 def split_signs(environment: Environment) -> Environment:
@@ -52,7 +56,7 @@ def split_signs(environment: Environment) -> Environment:
         state, after = environment.step(key, state, action)
         return state, after._replace(observation=split(after.observation), final=split(after.final))
 
-    return environment._replace(size=2 * environment.size, reset=reset, step=step)
+    return environment._replace(size=2 * environment.size, reset=reset, step=step, image=None)
 
 
 def cartpole() -> Environment:
@@ -98,13 +102,11 @@ def _wrap(name: str, environment, parameters, actions) -> Environment:
         final = flat(info["final_observation"])
         return state, Step(flat(observation), jnp.asarray(reward, float), terminated, truncated, final)
 
-    _, observation = jax.eval_shape(reset, jax.random.key(0))
-    return Environment(name, observation.shape[0], int(actions.n), reset, step)
+    observation, _ = jax.eval_shape(environment.reset, jax.random.key(0), parameters)
+    image = observation.shape if observation.ndim == 3 else None
+    return Environment(name, observation.size, int(actions.n), reset, step, image)
 
 
-def _gymnax():
-    try:
-        import gymnax.wrappers.purerl
-    except ImportError as error:
-        raise ImportError(f"this environment needs gymnax: {EXTRA} ({error})") from error
-    return gymnax
+def _gymnax() -> ModuleType:
+    require("gymnax.wrappers.purerl", extra="rl")
+    return require("gymnax", extra="rl")

@@ -1,6 +1,7 @@
 """The actor-critic in simulators on the host, such as Gymnasium's: the same agent, learning by the same program.
 
-An agent's state stays pure. The world of a run does not (see `cetsim.rl.world`), so that only its latest state goes on.
+An agent's state stays pure. The vector environment of a run does not (see `cetsim.rl.vector_env`), so that
+only its latest state goes on.
 """
 
 import functools
@@ -15,19 +16,20 @@ from jaxtyping import Array, Float, Shaped
 from cetsim import checks
 from cetsim.rl.a2c import Progress, count_returns
 from cetsim.rl.agent import AgentState, Hyperparameters, Learner, Networks, Rollout, Settings
-from cetsim.rl.world import HostEnvironment, World
+from cetsim.rl.environments import Environment
+from cetsim.rl.vector_env import HostEnvironment, VectorEnv
 
 
 class HostState(NamedTuple):
     """All that a run on the host is at one moment.
 
-    **Fields:** `agent`: see `cetsim.rl.agent`. `world`: goes on with the run, so that only the latest state of a run
-    can be advanced. `steps`: of the world, at this moment. `observation`: the last. `episode`: return of each so far.
-    `key`.
+    **Fields:** `agent`: see `cetsim.rl.agent`. `vector_env`: goes on with the run, so that only the latest state of a
+    run can be advanced. `steps`: of the vector environment, at this moment. `observation`: the last. `episode`: return
+    of each so far. `key`.
     """
 
     agent: AgentState
-    world: World
+    vector_env: VectorEnv
     steps: int
     observation: Shaped[np.ndarray, "environments size"]
     episode: Float[Array, " environments"]
@@ -44,7 +46,7 @@ class HostTree(NamedTuple):
 
 
 class HostProgress(Progress):
-    """What an update tells. **Fields:** those of `Progress`. `simulator_s`: seconds spent in the simulator."""
+    """Metrics of an update. **Fields:** those of `Progress`. `simulator_s`: seconds spent in the simulator."""
 
     simulator_s: Float[Array, ""]
 
@@ -53,106 +55,118 @@ class HostRun:
     """Training of an actor and a critic in one environment on the host, as `ActorCriticRun` does in JAX.
 
     **Arguments:** `environment`: of `from_gymnasium`. `settings`: what is compiled in.
+
+    **Raises:** ValueError for another kind of environment.
     """
 
-    def __init__(self, environment: HostEnvironment, settings: Settings):
+    def __init__(self, environment: HostEnvironment | Environment, settings: Settings):
+        if not isinstance(environment, HostEnvironment):
+            raise ValueError(
+                f"`environment` must be of `from_gymnasium`, got {_named(environment)}: those in JAX are trained by "
+                "ActorCriticRun"
+            )
         self.environment, self.settings = environment, settings
-        self.learner = Learner(environment.size, environment.actions, settings)
+        self.learner = Learner(environment.size, environment.actions, settings, environment.image)
         self._update = jax.jit(self._learn)
 
     def init(self, hyper: Hyperparameters, key: Array) -> HostState:
         """The run before its first update; `key` sets weights, actions and what happens in the environments."""
-        key, agent_key, world_key = jax.random.split(key, 3)
+        key, agent_key, env_key = jax.random.split(key, 3)
         agent = self.learner.init(hyper, agent_key)
-        world = self.environment.open(self.settings.environments)
-        observation = world.reset(world_key)
-        return HostState(agent, world, world.steps, observation, jnp.zeros(self.settings.environments), key)
+        vector_env = self.environment.open(self.settings.environments)
+        observation = vector_env.reset(env_key)
+        return HostState(agent, vector_env, vector_env.steps, observation, jnp.zeros(self.settings.environments), key)
 
     def advance(self, state: HostState, updates: int) -> tuple[HostState, HostProgress]:
-        """Makes `updates` updates; returns the state after them and what each told, `[updates]`.
+        """Makes `updates` updates; returns the state after them and the metrics of each, `[updates]`.
 
-        **Raises:** ValueError for a state whose world has gone on since.
+        **Raises:** ValueError for a state whose vector environment has gone on since.
         """
-        checks.require_at_least("updates", updates, 1.0)
-        told = []
+        checks.require_whole("updates", updates)
+        metrics = []
         for _ in range(updates):
-            before, (key, own) = state.world.seconds, _split(state.key)
+            before, (key, own) = state.vector_env.seconds, _split(state.key)
             state, happened = self._play(state, own)
-            spent = state.world.seconds - before
+            spent = state.vector_env.seconds - before
             agent, episode, progress = self._update(state.agent, state.episode, happened, spent)
-            told.append(progress)
+            metrics.append(progress)
             state = state._replace(agent=agent, episode=episode, key=key)
-        return state, jax.tree.map(lambda *rows: jnp.stack(rows), *told)
+        return state, jax.tree.map(lambda *rows: jnp.stack(rows), *metrics)
 
     def save(self, state: HostState) -> tuple[HostTree, dict]:
-        """What `restore` makes the state again from: a tree of arrays and keys, and notes of its world, JSON values.
+        """What `restore` makes the state again from: a tree of arrays and keys, and JSON values about its
+        vector environment.
 
-        **Raises:** ValueError for a state whose world has gone on since.
+        **Raises:** ValueError for a state whose vector environment has gone on since.
         """
         _require_latest(state)
-        return HostTree(state.agent, state.observation, state.episode, state.key), state.world.record()
+        return HostTree(state.agent, state.observation, state.episode, state.key), state.vector_env.record()
 
     def restore(self, tree: HostTree, notes: dict) -> HostState:
-        """The state that was saved, in a new world that replays the episodes under way.
+        """The state that was saved, in a new vector environment that replays the episodes under way.
 
         **Raises:** ValueError if the notes are another run's or another moment's, or the simulators do not repeat
         themselves.
         """
-        world = self.environment.open(self.settings.environments)
+        vector_env = self.environment.open(self.settings.environments)
         try:
-            observation = world.replay(notes)
+            observation = vector_env.replay(notes)
             if not np.array_equal(observation, tree.observation, equal_nan=True):
                 raise ValueError(
-                    f"`notes` must be those that were saved with `tree`, got a world at step {world.steps} where "
-                    f"{observation} is observed, not {tree.observation}"
+                    f"`notes` must be those that were saved with `tree`, got a vector environment at step "
+                    f"{vector_env.steps} where {observation} is observed, not {tree.observation}"
                 )
         except Exception:
-            world.close()
+            vector_env.close()
             raise
-        return HostState(tree.agent, world, world.steps, observation, tree.episode, tree.key)
+        return HostState(tree.agent, vector_env, vector_env.steps, observation, tree.episode, tree.key)
 
-    def evaluate(self, state: HostState, key: Array, episodes: int = 100) -> Float[Array, " episodes"]:
-        """Return of as many episodes in a world of their own, with actions drawn from the policy.
+    def evaluate(
+        self, state: HostState, key: Array, episodes: int = 100, max_steps: int = 10_000
+    ) -> Float[Array, " episodes"]:
+        """Return of as many episodes in a vector environment of their own, with actions drawn from the policy.
 
         They are played as many at a time as in training. Which episodes are played is settled before they begin, so
-        that short ones count no more than long ones. All must end: an environment without a limit of time is given one
-        by `from_gymnasium(..., max_episode_steps=...)`.
+        that short ones count no more than long ones. Each is broken off after `max_steps`.
         """
-        checks.require_at_least("episodes", episodes, 1.0)
-        act_key, world_key = jax.random.split(key)
+        checks.require_whole("episodes", episodes)
+        checks.require_whole("max_steps", max_steps)
+        act_key, env_key = jax.random.split(key)
         width = self.settings.environments
-        world, act = self.environment.open(width), self.policy(state.agent.params, act_key)
-        observation = world.reset(world_key)
+        vector_env, act = self.environment.open(width, max_steps), self.policy(state.agent.params, act_key)
         left = episodes // width + (np.arange(width) < episodes % width)
         episode, returns = np.zeros(width), [[] for _ in range(width)]
-        while left.any():
-            after = world.step(act(observation))
-            observation, episode = after.observation, episode + after.reward
-            for i in np.flatnonzero(after.terminated | after.truncated):
-                if left[i]:
-                    returns[i].append(episode[i])
-                left[i], episode[i] = max(left[i] - 1, 0), 0.0
-        world.close()
+        try:
+            observation = vector_env.reset(env_key)
+            while left.any():
+                step = vector_env.step(act(observation))
+                observation, episode = step.observation, episode + step.reward
+                for i in np.flatnonzero(step.terminated | step.truncated):
+                    if left[i]:
+                        returns[i].append(episode[i])
+                    left[i], episode[i] = max(left[i] - 1, 0), 0.0
+        finally:
+            vector_env.close()
         return jnp.asarray(np.concatenate(returns), float)
 
     def roll_out(self, state: HostState, key: Array) -> tuple[HostState, Rollout]:
-        """A rollout with weights held: the state with its world after it, and what happened."""
+        """A rollout with weights held: the state with its vector environment after it, and what happened."""
         state, happened = self._play(state, key)
         return state, Rollout(*map(jnp.asarray, happened))
 
     def _play(self, state: HostState, key: Array) -> tuple[HostState, tuple[np.ndarray, ...]]:
         """The same with the fields of the `Rollout` in NumPy, which a program takes up faster when it is called."""
         _require_latest(state)
-        world, observation = state.world, state.observation
+        vector_env, observation = state.vector_env, state.observation
         act, rows = self.policy(state.agent.params, key), []
         for _ in range(self.settings.rollout):
             actions = act(observation)
-            after = world.step(actions)
+            after = vector_env.step(actions)
             rows.append((observation, actions, after.reward, after.terminated, after.truncated, after.final))
             observation = after.observation
         # `np.stack` would take each of these many small arrays apart.
         happened = (np.concatenate(column).reshape(len(rows), *column[0].shape) for column in zip(*rows, strict=True))
-        return state._replace(steps=world.steps, observation=observation), tuple(happened)
+        return state._replace(steps=vector_env.steps, observation=observation), tuple(happened)
 
     def policy(self, params: Networks, key: Array):
         """Actions drawn from the policy, of observations, step by step.
@@ -180,9 +194,9 @@ class HostRun:
 
     def _learn(self, agent: AgentState, episode, happened, simulator_s):
         rollout = Rollout(*happened)
-        agent, measured = self.learner.learn(agent, rollout)
+        agent, metrics = self.learner.learn(agent, rollout)
         episode, finished, returns = count_returns(episode, rollout)
-        return agent, episode, HostProgress(finished, returns, measured.entropy, measured.value_loss, simulator_s)
+        return agent, episode, HostProgress(finished, returns, metrics.entropy, metrics.value_loss, simulator_s)
 
 
 @jax.jit
@@ -199,6 +213,11 @@ def _draw(key: Array, shape: tuple[int, ...]) -> tuple[Array, Float[Array, "..."
     return key, jax.random.gumbel(own, shape)
 
 
+def _named(environment) -> str:
+    return f"{type(environment).__name__} {getattr(environment, 'name', environment)}"
+
+
 def _require_latest(state: HostState) -> None:
-    if state.steps != state.world.steps:
-        raise ValueError(f"`state` must be the latest of its run, step {state.world.steps}, got step {state.steps}")
+    if state.steps != state.vector_env.steps:
+        latest = state.vector_env.steps
+        raise ValueError(f"`state` must be the latest of its run, step {latest}, got step {state.steps}")

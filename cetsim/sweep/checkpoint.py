@@ -71,7 +71,7 @@ class Checkpoints:
         **Raises:** ValueError for another kind of leaf, or a step below that of a checkpoint which is there. OSError if
         the file cannot be written, for a full disk say; older checkpoints are then untouched.
         """
-        checks.require_at_least("step", step, 0.0)
+        checks.require_whole("step", step, least=0)
         content, files = _encode(step, self.config, tree, notes), self._files()
         later = [other for other, path in files if other > step and path not in self._damaged]
         if later:

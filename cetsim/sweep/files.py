@@ -1,14 +1,12 @@
-"""What records, checkpoints and tables share: files in one step, names of configs, and the libraries of the extra."""
+"""What records, checkpoints and tables share: files in one step, and names of configs."""
 
 import contextlib
 import errno
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 
 SCHEMA = 2  # of all that is written; in 1 all records of a sweep were one file
 
@@ -75,11 +73,3 @@ def flatten(config: dict, prefix: str = "") -> dict:
         nested = isinstance(value, dict) and value
         flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return flat
-
-
-def extra(module: str) -> ModuleType:
-    """A library of the extra `sweep`, imported when it is needed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"sweeps need {module}: pip install 'cetsim[sweep]'") from error

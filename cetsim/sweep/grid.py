@@ -39,7 +39,7 @@ def in_batches(conditions: Iterable, group_of: Callable[[Any], Hashable], size: 
 
     **Arguments:** `multiple`: of which the width of a program is one, such as the number of devices.
     """
-    checks.require_at_least("size", size, 1.0)
+    checks.require_whole("size", size)
     groups: dict[Hashable, list] = {}
     for condition in conditions:
         groups.setdefault(group_of(condition), []).append(condition)

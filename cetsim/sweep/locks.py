@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cetsim.sweep.files import explained, extra, write_atomic
+from cetsim.extras import require
+from cetsim.sweep.files import explained, write_atomic
 from cetsim.sweep.grid import parse_shard
 from cetsim.sweep.provenance import now
 
@@ -46,7 +47,7 @@ def claimed(folder: str | Path, shard: str = "1/1") -> Iterator[None]:
 @contextmanager
 def _lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Locks a file; where there are no locks it says so and goes on. Raises filelock.Timeout if another has it."""
-    lock = extra("filelock").FileLock(path, timeout=-1 if wait else 0)
+    lock = require("filelock", extra="sweep").FileLock(path, timeout=-1 if wait else 0)
     try:
         lock.acquire()
     except OSError as error:
@@ -63,7 +64,7 @@ def _is_free(path: Path) -> bool:
     try:
         with _lock(path):
             return True
-    except extra("filelock").Timeout:
+    except require("filelock", extra="sweep").Timeout:
         return False
 
 

@@ -5,6 +5,8 @@ import statistics
 import time
 from collections import deque
 
+from cetsim.extras import require
+
 
 class Reporter:
     """Shows the runs done, running and left, the rate, the time left and what is trained now; a context manager.
@@ -23,14 +25,12 @@ class Reporter:
         self._what, self._bar = "", None
 
     def __enter__(self):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        console = Console()
+        console = require("rich.console", extra="sweep").Console()
         if console.is_terminal:
-            plain = functools.partial(TextColumn, markup=False)  # names may have brackets
-            columns = (plain("{task.fields[done]}"), BarColumn(20), plain("{task.description}"))
-            self._bar = Progress(*columns, console=console, transient=True)
+            bars = require("rich.progress", extra="sweep")
+            plain = functools.partial(bars.TextColumn, markup=False)  # names may have brackets
+            columns = (plain("{task.fields[done]}"), bars.BarColumn(20), plain("{task.description}"))
+            self._bar = bars.Progress(*columns, console=console, transient=True)
             self._task = self._bar.add_task("", total=max(1, self._work), done="")
             self._bar.start()
         return self

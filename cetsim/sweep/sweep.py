@@ -80,7 +80,7 @@ def run(
     shard = shard if joined == "1/1" else joined
     if fresh and shard != "1/1":
         raise ValueError(f"`fresh` must be False where processes share a folder, which others use, got {shard}")
-    checks.require_at_least("batch", batch, 1.0)
+    checks.require_whole("batch", batch)
     conditions, folder = list(conditions), Path(folder)
     devices = tuple(jax.local_devices() if devices is None else devices)
     declared = _Declared(conditions, training, tuple(static), config, defaults, columns)

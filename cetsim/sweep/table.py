@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cetsim.sweep.files import extra
+from cetsim.extras import require
 from cetsim.sweep.grid import entries, plain
 from cetsim.sweep.records import OF_A_ROW, OLD_RUNS, RUNS, TABLE, Records, read_lines, read_table
 
@@ -58,7 +58,7 @@ class Table:
 
         What is missing, or was not finite, is NaN. **Raises:** ImportError if pandas is not installed.
         """
-        frame = extra("pandas").DataFrame(
+        frame = require("pandas", extra="sweep").DataFrame(
             record["columns"] | {"run": run, "layer": None, "step": None} | row
             for run, record in self.records.items()
             for row in record["rows"]
@@ -75,7 +75,7 @@ class Table:
             record["columns"] | {name: record.get(name) for name in ("wall_s", "error")} | final_values(record)
             for record in self.records.values()
         ]
-        return extra("pandas").DataFrame(about, index=list(self.records)).rename_axis("run")
+        return require("pandas", extra="sweep").DataFrame(about, index=list(self.records)).rename_axis("run")
 
     def final(self, metric: str, **where: Any) -> np.ndarray:
         """The last value of a metric in every run, [runs]; NaN where there is none or it was not finite.

@@ -83,7 +83,7 @@ class Training(NamedTuple):
         """Raises ValueError for numbers of steps that are none, and moments that are not."""
         for name, value in (("steps", self.steps), ("every", self.every), ("chunk", self.chunk)):
             if value is not None and not np.ndim(value):
-                checks.require_at_least(name, value, 1.0)
+                checks.require_whole(name, value)
         ends = self.ends
         if ends[0] < 1 or ends[-1] != self.steps or sorted({*ends}) != ends:
             raise ValueError(f"`every` must be a number or steps that ascend to the last, {self.steps}, got {ends}")

@@ -7,9 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+import wadler_lindig as wl
+from jaxtyping import Array, Float, Shaped
 
-from cetsim import checks, state_space
+from cetsim import checks, display, state_space, steps
 from cetsim.state_space import LinearSystem
 
 READS = ("before", "after")
@@ -22,6 +23,10 @@ class AbstractTrace(eqx.Module):
     dt: eqx.AbstractVar[float]
     read: eqx.AbstractVar[str]
     _rounds: ClassVar[bool] = True  # whether a step rounds its state; a shift register only moves it
+
+    def __pdoc__(self, **_):
+        """How it is shown, alone and inside other modules."""
+        return wl.TextDoc(display.describe(self))
 
     @abc.abstractmethod
     def _weights(self, lags):
@@ -56,7 +61,10 @@ class AbstractTrace(eqx.Module):
 
         **Returns:** weights, shape `[*lags.shape, *self.shape]`.
         """
-        lags = jnp.asarray(lags, dtype=jax.tree.leaves(self)[0].dtype)
+        checks.require_numbers("lags", lags)
+        lags = steps.count(lags)
+        if self._rounds:  # others look their lags up, and those are counted exactly
+            lags = lags.astype(jax.tree.leaves(self)[0].dtype)
         return self._mapped(type(self)._weights, (None,), lags.ndim)(self, lags)
 
     def init(self, shape: tuple[int, ...], compensated: bool | None = None) -> Float[Array, "rows *shape"]:
@@ -73,11 +81,11 @@ class AbstractTrace(eqx.Module):
         rows = self._stages() * (2 if compensated and self._rounds else 1)
         return jnp.zeros((rows, *shape), dtype=dtype)
 
-    def step(self, state: Float[Array, "rows *shape"], e: Float[Array, "*shape"]):
+    def step(self, state: Float[Array, "rows *shape"], e: Shaped[Array | np.ndarray, "*shape"]):
         """One step of dt: takes the activity `e` held over it, returns `(state, trace read at this step)`."""
         if state.shape[1:] != jnp.shape(e):
             raise ValueError(f"`e` must have the state's shape {state.shape[1:]}, got {jnp.shape(e)}")
-        return self._mapped(type(self)._step, (1, 0), (1, 0))(self, state, jnp.asarray(e))
+        return self._mapped(type(self)._step, (1, 0), (1, 0))(self, state, jnp.asarray(e, dtype=state.dtype))
 
     def _step(self, state, e):
         system = self._system()
@@ -93,9 +101,12 @@ class AbstractTrace(eqx.Module):
         """The trace's first `size` weights as a `FIRTrace`, so that traces of any kind share one program."""
         from cetsim.traces.finite import FIRTrace  # a kind of trace itself
 
+        size = checks.require_whole("size", size)
         return FIRTrace(jnp.moveaxis(self.weights(jnp.arange(size)), 0, -1), dt=self.dt)
 
-    def _concrete(self) -> list[np.ndarray]:
+    def _concrete(self, tail: float) -> list[np.ndarray]:
+        """The parameters on the host, to tell the window that leaves `tail` of the area out."""
+        checks.require_within("tail", tail, "(0, 1)")
         leaves = jax.tree.leaves(self)
         if any(map(checks.is_traced, leaves)):
             raise ValueError("the window of a trace with traced parameters is unknown: give a number of steps instead")

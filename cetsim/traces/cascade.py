@@ -36,27 +36,22 @@ class CascadingTrace(AbstractTrace):
 
     def __init__(self, order=10, delay=4.0, dt=0.2, read="before", normalization="area"):
         check_options(read, normalization, dt)
-        if isinstance(order, bool) or not isinstance(order, int | np.integer):
-            raise ValueError(f"`order` must be an integer, got {order!r}")
-        if order == 1:
-            raise ValueError(
-                "`order` must be 2 to 64, got 1: a cascade of one stage is ExponentialTrace(time_constant)"
-            )
-        if not 2 <= order <= 64:
-            raise ValueError(f"`order` must be 2 to 64, got {order}")
+        order = _checked_order(order)
         if read == "before":
             checks.require_above("delay", delay, dt / 2, " s (dt/2, for a trace read before its input)")
         else:
             checks.require_at_least("delay", delay, 0.0)
         self.delay = jnp.asarray(delay, dtype=float)
-        self.order, self.dt, self.read, self.normalization = int(order), float(dt), read, normalization
+        self.order, self.dt, self.read, self.normalization = order, float(dt), read, normalization
 
     @classmethod
     def from_rate(cls, rate, order=10, dt=0.2, read="before", normalization="area"):
         """The cascade whose stages decay at `rate` α (per second), with its peak where that puts it."""
+        check_options(read, normalization, dt)
+        order = _checked_order(order)
         checks.require_above("rate", rate, 0.0, " per second")
         shift = dt / 2 if read == "before" else -dt / 2
-        return cls(order, (order - 1) / jnp.asarray(rate) + shift, dt, read, normalization)
+        return cls(order, (order - 1) / jnp.asarray(rate, dtype=float) + shift, dt, read, normalization)
 
     @property
     def rate(self) -> Float[Array, "..."]:
@@ -84,7 +79,7 @@ class CascadingTrace(AbstractTrace):
 
     def window(self, tail: float = 1e-6) -> int:
         """Number of lags, from 0, outside which at most `tail` of the area lies. Needs concrete parameters."""
-        (delay,) = self._concrete()
+        (delay,) = self._concrete(tail)
         rate = kernels.cascade_rate(delay / self.dt, self.order, self.read)
         return int(np.max(np.ceil(scipy.special.gammainccinv(self.order, tail) / rate))) + 1
 
@@ -99,3 +94,13 @@ class CascadingTrace(AbstractTrace):
     def laplace(self, s):
         """Laplace transform (α/(s + α))^n of the area-normalised impulse response, s per second."""
         return kernels.cascade_laplace(s, self.order, self.rate)
+
+
+def _checked_order(order) -> int:
+    """The number of stages; raises ValueError unless it is a whole number from 2 to 64."""
+    order = checks.require_whole("order", order, least=None)
+    if order == 1:
+        raise ValueError("`order` must be 2 to 64, got 1: a cascade of one stage is ExponentialTrace(time_constant)")
+    if not 2 <= order <= 64:
+        raise ValueError(f"`order` must be 2 to 64, got {order}")
+    return order

@@ -33,8 +33,8 @@ class ExponentialTrace(AbstractTrace):
     @classmethod
     def from_decay(cls, decay, dt=0.2, read="before", normalization="area"):
         """The trace that keeps the share `decay` of itself in a step, above 0 and below 1."""
-        if not checks.is_traced(decay) and not np.all((np.asarray(decay) > 0) & (np.asarray(decay) < 1)):
-            raise ValueError(f"`decay` must be above 0 and below 1, got {decay!r}")
+        check_options(read, normalization, dt)
+        checks.require_within("decay", decay, "(0, 1)")
         return cls(-dt / jnp.log(jnp.asarray(decay, dtype=float)), dt, read, normalization)
 
     def _rate_per_step(self):
@@ -54,7 +54,7 @@ class ExponentialTrace(AbstractTrace):
 
     def window(self, tail: float = 1e-6) -> int:
         """Number of lags, from 0, outside which at most `tail` of the area lies. Needs concrete parameters."""
-        (time_constant,) = self._concrete()
+        (time_constant,) = self._concrete(tail)
         return int(np.max(np.ceil(-math.log(tail) * time_constant / self.dt))) + 1
 
     def mean(self) -> Float[Array, "..."]:
@@ -91,9 +91,9 @@ class DoubleExponentialTrace(AbstractTrace):
 
     def __init__(self, decay=4.0, rise=2.0, ratio=1.0, dt=0.2, read="before", normalization="area"):
         check_options(read, normalization, dt)
-        checks.require_above("decay", decay, 0.0, " s")
-        checks.require_above("rise", rise, 0.0, " s")
-        checks.require_at_least("ratio", ratio, 0.0)
+        decay = checks.require_above("decay", decay, 0.0, " s")
+        rise = checks.require_above("rise", rise, 0.0, " s")
+        ratio = checks.require_at_least("ratio", ratio, 0.0)
         if not any(map(checks.is_traced, (decay, rise, ratio))):
             _check_double_exponential(*np.broadcast_arrays(decay, rise, ratio), normalization)
         parameters = (jnp.asarray(parameter, dtype=float) for parameter in (decay, rise, ratio))
@@ -130,7 +130,7 @@ class DoubleExponentialTrace(AbstractTrace):
 
     def window(self, tail: float = 1e-6) -> int:
         """Number of lags, from 0, outside which at most `tail` of the absolute area lies. Needs concrete parameters."""
-        decay, rise, ratio = self._concrete()
+        decay, rise, ratio = self._concrete(tail)
         _, absolute = _areas(decay, rise, ratio)
         with np.errstate(divide="ignore"):  # at a ratio of 0 the second part is nowhere
             ends = [

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cetsim import checks, state_space
+from cetsim import checks, state_space, steps
 from cetsim.traces.base import AbstractTrace
 
 
@@ -32,18 +32,21 @@ class DelayLine(AbstractTrace):
         checks.require_dt(dt)
         checks.require_whole_steps("delay", delay, dt)
         if max_delay is not None:
+            max_delay = checks.require_static("max_delay", max_delay)
             checks.require_whole_steps("max_delay", max_delay, dt)
             if not checks.is_traced(delay) and np.max(delay) > max_delay:
-                raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {delay!r}")
-        self.delay = jnp.asarray(delay, dtype=float)
+                raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {checks.shown(delay)}")
+        self.delay = steps.exact("delay", delay, dt)
         self.dt, self.read = float(dt), "after"
-        self.max_delay = None if max_delay is None else float(max_delay)
+        self.max_delay = max_delay
 
     def _weights(self, lags):
-        return jnp.where(jnp.abs(lags - jnp.round(self.delay / self.dt)) < 0.5, 1.0, jnp.zeros_like(lags))
+        late = jnp.round(self.delay / self.dt)
+        met = jnp.round(lags).astype(jnp.int32) == late.astype(jnp.int32)
+        return met.astype(self.delay.dtype)
 
     def _system(self):
-        return state_space.shift_system(self._weights(jnp.arange(self._stages(), dtype=self.delay.dtype)))
+        return state_space.shift_system(self._weights(jnp.arange(self._stages())))
 
     def _step(self, state, e):
         state = jnp.concatenate([e[None].astype(state.dtype), state[:-1]])
@@ -87,7 +90,7 @@ class FIRTrace(AbstractTrace):
 
     def __init__(self, taps, dt=0.2):
         checks.require_dt(dt)
-        checks.require_finite("taps", taps)
+        taps = checks.require_finite("taps", taps)
         if np.ndim(taps) == 0 or np.shape(taps)[-1] == 0:
             raise ValueError(f"`taps` must hold at least one lag, got shape {np.shape(taps)}")
         taps = jnp.asarray(taps)
@@ -100,7 +103,7 @@ class FIRTrace(AbstractTrace):
         return self.taps.shape[:-1]
 
     def _weights(self, lags):
-        index = jnp.round(lags).astype(int)
+        index = jnp.round(lags).astype(jnp.int32)
         inside = (index >= 0) & (index < self.taps.shape[-1])
         return jnp.where(inside, self.taps[jnp.clip(index, 0, self.taps.shape[-1] - 1)], 0.0)
 

@@ -1,6 +1,6 @@
 """Worlds on the host, such as Gymnasium's simulators: environments side by side that can say how they came to be here.
 
-A world on the host can only go on; a new one comes to the same moment by replaying the episodes under way.
+A vector environment on the host can only go on; a new one comes to the same moment by replaying the episodes under way.
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from cetsim import checks
-from cetsim.rl.environments import EXTRA
+from cetsim.extras import require
 
 
 class HostStep(NamedTuple):
@@ -28,7 +28,7 @@ class HostStep(NamedTuple):
     final: Shaped[np.ndarray, "environments size"]
 
 
-class Remembered:
+class ReplayWrapper:
     """An environment of Gymnasium that remembers how it came to where it is in its episode, and no earlier episode.
 
     Stands in the place of `env`, where everything else is looked up.
@@ -87,11 +87,11 @@ class Remembered:
         return hashlib.sha256(np.asarray(self.seen).tobytes() + np.float64(self._earned).tobytes()).hexdigest()
 
 
-class World:
+class VectorEnv:
     """Environments side by side on the host, which begin new episodes by themselves.
 
-    **Arguments:** `name`: of the environment. `vector`: a vector environment of Gymnasium, of `Remembered`, that resets
-    in the step in which an episode ends. `split`: whether observations come as positive and negative parts.
+    **Arguments:** `name`: of the environment. `vector`: a vector environment of Gymnasium, of `ReplayWrapper`, that
+    resets in the step in which an episode ends. `split`: whether observations come as positive and negative parts.
 
     **Attributes:** `seconds`: spent in the simulator so far. `steps`: made so far.
     """
@@ -101,7 +101,7 @@ class World:
         self._name, self._vector, self._split = name, vector, split
 
     def reset(self, key: Array) -> Shaped[np.ndarray, "environments size"]:
-        """First observations; `key` sets all that is random in the world until the next reset."""
+        """First observations; `key` sets all that is random in the vector environment until the next reset."""
         seeds = jax.random.bits(key, (self._vector.num_envs,), "uint32")
         return self._seen(self._timed(lambda: self._vector.reset(seed=[int(seed) for seed in seeds])[0]))
 
@@ -117,12 +117,14 @@ class World:
         return HostStep(observation, reward, terminated, truncated, final)
 
     def record(self) -> dict:
-        """Where the world is, in JSON values: what happened in the episodes under way, for `replay`."""
+        """Where the vector environment is, in JSON values: what happened in the episodes under way, for `replay`."""
         episodes = [environment.record() for environment in self._vector.envs]
         return {"environment": self._name, "steps": self.steps, "episodes": episodes}
 
     def replay(self, record: dict) -> Shaped[np.ndarray, "environments size"]:
-        """Brings a world just opened to where another was when it gave `record`; what was last observed there.
+        """Brings a vector environment just opened to where another was when it gave `record`.
+
+        **Returns:** what was last observed there.
 
         **Raises:** ValueError if `record` is of other environments, or they do not repeat themselves.
         """
@@ -160,13 +162,15 @@ class HostEnvironment(NamedTuple):
     """An environment on the host, with discrete actions.
 
     **Fields:** `name`. `size`: of an observation, a vector. `actions`: their number. `open`: of a number of
-    environments, gives a `World` of them.
+    environments and a number of steps after which every episode is broken off, or None, gives a `VectorEnv` of them.
+    `image`: shape of the image that an observation holds, `(height, width, channels)`; None if it is none.
     """
 
     name: str
     size: int
     actions: int
-    open: Callable[[int], World]
+    open: Callable[..., VectorEnv]
+    image: tuple[int, int, int] | None = None
 
 
 def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment:
@@ -178,26 +182,30 @@ def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment
     **Raises:** ImportError, with what to install; ValueError for actions that are not discrete, or observations that
     are no arrays.
     """
-    gymnasium = _gymnasium()
+    gymnasium = require("gymnasium", extra="rl")
     mode = gymnasium.vector.AutoresetMode.SAME_STEP
     make = functools.partial(gymnasium.make, name, **options)
 
-    def open_world(environments: int) -> World:
-        checks.require_at_least("environments", environments, 1.0)
-        makers = [lambda: Remembered(make())] * environments
-        return World(name, gymnasium.vector.SyncVectorEnv(makers, copy=False, autoreset_mode=mode), split)
+    def open_vector_env(environments: int, max_steps: int | None = None) -> VectorEnv:
+        checks.require_whole("environments", environments)
+        limited = lambda env: env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)  # noqa: E731
+        makers = [lambda: ReplayWrapper(limited(make()))] * environments
+        return VectorEnv(name, gymnasium.vector.SyncVectorEnv(makers, copy=False, autoreset_mode=mode), split)
 
     try:
         one = make()
     except gymnasium.error.DependencyNotInstalled as error:
-        raise ImportError(f"{name} needs more than Gymnasium: {EXTRA} ({error})") from error
+        raise ImportError(f"{name} needs more than Gymnasium: pip install 'cetsim[rl]' ({error})") from error
     actions, observations = one.action_space, one.observation_space
     one.close()
     if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
         raise ValueError(f"{name} must have discrete actions that count from 0, got {actions}")
     if not isinstance(observations, gymnasium.spaces.Box):
         raise ValueError(f"{name} must have observations in a Box, got {observations}")
-    return HostEnvironment(name, int(np.prod(observations.shape)) * (1 + split), int(actions.n), open_world)
+    size, image = int(np.prod(observations.shape)) * (1 + split), None
+    if len(observations.shape) == 3 and not split:
+        image = observations.shape
+    return HostEnvironment(name, size, int(actions.n), open_vector_env, image)
 
 
 def _gymnasium():

@@ -1,0 +1,107 @@
+"""Policies and agents in files: arrays by name in one .npz, read back without running any code."""
+
+import json
+import os
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from cetsim.rl import networks
+from cetsim.rl.agent import AgentState
+
+
+class Policy(eqx.Module):
+    """What an actor does, without what it learns by.
+
+    **Fields:** `actor`: from an observation to logits. `environment`: the name of what it was trained in.
+    """
+
+    actor: eqx.nn.Sequential
+    environment: str = eqx.field(static=True)
+
+    def logits(self, observations: Float[Array, "*many size"]) -> Float[Array, "*many actions"]:
+        """Logits of the actions."""
+        return networks.outputs(self.actor, observations)
+
+    def act(self, observations: Float[Array, "*many size"], key: Array) -> Int[Array, "*many"]:
+        """Actions drawn from the policy."""
+        return jax.random.categorical(key, self.logits(observations))
+
+
+def policy_of(run, state) -> Policy:
+    """The policy of a run, of `ActorCriticRun` or `HostRun`, at one moment."""
+    return Policy(run.learner.networks(state.agent.params).actor, run.environment.name)
+
+
+def save_policy(path: str | Path, policy: Policy) -> None:
+    """Writes a policy to `path`, all of it or nothing."""
+    weights = [layer.weight for layer in policy.actor.layers if isinstance(layer, eqx.nn.Linear)]
+    _write(path, {"kind": "policy", "environment": policy.environment}, weights)
+
+
+def load_policy(path: str | Path) -> Policy:
+    """The policy in a file of `save_policy`.
+
+    **Raises:** ValueError for another file; OSError.
+    """
+    header, weights = _read(path, "policy")
+    sizes = (weights[0].shape[1], *(weight.shape[0] for weight in weights))
+    actor = networks.actor(sizes, key=jax.random.key(0))
+    linear = lambda actor: [layer.weight for layer in actor.layers if isinstance(layer, eqx.nn.Linear)]  # noqa: E731
+    return Policy(eqx.tree_at(linear, actor, weights), header["environment"])
+
+
+def save_agent(path: str | Path, agent: AgentState) -> None:
+    """Writes all that an agent is to `path`: weights, optimiser, and what its synapses and signals under way hold."""
+    _write(path, {"kind": "agent", "tree": _paths(agent)}, jax.tree.leaves(agent))
+
+
+def load_agent(path: str | Path, like: AgentState) -> AgentState:
+    """The agent in a file of `save_agent`, in the shape of `like`, such as `run.init(hyper, key).agent`.
+
+    **Raises:** ValueError for another file, or an agent of other settings; OSError.
+    """
+    header, leaves = _read(path, "agent")
+    if header["tree"] != _paths(like):
+        raise ValueError(f"`like` must be an agent of the settings of the one in {path}, got one of other parts")
+    expected = jax.tree.leaves(like)
+    for name, found, wanted in zip(header["tree"], leaves, expected, strict=True):
+        if found.shape != jnp.shape(wanted) or found.dtype != jnp.result_type(wanted):
+            raise ValueError(
+                f"`like` must be an agent of the settings of the one in {path}, where {name} is "
+                f"{found.dtype}{list(found.shape)}, got {jnp.result_type(wanted)}{list(jnp.shape(wanted))}"
+            )
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _paths(tree) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _write(path, header: dict, leaves: list) -> None:
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    arrays = {f"array_{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    try:
+        with open(part, "wb") as file:
+            np.savez(file, header=np.asarray(json.dumps({"format": 1} | header)), **arrays)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read(path, kind: str) -> tuple[dict, list[Array]]:
+    wrong = f"{path} must be a file of `save_{kind}`"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            header = json.loads(str(arrays["header"]))
+            leaves = [jnp.asarray(arrays[f"array_{i}"]) for i in range(len(arrays.files) - 1)]
+    except (ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(f"{wrong}, but it could not be read: {error}") from error
+    if header.get("kind") != kind or header.get("format") != 1:
+        raise ValueError(f"{wrong}, got one of {header.get('kind')}, format {header.get('format')}")
+    return header, leaves
