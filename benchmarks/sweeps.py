@@ -16,7 +16,7 @@ from benchmarks.costs import figure
 from cetsim import sweep
 from cetsim.sweep import runner
 from cetsim.sweep.checkpoint import Checkpoints
-from cetsim.sweep.training import Mapped
+from cetsim.sweep.training import Trainer
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
 EPOCH = 468  # steps of 128 images, as many as MNIST has
@@ -80,13 +80,13 @@ def _alone(training: sweep.Training) -> list[float]:
 
 def _compiling(training: sweep.Training, batch: int) -> float:
     """Seconds that compiling adds to the first batch."""
-    program, lanes = Mapped(training, batch, tuple(jax.local_devices()[:1])), CONDITIONS[:batch]
+    program, slots = Trainer(training, batch, tuple(jax.local_devices()[:1])), CONDITIONS[:batch]
     made = []
-    first = _seconds(lambda: made.append(program.begin(lanes))) + _seconds(
-        lambda: made.append(program.advance(made[0], lanes, 0, EPOCH // 4)[0])
+    first = _seconds(lambda: made.append(program.begin(slots))) + _seconds(
+        lambda: made.append(program.advance(made[0], slots, 0, EPOCH // 4)[0])
     )
-    again = _seconds(lambda: program.begin(lanes))
-    later = _seconds(lambda: program.advance(made[1], lanes, EPOCH // 4, EPOCH // 2))
+    again = _seconds(lambda: program.begin(slots))
+    later = _seconds(lambda: program.advance(made[1], slots, EPOCH // 4, EPOCH // 2))
     return first - again - later
 
 
@@ -99,8 +99,8 @@ def _cost_of_checkpoints(training: sweep.Training) -> dict:
     once = statistics.median(saves)
     every = max(runner.EVERY, runner.SHARE * once)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(run) if eqx.is_array(leaf) and leaf.dtype != run.order.dtype)
-    told = {"one checkpoint": once, "between two": every}
-    of = {"s": told, "MB": {"size": size / 1e6}}
+    seconds = {"one checkpoint": once, "between two": every}
+    of = {"s": seconds, "MB": {"size": size / 1e6}}
     return figure("checkpoints of a run of the MLP", once / every, "of its time", "< 0.03", **of)
 
 

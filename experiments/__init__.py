@@ -1,1 +1,1 @@
-"""One module per experiment of the paper; `python -m experiments` lists and runs them."""
+"""One file an experiment: `python -m experiments` lists them; what they share is in `common`."""

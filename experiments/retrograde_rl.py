@@ -1,17 +1,52 @@
 """Control learned from signals that take minutes from layer to layer."""
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
-from experiments import rl_report, rl_study
-from experiments.options.retrograde_rl import RetrogradeRL
-from experiments.rl_conditions import UNDELAYED, RLCondition, traces_of
+from experiments.common import checks, returns, rl
+from experiments.common.conditions import Condition, delayed_traces
 
 
-def conditions(options: RetrogradeRL) -> list[RLCondition]:
+@dataclass(frozen=True)
+class Options(rl.Control):
+    """Control learned from signals that take minutes from layer to layer.
+
+    An actor-critic acts every 0.3 s. TD errors and log-policy gradients reach the actor's top layer at once, the layer
+    below --delay seconds later, and so on down. Each layer's trace is set to its own delay; the top layer needs none.
+    """
+
+    dt = 0.3
+
+    preset: Literal["demo", "quick", "paper"] = "demo"
+    """demo: CartPole, in minutes; quick: in an hour; paper: three seeds, in hours."""
+    delay: float = 120.0
+    """Seconds that a signal takes from one layer to the one below, a multiple of 0.3 s."""
+
+    @property
+    def longest(self) -> float:
+        """The longest delay of any signal, in seconds."""
+        return self.delay * len(self.hidden)
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        checks.steps_above_zero("delay", (self.delay,), self.dt)
+        super().check()
+
+
+_CARTPOLE = rl.PAPER["cartpole"]
+PRESETS = {
+    "demo": Options(seeds=1, frames=250_000),
+    "quick": Options(preset="quick", frames=500_000, seeds=2),
+    "paper": Options(preset="paper", frames=_CARTPOLE.frames, anneal=_CARTPOLE.anneal, **rl.CHOICES),
+}
+
+
+def conditions(options: Options) -> list[Condition]:
     """Every trace with delays that stack, and signals without delay."""
-    delays = {trace: 0.0 if trace == UNDELAYED else options.delay for trace in traces_of(options)}
-    return [RLCondition(*trace, delay, retrograde=delay > 0) for trace, delay in delays.items()]
+    stacked = {"delay_s": options.delay, "layers": len(options.hidden) + 1, "mode": "carry"}
+    late = [Condition(*trace, **stacked) for trace in delayed_traces(options.orders)]
+    return [Condition(*rl.UNDELAYED, mode="carry"), *late]
 
 
-STUDY = rl_study.Study(conditions, rl_report.report)
-prepare, run, redraw = (partial(step, STUDY) for step in (rl_study.prepare, rl_study.run, rl_study.redraw))
+run, report = partial(rl.run, conditions), returns.report

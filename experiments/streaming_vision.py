@@ -1,40 +1,213 @@
 """Test accuracy where time goes on without end, and where images do not come in random order."""
 
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Literal
 
-from experiments import streaming_report, vision_study
-from experiments.options.common import STRETCH
-from experiments.options.streaming_vision import StreamingVision
-from experiments.vision_conditions import Condition, backprop_condition, base_condition, delayed_traces
+import pandas as pd
+
+from experiments.common import checks, plots, tables, vision
+from experiments.common.checks import DT, STRETCH
+from experiments.common.conditions import Condition, delayed_traces, set_to_delay
+from experiments.common.options import Gate, Orders, SelectionDelay, Vision
+
+MODES = {"reset": "stretches start empty", "carry": "time goes on"}
+AXES = {
+    "delay_s": "delay of the signal (s)",
+    "run_length": "run of a class (images)",
+    "interpolation": "steps per image",
+    "update_every": "images per update",
+}
+USUAL = {"run_length": 1, "interpolation": 1, "update_every": STRETCH}
+_KEY = ("trace", "order", "mode", "delay_s", *USUAL, "seed")
 
 
-def groups(options: StreamingVision) -> list[list[Condition]]:
+@dataclass(frozen=True)
+class Options(SelectionDelay, Orders, Gate, Vision):
+    """Test accuracy where time goes on without end, and where images do not come in random order.
+
+    In the mode reset every stretch of 128 images starts with empty traces and loses the signals still under way at its
+    end; in the mode carry both go on to the next stretch, and batch norm uses running statistics. Compared over delays
+    are the exponential trace (ET), cascading traces (CET), the delay line and backprop in both modes; at one of the
+    delays also images of one class in a row, images blended into the next, and how often a stream changes its weights.
+    """
+
+    preset: Literal["demo", "quick"] = "demo"
+    """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
+    modes: tuple[Literal["reset", "carry"], ...] = ("reset", "carry")
+    """Modes compared, reset and carry."""
+    delays: tuple[float, ...] = (0.4, 4.0)
+    """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless all is carried. A stream takes
+    the longer per step the longer its trace remembers: at 10 s twice as long for CET(2)."""
+    orders: tuple[int, ...] = (10,)
+    """Orders of the cascading traces, 2 to 64."""
+    error_gate: float = 1e-8
+    """Squared error norm at or below which a layer's activity leaves no trace, where the loss is the mean of 128
+    images; it closes on the same images however many there are to an update. 0 turns the gate off."""
+    order_delay: float = 4.0
+    """The delay in seconds at which all that follows is compared."""
+    run_lengths: tuple[int, ...] = (1, 16)
+    """Images of one class in a row; 1 shuffles all images."""
+    interpolations: tuple[int, ...] = (1, 4)
+    """Steps of 0.2 s from one image to the next, blended in between; n of them show 1/n as many images in a run."""
+    update_everys: tuple[int, ...] = (32, 128)
+    """Images between two updates in the mode carry, divisors of the images of a run; elsewhere there are 128."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.names("modes", self.modes)
+        strictest = "reset" if "reset" in self.modes else "carry"
+        checks.delays("delays", self.delays, strictest)
+        checks.delays("order_delay", (self.order_delay,), strictest)
+        checks.selection_delay(self, strictest)
+        for name in ("run_lengths", "interpolations", "update_everys"):
+            checks.each(name, getattr(self, name), lambda v: v >= 1, "at least 1")
+        chosen = {self.selection_steps} if len(self.learning_rates) > 1 else set()
+        for images in sorted(steps * STRETCH for steps in {self.steps, *chosen}):
+            for length in self.update_everys:
+                checks.require(
+                    "update_everys", images % length == 0, f"divisors of the {images} images of a run", length
+                )
+
+
+PRESETS = {
+    "demo": Options(seeds=2, steps=600, learning_rates=(3e-3,)),
+    "quick": Options(
+        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
+        delays=(2.0, 10.0), orders=(2, 10), order_delay=2.0, run_lengths=(1, 16, 64), update_everys=(128, 512),
+        learning_rates=(1e-3,), steps=1400,
+    ),
+}  # fmt: skip
+
+
+def conditions(options: Options) -> list[list[Condition]]:
     """Every trace at every delay in every mode; at one delay the same for all that is varied there; and backprop."""
-    conditions, delay = [], options.order_delay
+    found, delay = [], options.order_delay
     for mode in options.modes:
-        for each in options.delays:
-            conditions += _compared(options, mode, each)
+        for late in options.delays:
+            found += _compared(options, mode, late)
         for length in options.run_lengths:
-            conditions += _compared(options, mode, delay, run_length=length)
+            found += _compared(options, mode, delay, run_length=length)
         for steps in options.interpolations:
-            conditions += _compared(options, mode, delay, interpolation=steps)
+            found += _compared(options, mode, delay, interpolation=steps)
     for images in options.update_everys if "carry" in options.modes else ():
-        conditions += _compared(options, "carry", delay, update_every=images)
-    return [[condition] for condition in dict.fromkeys(conditions)]
+        found += _compared(options, "carry", delay, update_every=images)
+    return [[condition] for condition in dict.fromkeys(found)]
 
 
-def _compared(options: StreamingVision, mode: str, delay: float, **varied) -> list[Condition]:
+def _compared(options: Options, mode: str, delay: float, **varied) -> list[Condition]:
     """Backprop and every trace."""
     # The gate compares errors of the mean over an update: scaled, it closes on the same images in all of them.
     gate = options.error_gate * (STRETCH / varied.get("update_every", STRETCH)) ** 2
     # Backprop has nothing to carry: its modes are one unless batch norm tells them apart.
-    of_backprop = "reset" if options.network == "mlp" else mode
-    traces = delayed_traces(options.orders)
+    backprops = "reset" if options.network == "mlp" else mode
+    shown = dict(mode=mode, error_gate=gate, **varied)
     return [
-        backprop_condition(options, mode=of_backprop, **varied),
-        *(base_condition(options, *trace, delay, mode=mode, error_gate=gate, **varied) for trace in traces),
+        set_to_delay(options, "backprop", 0, 0.0, mode=backprops, **varied),
+        *(set_to_delay(options, *trace, delay, **shown) for trace in delayed_traces(options.orders)),
     ]
 
 
-STUDY = vision_study.Study(groups, streaming_report.report)
-prepare, run, redraw = (partial(step, STUDY) for step in (vision_study.prepare, vision_study.run, vision_study.redraw))
+run = partial(vision.run, conditions)
+
+
+def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:
+    """What the runs of one dataset, network, form and gate ended with, `step` in stretches of 128 images.
+
+    They are those of the last run in the file with the options' gate, of the last run if none has it. Of runs that
+    differ only in length or learning rate the longest counts, then the last in the file. Backprop has a row in every
+    mode: what it would carry is nothing, unless it was run in both.
+    """
+    ends = tables.finals(rows)
+    gates = (ends["error_gate"] * (ends["update_every"] / STRETCH) ** 2).map(lambda gate: float(f"{gate:.6g}"))
+    stretches = ends["step"] * ends["update_every"] // STRETCH
+    ends = ends.assign(error_gate=gates, step=stretches)
+    ends = tables.like_last(ends, ("dataset", "network", "form", "error_gate"), error_gate=options.error_gate)
+    ends = tables.latest(ends, _KEY)
+    still = ends[ends["trace"] == "backprop"]
+    others = still.assign(mode=still["mode"].map({"reset": "carry", "carry": "reset"}))
+    return pd.concat([ends, others]).drop_duplicates(list(_KEY), keep="first")
+
+
+def order_delay(ends: pd.DataFrame, options: Options) -> float | None:
+    """The delay at which something else than the delay is varied: the options', or the longest there is."""
+    late = ends[ends["trace"] != "backprop"]
+    varied = set(late.loc[(late[list(USUAL)] != pd.Series(USUAL)).any(axis=1), "delay_s"])
+    return options.order_delay if options.order_delay in varied else max(varied, default=None)
+
+
+def line(ends: pd.DataFrame, varied: str, mode: str, delay: float | None) -> pd.DataFrame:
+    """The runs in one mode where nothing but `varied` is varied."""
+    own = ends[ends["mode"] == mode]
+    for name, usual in USUAL.items():
+        own = own[own[name] == usual] if name != varied else own
+    late = own[own["trace"] != "backprop"]
+    if varied == "delay_s":
+        return tables.everywhere(own, "delay_s", sorted(set(late["delay_s"])))
+    late = late[late["delay_s"] == delay]
+    still = own[(own["trace"] == "backprop") & own[varied].isin(late[varied])]
+    return pd.concat([late, still])
+
+
+def report(rows: pd.DataFrame, options: Options) -> list[Path]:
+    """Prints the tables and writes the figures."""
+    ends = select(rows, options)
+    delay, late = order_delay(ends, options), ends[ends["trace"] != "backprop"]
+    modes = [mode for mode in MODES if (late["mode"] == mode).any()]
+    lines = {(varied, mode): line(ends, varied, mode, delay) for varied in AXES for mode in modes}
+    # One delay is enough, since it is compared between modes and traces.
+    compared = {
+        varied: [m for m in modes if lines[varied, m][varied].nunique() > (varied != "delay_s")] for varied in AXES
+    }
+    print(f"\nTest accuracy in %, {tables.settings(ends)}.{tables.left_out(ends)}")
+    for varied in (name for name in AXES if compared[name]):
+        title = AXES[varied] + ("" if varied == "delay_s" else f", delay {delay:g} s")
+        own = {m: lines[varied, m] for m in modes if varied != "update_every" or m == "carry"}
+        for mode, frame in own.items():
+            print(tables.table(f"{title}: {mode}, {MODES[mode]}", frame, varied))
+        if len(own) > 1:
+            print(tables.table(f"{title}: carry less reset", _cost(own["carry"], own["reset"], varied), varied))
+    return draw(ends, lines, compared, delay, options.folder)
+
+
+def _cost(carry: pd.DataFrame, reset: pd.DataFrame, varied: str) -> pd.DataFrame:
+    """What carrying changes, seed by seed."""
+    place = ["trace", "order", varied, "seed"]
+    both = carry[carry["trace"] != "backprop"].merge(reset[[*place, "value"]], on=place, suffixes=("", "_reset"))
+    return both.assign(value=both["value"] - both["value_reset"]).dropna(subset=["value"])
+
+
+def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, folder: Path) -> list[Path]:
+    """Accuracy against delay, against the order of images, and against the images of an update."""
+    alike = f"Weights change every {STRETCH} images."
+    blended = f"With n steps of {DT:g} s per image, blended into the next, the same time shows 1/n as many images."
+    updates = "The same images in all: fewer to an update make more updates; the error gate is scaled to match."
+    modes, paths = compared["delay_s"], []
+    files = [
+        ("streaming-vision", ["delay_s"], modes, alike),
+        ("input-order", ["run_length", "interpolation"], modes, f"{alike} {blended}"),
+        ("update-every", ["update_every"], ["carry"], updates),
+    ]
+    for name, varied, shown, text in files:
+        rows = [one for one in varied if compared[one]]
+        at = "" if "delay_s" in rows else f" Delay {delay:g} s." if delay else ""
+        note = f"{tables.settings(ends)}.{at} {text}{plots.seeds(ends)}{tables.left_out(ends)}"
+        panels = [[lines[one, mode] for mode in shown] for one in rows]
+        paths += _draw(panels, rows, shown, folder, name, note) if rows else plots.left_out(
+            name, f"one value of {' and '.join(AXES[one] for one in varied)}")  # fmt: skip
+    return paths
+
+
+def _draw(panels: list[list], rows: list[str], modes: list[str], folder: Path, name: str, note: str) -> list[Path]:
+    """One figure: a row of panels for each thing varied, a column for each mode."""
+    with plots.figure(len(rows), len(modes), height=1.3 + 1.7 * len(rows), sharey=True) as (figure, axes):
+        for varied, row, frames in zip(rows, axes, panels, strict=True):
+            for axis, frame in zip(row, frames, strict=True):
+                plots.means(axis, frame, varied, scale=100, keys=tables.traces(frame)[::-1])
+                axis.set_xlabel(AXES[varied])
+            row[0].set_ylabel("test accuracy (%)")
+        for mode, axis in zip(modes, axes[0], strict=True):
+            axis.set_title(f"{mode}: {MODES[mode]}", loc="left", fontsize=7)
+        return plots.save(figure, folder, name, note, axes[0, 0])

@@ -1,29 +1,119 @@
 """Each family of traces tuned with one budget: ET, two exponentials (LTP and LTD), CET."""
 
-import statistics
-import textwrap
-from dataclasses import asdict
+import math
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 
-from experiments import figures, vision_study
-from experiments.final_runs import FinalRuns, values_of
-from experiments.options.common import DT
-from experiments.options.tuned_traces import TunedTraces
-from experiments.trace_families import FAMILIES, REFERENCES, candidates, untuned
-from experiments.vision_conditions import Condition
-from experiments.vision_report import cell
-from experiments.vision_training import make_trace
+from experiments.common import checks, plots, tables, vision
+from experiments.common.checks import DT
+from experiments.common.conditions import Condition, set_to_delay
+from experiments.common.hyperparameters import make_trace
+from experiments.common.options import Delays, Gate, Orders, Vision
 
+FAMILIES = ("ET", "double exponential", "CET")
+REFERENCES = ("delay line", "backprop")  # nothing in them to tune but the learning rate
+UNTUNED_ORDER, UNTUNED_RISE = 10, 0.5
 NAMES = {"double exponential": "two exponentials"}
 KERNEL_SPAN = 2.5  # kernels are drawn up to this many delays
-_MEMBER = ("trace", "order", "delay_s", "peak_s", "rise_s", "ratio")
+_MEMBER = ("trace", "order", "delay_s", "peak_s", "rise_s", "ratio")  # what tells a trace at a delay from others
 _STYLED_AS = (("ET", 1), ("double exponential", 2), ("CET", 10), ("delay line", 0), ("backprop", 0))
 
 
-def groups(options: TunedTraces) -> list[list[Condition]]:
+@dataclass(frozen=True)
+class Options(Delays, Orders, Gate, Vision):
+    """Accuracy of ET, of two exponentials (LTP and LTD) and of CET, each tuned with one budget.
+
+    At each delay every family of traces has the same number of candidates, and each of them the same learning rates.
+    The best on held-out training images is reported, beside the family's member that is set to the delay untuned.
+    Two exponentials, e^(-t/τ1) - ρ e^(-t/τ2), are told by where they peak, by τ2/τ1 (--rises) and by the share of LTP
+    that LTD takes back by coming before it (--depressions). Options given here override the preset's.
+    """
+
+    preset: Literal["demo", "quick"] = "demo"
+    """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
+    time_constants: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 16.0)
+    """Candidates of ET, in delays; as many as --orders times --peaks, and --rises times --depressions times --peaks."""
+    orders: tuple[int, ...] = (2, 4, 6, 8, 10, 20)
+    """Orders of the cascading traces, 2 to 64."""
+    peaks: tuple[float, ...] = (0.85, 1.0)
+    """Where CET and two exponentials peak, in delays; one that blurs much is at its best with an early peak."""
+    rises: tuple[float, ...] = (0.5, 0.9)
+    """Time constant τ2 of the exponential that is taken away, in those of the other, τ1; near 1 it tends to CET(2)."""
+    depressions: tuple[float, ...] = (0.0, 0.5, 0.8)
+    """Early LTD before LTP: 0 for none (a ratio ρ of 1), 1 for as much as all LTP (ρ = τ1/τ2, no area left)."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.each("time_constants", self.time_constants, lambda v: v > 0, "above 0")
+        checks.each("rises", self.rises, lambda v: 0 < v <= 0.99, "above 0 and at most 0.99")
+        checks.each("depressions", self.depressions, lambda v: 0 <= v <= 0.95, "0 to 0.95")
+        checks.peaks("peaks", self.peaks, self.delays, self.mode)
+        budget, peaks = len(self.time_constants), len(self.peaks)
+        same = f"as many with --peaks as the {budget} of --time-constants: every family has the same budget"
+        checks.require("orders", len(self.orders) * peaks == budget, same, f"{len(self.orders)} x {peaks}")
+        shapes = len(self.rises) * len(self.depressions)
+        got = f"{len(self.rises)} x {len(self.depressions)} x {peaks}"
+        checks.require("rises", shapes * peaks == budget, f"with --depressions {same}", got)
+
+
+PRESETS = {
+    "demo": Options(steps=300, selection_steps=300, learning_rates=(1e-3, 3e-3)),
+    "quick": Options(
+        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
+        delays=(4.0, 10.0), steps=1170, selection_steps=1170, learning_rates=(3e-4, 1e-3),
+    ),
+}  # fmt: skip
+
+
+def candidates(options: Options, family: str, delay: float) -> list[Condition]:
+    """The members of a family to choose from, as many of each family."""
+    gate, at = options.error_gate, [round(share * delay, 9) for share in options.peaks]
+    match family:
+        case "ET":
+            constants = [round(share * delay, 9) for share in options.time_constants]
+            return [set_to_delay(options, "ET", 1, delay, peak_s=peak, error_gate=gate) for peak in constants]
+        case "CET":
+            return [
+                set_to_delay(options, "CET", order, delay, peak_s=peak, error_gate=gate)
+                for order in options.orders
+                for peak in at
+            ]
+        case _:
+            shapes = [(rise, depression) for rise in options.rises for depression in options.depressions]
+            return [two_exponentials(options, delay, share, *shape) for shape in shapes for share in options.peaks]
+
+
+def untuned(options: Options, family: str, delay: float) -> Condition:
+    """The member of a family that is set by the delay alone: ET's time constant is the delay, the others peak there."""
+    if family == "double exponential":
+        return two_exponentials(options, delay, 1.0, UNTUNED_RISE, 0.0)
+    if family == "backprop":
+        return set_to_delay(options, family, 0, 0.0)
+    order = {"ET": 1, "CET": UNTUNED_ORDER, "delay line": 0}[family]
+    return set_to_delay(options, family, order, delay, error_gate=options.error_gate)
+
+
+def two_exponentials(options: Options, delay: float, share: float, rise: float, depression: float) -> Condition:
+    """e^(-t/τ1) - ρ e^(-t/τ2), which peaks at T, a share of the delay.
+
+        τ2 = rise τ1,    ρ = 1 + depression (τ1/τ2 - 1),    T - dt/2 = ln(ρ τ1/τ2) τ1 τ2/(τ1 - τ2)
+
+    T - dt/2 is the middle of the step that the weight at lag T is of, as for cascades. The area that LTP leaves
+    is (1 - depression) (τ1 - τ2).
+    """
+    ratio = 1 + depression * (1 / rise - 1)
+    decay = (share * delay - DT / 2) * (1 - rise) / (rise * math.log(ratio / rise))
+    shape = {"peak_s": round(decay, 9), "rise_s": round(rise * decay, 9), "ratio": round(ratio, 9)}
+    return set_to_delay(options, "double exponential", 2, delay, error_gate=options.error_gate, **shape)
+
+
+def conditions(options: Options) -> list[list[Condition]]:
     """Backprop, and at each delay the delay line and every family, once with its candidates and once untuned."""
     wanted = [[untuned(options, "backprop", 0.0)]]
     for delay in options.delays:
@@ -33,130 +123,114 @@ def groups(options: TunedTraces) -> list[list[Condition]]:
     return wanted
 
 
-class Outcome:
-    """What came of each family at each delay: runs of the member chosen and of the untuned one.
-
-    Where a file holds several members chosen of a family, as after a change of the candidates, the last one counts.
-    """
-
-    def __init__(self, finals: FinalRuns, options: TunedTraces):
-        self.finals, self.options = finals, options
-        self.members = finals.by(_member)
-        self.delays = sorted({run["delay_s"] for run in finals.runs if run["trace"] != "backprop"})
-
-    def untuned(self, family: str, delay: float) -> list[dict]:
-        """Runs of the family's member that is set by the delay alone."""
-        return self.members.get(_member(asdict(untuned(self.options, family, delay))), [])
-
-    def tuned(self, family: str, delay: float) -> list[dict]:
-        """Runs of the member chosen, which may be the untuned one."""
-        plain = _member(asdict(untuned(self.options, family, delay)))
-        chosen = [
-            member
-            for member in map(_member, self.finals.runs)
-            if (member[0], member[2]) == (family, delay) and member != plain
-        ]
-        return self.members[chosen[-1]] if chosen else self.members.get(plain, [])
+run = partial(vision.run, conditions)
 
 
-def _member(of: dict) -> tuple:
-    """What tells a trace at a delay from others."""
-    return tuple(of[name] for name in _MEMBER)
+def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:
+    """What runs of the length and gate asked for ended with; of those that differ in learning rate the last."""
+    asked = dict(step=options.steps, error_gate=options.error_gate)
+    ends = tables.like_last(tables.finals(rows), (*tables.SUBJECT, "step", "error_gate"), **asked)
+    return tables.latest(ends, (*_MEMBER, "seed"))
 
 
-def report(rows: list[dict], options: TunedTraces) -> list[Path]:
-    """Prints the table and writes the figure."""
-    outcome = Outcome(FinalRuns(rows, options), options)
-    print(table(outcome))
-    return draw(outcome, options.folder)
+def set_by_delay(ends: pd.DataFrame, options: Options, family: str, delay: float) -> pd.DataFrame:
+    """Runs of the family's member that is set by the delay alone."""
+    plain = untuned(options, family, delay)
+    return ends[(ends[list(_MEMBER)] == pd.Series({name: getattr(plain, name) for name in _MEMBER})).all(axis=1)]
 
 
-def describe(run: dict) -> tuple[str, str]:
+def tuned(ends: pd.DataFrame, options: Options, family: str, delay: float) -> pd.DataFrame:
+    """Runs of the member chosen, which may be the untuned one; of several chosen in a file the last."""
+    plain = set_by_delay(ends, options, family, delay)
+    own = ends[(ends["trace"] == family) & (ends["delay_s"] == delay)].drop(plain.index)
+    if own.empty:
+        return plain
+    last = own[list(_MEMBER)].iloc[-1]
+    return own[(own[list(_MEMBER)] == last).all(axis=1)]
+
+
+def describe(member: pd.Series) -> tuple[str, str]:
     """A trace and its parameters, in words."""
-    peak, rise = f"{run['peak_s']:.3g}", f"{run['rise_s']:.3g}"
-    match run["trace"]:
+    peak, rise = f"{member['peak_s']:.3g}", f"{member['rise_s']:.3g}"
+    match member["trace"]:
         case "ET":
             return "ET", f"τ {peak} s"
         case "CET":
-            return figures.label("CET", run["order"]), f"peak {peak} s"
+            return tables.label("CET", member["order"]), f"peak {peak} s"
         case "double exponential":
-            return "two exponentials", f"τ {peak}, {rise} s, ρ {run['ratio']:.3g}"
+            return "two exponentials", f"τ {peak}, {rise} s, ρ {member['ratio']:.3g}"
         case _:
-            return run["trace"], ""
+            return member["trace"], ""
 
 
-def table(outcome: Outcome) -> str:
-    """Accuracy in percent of each family tuned and untuned, and what was chosen, at each delay."""
-    lines = []
-    for delay in outcome.delays:
-        lines += ["", f"Test accuracy in %, delay {delay:g} s, {outcome.finals.note}"]
-        lines.append(f"{'':<34}{'accuracy':>12}{'learning rate':>16}")
+def report(rows: pd.DataFrame, options: Options) -> list[Path]:
+    """Prints the tables and writes the figure."""
+    ends = select(rows, options)
+    delays = sorted(set(ends.loc[ends["trace"] != "backprop", "delay_s"]))
+    head = ["", "accuracy", "learning rate", "parameters"]
+    for delay in delays:
+        body = []
         for family in FAMILIES:
-            lines.append(_line(f"{NAMES.get(family, family)}, tuned", outcome.tuned(family, delay)))
-            lines.append(_line("  set by the delay", outcome.untuned(family, delay)))
-        lines += [_line(name, outcome.untuned(name, delay)) for name in REFERENCES]
-    return "\n".join(lines)
+            body.append(_line(f"{NAMES.get(family, family)}, tuned", tuned(ends, options, family, delay)))
+            body.append(_line("  set by the delay", set_by_delay(ends, options, family, delay)))
+        body += [_line(name, set_by_delay(ends, options, name, delay)) for name in REFERENCES]
+        title = f"Test accuracy in %, delay {delay:g} s, {tables.settings(ends)}.{tables.left_out(ends)}"
+        print(tables.text(title, head, body, width=16))
+    return draw(ends, options, delays)
 
 
-def _line(name: str, runs: list[dict]) -> str:
-    if not runs:
-        return f"{name:<34}"
-    accuracy = cell([run["accuracy"] for run in runs])
-    parameters = " ".join(describe(runs[0])) if runs[0]["trace"] in FAMILIES else ""
-    return f"{name:<34}{accuracy:>12}{runs[0]['learning_rate']:>16g}   {parameters}".rstrip()
+def _line(name: str, runs: pd.DataFrame) -> tuple[str, list[str]]:
+    if runs.empty:
+        return name, []
+    first = runs.iloc[0]
+    words = f"   {' '.join(describe(first))}" if first["trace"] in FAMILIES else ""
+    return name, [tables.cell(runs["value"]), f"{first['learning_rate']:g}", words]
 
 
-def draw(outcome: Outcome, folder: Path) -> list[Path]:
+def draw(ends: pd.DataFrame, options: Options, delays: list[float]) -> list[Path]:
     """Accuracy of each family at each delay, and the kernels chosen."""
-    delays = outcome.delays
     heights = [1.9] * len(delays) + [1.2] * len(delays)
-    with figures.new_figure(2 * len(delays), 1.1 + sum(heights), height_ratios=heights) as (figure, axes):
-        for axis, delay in zip(axes, delays, strict=False):
-            _draw_accuracies(axis, outcome, delay)
-        for axis, delay in zip(axes[len(delays) :], delays, strict=True):
-            _draw_kernels(axis, outcome, delay)
-        axes[len(delays) - 1].set_xlabel("test accuracy (%)")
-        axes[-1].set_xlabel("time since the activity (s)")
-        note = f"{outcome.finals.note}. Bars and dots: means and seeds of the traces chosen on held-out images, each "
+    with plots.figure(len(heights), height=1.1 + sum(heights), height_ratios=heights) as (figure, axes):
+        for index, delay in enumerate(delays):
+            _draw_accuracies(axes[index, 0], ends, options, delay)
+            _draw_kernels(axes[len(delays) + index, 0], ends, options, delay)
+        axes[len(delays) - 1, 0].set_xlabel("test accuracy (%)")
+        axes[-1, 0].set_xlabel("time since the activity (s)")
+        note = f"{tables.settings(ends)}. Bars and dots: means and seeds of the traces chosen on held-out images, each "
         note += "among as many of its family. Open circles: means of those set by the delay alone. Weights relative "
-        note += "to that at the delay (dashed)."
-        figures.footnote(figure, textwrap.fill(note, 58))
-        return figures.save(figure, folder, "tuned-traces")
+        note += f"to that at the delay (dashed).{tables.left_out(ends)}"
+        return plots.save(figure, options.folder, "tuned-traces", note)
 
 
 def _colours() -> dict[str, str]:
-    return {trace: style["color"] for (trace, _), style in figures.styles(_STYLED_AS).items()}
+    return {trace: style["color"] for (trace, _), style in plots.styles(_STYLED_AS).items()}
 
 
-def _draw_accuracies(axis, outcome: Outcome, delay: float) -> None:
+def _draw_accuracies(axis, ends: pd.DataFrame, options: Options, delay: float) -> None:
     names, labels = [*reversed(REFERENCES), *reversed(FAMILIES)], []
     for level, name in enumerate(names):
-        colour, chosen = _colours()[name], outcome.tuned(name, delay if name != "backprop" else 0.0)
-        labels.append("\n".join(describe(chosen[0])).strip() if chosen else NAMES.get(name, name))
-        values = [100 * value for value in values_of(chosen)]
-        if values:
-            axis.plot([statistics.mean(values)] * 2, [level - 0.3, level + 0.3], color=colour, linewidth=2)
+        colour, chosen = _colours()[name], tuned(ends, options, name, delay if name != "backprop" else 0.0)
+        labels.append("\n".join(describe(chosen.iloc[0])).strip() if len(chosen) else NAMES.get(name, name))
+        values = 100 * chosen["value"].dropna()
+        if len(values):
+            axis.plot([values.mean()] * 2, [level - 0.3, level + 0.3], color=colour, linewidth=2)
             axis.plot(values, [level] * len(values), ".", color=colour, markersize=4, alpha=0.7)
-        plain = values_of(outcome.untuned(name, delay))
-        if name in FAMILIES and plain:
-            axis.plot(100 * statistics.mean(plain), level, "o", color=colour, markersize=5.5, markerfacecolor="none")
+        plain = 100 * set_by_delay(ends, options, name, delay)["value"].dropna()
+        if name in FAMILIES and len(plain):
+            axis.plot(plain.mean(), level, "o", color=colour, markersize=5.5, markerfacecolor="none")
     axis.set_yticks(range(len(names)), labels, fontsize=6.5, linespacing=1.05)
     axis.set_title(f"delay {delay:g} s", loc="left")
 
 
-def _draw_kernels(axis, outcome: Outcome, delay: float) -> None:
+def _draw_kernels(axis, ends: pd.DataFrame, options: Options, delay: float) -> None:
     """Weights in units of that at the delay, which is what a trace is to remember: all else is blur."""
     lags = np.arange(1, round(KERNEL_SPAN * delay / DT) + 1)
     for family in FAMILIES:
-        for run in outcome.tuned(family, delay)[:1]:
-            trace = make_trace(Condition(**{name: run[name] for name in _MEMBER}))
+        for member in tuned(ends, options, family, delay)[:1].to_dict("records"):
+            trace = make_trace(Condition(**{name: member[name] for name in _MEMBER}))
             right = float(trace.weights(round(delay / DT)))
             axis.plot(lags * DT, np.asarray(trace.weights(lags)) / right, color=_colours()[family])
     axis.axvline(delay, color=_colours()["delay line"], linestyle=(0, (2, 1.5)), linewidth=1, zorder=1)
     axis.axhline(0, color="black", linewidth=0.5, zorder=1)
     axis.set_ylabel("relative weight")
     axis.set_title(f"traces chosen at {delay:g} s (colours as above)", loc="left")
-
-
-STUDY = vision_study.Study(groups, report)
-prepare, run, redraw = (partial(step, STUDY) for step in (vision_study.prepare, vision_study.run, vision_study.redraw))

@@ -21,7 +21,7 @@ class Victims:
         env = os.environ | {"JAX_PLATFORMS": "none_such"}
         command = [sys.executable, __file__]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-        self._victim = None
+        self._victim, self._waited = None, False
         return self
 
     def __exit__(self, *_):
@@ -39,6 +39,21 @@ class Victims:
     def line(self) -> str:
         """What the process says next."""
         return self._server.stdout.readline().strip()
+
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return Path(f"/proc/{self._victim}/stat").read_text().split()[2] != "Z"
+
+    def line_or_exit(self) -> str | None:
+        """What the process says next; None once it has ended, after which there is no `status`."""
+        if not self._waited:
+            print("wait", file=self._server.stdin, flush=True)
+            self._waited = True
+        line = self.line()
+        if line.startswith("exit "):
+            self._victim, self._waited = None, False
+            return None
+        return line
 
     def status(self) -> int:
         """The exit status of the process once it has ended, below 0 for a signal. Until then its id is its own."""
@@ -71,37 +86,57 @@ def train(folder: str, steps: str, die: str = "") -> None:
     Path(folder, "result").write_bytes(state["x"].tobytes() + state["sums"].tobytes())
 
 
+def adding(folder: str, name: str, count: str) -> None:
+    """Records two runs after the other, and says when they are."""
+    from cetsim.sweep.records import Records
+
+    records, padding = Records(folder), "x" * 3000
+    for index in range(int(count)):
+        own = [f"{name}-{index}-{part}" for part in range(2)]
+        records.add([{"schema": 2, "hash": key, "config": {}, "columns": {"x": padding}, "rows": []} for key in own])
+        print(index, flush=True)
+
+
+def holding(folder: str, shard: str) -> None:
+    """Has a folder until it is killed."""
+    from cetsim.sweep.locks import claimed
+
+    with claimed(folder, shard):
+        print("held", flush=True)
+        time.sleep(60)
+
+
 def sweep(folder: str, pause: str = "0", die: str = "", runs: str = "16") -> None:
     """A sweep with a checkpoint after each chunk; with a pause, in the midst of each, it says where it is."""
     from programs import CONDITIONS, PLAN, Walk, batches
 
     from cetsim.sweep import provenance
-    from cetsim.sweep.progress import Reporter
+    from cetsim.sweep.locks import claimed
     from cetsim.sweep.records import Records
     from cetsim.sweep.runner import Runner
 
-    def watch(what, lanes, step):
+    def watch(what, slots, step):
         if float(pause) and what == "advance":
             print(step, flush=True)
             time.sleep(float(pause))
 
     Walk.watch, Walk.room = watch, SIZE
     provenance.describe = dict  # it would start a backend
-    with Records(folder, read=False).exclusive():
+    with claimed(folder):
         records = Records(folder)
         print("ready", flush=True)
         _die_at(die)
-        Runner(records, Reporter(), 0.0).run(PLAN._replace(lines=lambda *_: []), batches(CONDITIONS[: int(runs)]))
+        Runner(PLAN._replace(outcome=lambda record: ""), records, 0.0).run(batches(CONDITIONS[: int(runs)]))
 
 
 def _die_at(point: str) -> None:
-    """Has the process kill itself at the n-th call of a function, `"os.fsync 3"`, or piece of a file.
+    """Has the process kill itself at the n-th call of a function, `"os.fsync 3"`, or piece of a file, `"write 3"`.
 
-    These are `"write 3"` of a checkpoint, `"record 3"` of records, which are written by halves.
+    Records are written by halves for it.
     """
     if not point:
         return
-    from cetsim.sweep import checkpoint
+    from cetsim.sweep import checkpoint, records
 
     where, count = point.split()
     left = int(count)
@@ -113,30 +148,19 @@ def _die_at(point: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if where == "write":
-        encode = checkpoint._encode
 
-        def pieces(content):
-            for piece in content:
-                yield piece
-                counted()
+        def in_pieces(path, content, real=checkpoint.write_atomic):
+            content = content if isinstance(content, list) else [content[:100].encode(), content[100:].encode()]
+            real(path, (piece for piece in content if counted() is None))
 
-        checkpoint._encode = lambda *arguments: pieces(encode(*arguments))
+        checkpoint.write_atomic = records.write_atomic = in_pieces
         return
-    name = where.removeprefix("os.") if where != "record" else "write"
+    name = where.removeprefix("os.")
     real = getattr(os, name)
 
     def dying(*arguments, **options):
         counted()
         return real(*arguments, **options)
-
-    def halves(handle, data):
-        if len(data) < 1000:
-            return real(handle, data)
-        written = real(handle, data[: len(data) // 2])
-        counted()
-        return written
-
-    dying = halves if where == "record" else dying
 
     setattr(os, name, dying)
 
@@ -158,14 +182,13 @@ def polite(folder: str) -> None:
 
 
 def deaf(_: str) -> None:
-    """Never looks whether it is asked to stop, but says that it was."""
+    """Does not stop when it is asked to."""
     from cetsim.sweep import interrupts
 
     with interrupts.graceful() as asked:
         print("ready", flush=True)
         while asked.requested is None:
             time.sleep(0.001)
-        print("asked", flush=True)
         time.sleep(60)
 
 
@@ -194,7 +217,7 @@ def parent(_: str) -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), asked.requested, flush=True)
 
 
-WORK = {work.__name__: work for work in (train, sweep, polite, deaf, compiled, parent)}
+WORK = {work.__name__: work for work in (train, sweep, adding, holding, polite, deaf, compiled, parent)}
 
 
 def _serve() -> None:

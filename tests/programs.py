@@ -4,21 +4,20 @@ import itertools
 
 import numpy as np
 
-from cetsim.sweep.batches import grid, in_batches
-from cetsim.sweep.progress import Reporter
+from cetsim.sweep.grid import grid, in_batches
 from cetsim.sweep.records import Records
-from cetsim.sweep.runner import Plan, Program, Runner
+from cetsim.sweep.runner import Plan, Runner
 
 FACTOR, SHIFT = 6364136223846793005, 1442695040888963407  # of the random numbers, modulo 2^64
 CONDITIONS = grid(kind=("a", "b"), scale=(0.5, 2.0), seed=range(4))
 
 
-def trained_rows(program, lanes):
-    """The rows of each lane after a whole run."""
-    lanes, rows = list(lanes), [[] for _ in lanes]
-    state = program.begin(lanes)
+def trained_rows(program, slots):
+    """The rows of each slot after a whole run."""
+    slots, rows = list(slots), [[] for _ in slots]
+    state = program.begin(slots)
     for start, end in itertools.pairwise((0, *program.ends)):
-        state, new = program.advance(state, lanes, start, end)
+        state, new = program.advance(state, slots, start, end)
         rows = [old + own for old, own in zip(rows, new, strict=True)]
     return rows
 
@@ -28,35 +27,41 @@ def last(rows):
     return {row["metric"]: row["value"] for row in rows}
 
 
-class Walk(Program):
+class Walk:
     """Random walks side by side. `watch` is told of all that is asked for, and may raise or send signals."""
 
     ends = (4, 8, 12, 16, 18)
-    room = 1  # numbers of a lane's state that stay, so that it may take a while to be written
+    room = 1  # numbers of a slot's state that stay, so that it may take a while to be written
 
     def __init__(self, like, width):
         self.width = width
         type(self).watch("made", [like], 0)
 
     @staticmethod
-    def watch(what, lanes, step):
+    def watch(what, slots, step):
         """Replaced by tests."""
 
-    def begin(self, lanes):
-        assert len(lanes) == self.width
-        type(self).watch("begin", lanes, 0)
-        bits = np.asarray([lane["seed"] for lane in lanes], np.uint64)
+    def begin(self, slots):
+        assert len(slots) == self.width
+        type(self).watch("begin", slots, 0)
+        bits = np.asarray([slot["seed"] for slot in slots], np.uint64)
         return {"bits": bits, "walk": np.zeros(self.width), "filling": np.zeros((self.width, self.room))}
 
-    def advance(self, state, lanes, start, end):
+    def advance(self, state, slots, start, end):
         bits, walk, furthest = state["bits"], state["walk"], np.zeros(self.width)
         with np.errstate(all="ignore"):
             for _ in range(start, end):
                 bits = bits * np.uint64(FACTOR) + np.uint64(SHIFT)
-                walk = walk + [lane["scale"] for lane in lanes] * ((bits >> np.uint64(11)) / 2**53 - 0.5)
+                walk = walk + [slot["scale"] for slot in slots] * ((bits >> np.uint64(11)) / 2**53 - 0.5)
                 furthest = np.maximum(furthest, abs(walk))
-        type(self).watch("advance", lanes, end)
+        type(self).watch("advance", slots, end)
         return state | {"bits": bits, "walk": walk}, [_rows(end, *each) for each in zip(walk, furthest, strict=True)]
+
+    def save(self, state):
+        return state, {}
+
+    def restore(self, tree, notes):
+        return tree
 
 
 def literal(condition):
@@ -82,12 +87,11 @@ def words(condition):
     return f"{condition['kind']} {condition['scale']} {condition['seed']}"
 
 
-def lines(conditions, records):
-    outcomes = [record.get("error") or last(record["rows"])["walk"] for record in records]
-    return [f"{words(each)}: {outcome}" for each, outcome in zip(conditions, outcomes, strict=True)]
+def outcome(record):
+    return str(record.get("error") or last(record["rows"])["walk"])
 
 
-PLAN = Plan(lambda each: {"walk": 1} | each, dict, Walk, words, lines, 1800)
+PLAN = Plan(lambda each: {"walk": 1} | each, dict, words, outcome, Walk, 1800)
 
 
 def batches(conditions=CONDITIONS, size=3, multiple=1):
@@ -97,7 +101,7 @@ def batches(conditions=CONDITIONS, size=3, multiple=1):
 def walk(folder, conditions=CONDITIONS, every=60.0, **of_batches):
     """Runs the walks that are not finished; the records."""
     records = Records(folder)
-    Runner(records, Reporter(), every).run(PLAN, batches(conditions, **of_batches))
+    Runner(PLAN, records, every).run(batches(conditions, **of_batches))
     return records
 
 
@@ -105,6 +109,11 @@ def measured(folder):
     """The rows of each run but for the seconds it took, by name."""
     records = Records(folder).records.values()
     return {words(r["columns"]): [row for row in r["rows"] if row["metric"] != "wall_s"] for r in records}
+
+
+def recorded(folder):
+    """The files of records, by name, as they are."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("runs/*"))}
 
 
 def expected(conditions=CONDITIONS):

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiment import copied, error_of, output_of, require_same_pictures, tidy
 
 import cetsim
 from cetsim.train import Hyperparameters, Settings, SupervisedRun, backprop
-from experiments import __main__ as command_line
-from experiments import alignment, alignment_report, behavioral_vision
-from experiments.cosines import Cosines
-from experiments.options.alignment import PRESETS, Alignment
-from experiments.options.behavioral_vision import BehavioralVision
+from experiments import alignment, behavioral_vision
+from experiments.alignment import PRESETS, Options
+from experiments.common import alignment as cosines
+from experiments.common import plots
 
 pytestmark = pytest.mark.slow
 
@@ -23,16 +23,6 @@ TINY = (
     *("--steps", "4", "--learning-rates", "1e-3"),
 )
 LATE = Hyperparameters(1e-2, cetsim.CascadingTrace(4, 0.8), cetsim.FixedDelay(0.8))
-
-
-def errors_of(capsys, *arguments: str) -> str:
-    """What the command line says on stderr, having exited with status 2."""
-    try:
-        status = command_line.main(["alignment", *arguments])
-    except SystemExit as stop:  # what can't even be parsed
-        status = stop.code
-    assert status == 2
-    return " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 # In a run of one's own.
@@ -105,8 +95,8 @@ def test_it_goes_beside_the_updates_of_a_run():
 
 
 def test_every_trace_at_every_delay_looks_on_at_backprop():
-    options = Alignment(delays=(0.2, 4.0), orders=(2, 20), error_gate=1e-6)
-    ((backprop,),), delayed = alignment.groups(options), alignment.onlookers(options)
+    options = Options(delays=(0.2, 4.0), orders=(2, 20), error_gate=1e-6)
+    ((backprop,),), delayed = alignment.conditions(options), alignment.probes(options)
     assert (backprop.trace, backprop.delay_s, backprop.error_gate) == ("backprop", 0.0, 0.0)
     assert len(set(delayed)) == len(delayed) == 2 * 4
     assert {(c.trace, c.order) for c in delayed} == {("ET", 1), ("CET", 2), ("CET", 20), ("delay line", 0)}
@@ -129,20 +119,17 @@ def test_presets_pass_their_own_checks_and_are_named(preset):
         (("--orders", "1"), "--orders must be 2 to 64"),
         (("--error-gate", "-1"), "--error-gate must be at least 0, got -1"),
         (("--error-gate", "nan"), "--error-gate must be at least 0, got nan"),
-        (("--selection-delay", "2"), "--selection-delay must be left out: only backprop trains, got 2"),
-        (("--batch-conditions", "4"), "--batch-conditions must be 1: traces look on at one run, got 4"),
         (("--preset", "paper"), "invalid choice 'paper'"),
         (("--plot-only",), "run the experiment first, without --plot-only"),
     ],
 )
 def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
-    assert message in errors_of(capsys, *arguments, "--out", str(tmp_path))
+    assert message in error_of(capsys, "alignment", *arguments, "--out", tmp_path)
 
 
-def test_from_the_command_line_to_a_redrawn_figure(tmp_path, capsys):
+def test_from_the_command_line_to_a_redrawn_figure(tmp_path):
     out, again = tmp_path / "out", tmp_path / "again"
-    assert command_line.main([*TINY, "--out", str(out)]) == 0
-    text = capsys.readouterr().out
+    text = output_of(*TINY, "--out", out)
     table = text[text.index("\nCosine of update") :].split("\nresults:")[0]
     folder = out / "alignment"
     with (folder / "results.csv").open(newline="") as file:
@@ -154,12 +141,9 @@ def test_from_the_command_line_to_a_redrawn_figure(tmp_path, capsys):
     lines = [line.split() for line in table.splitlines()]
     assert lines[lines.index(["hidden", "1", "(layers.0)"]) + 2] == ["delay", "line", "1.00", "1.00"]
     assert ["output", "(layers.2)"] in lines
-    (again / "alignment").mkdir(parents=True)
-    (again / "alignment" / "results.csv").write_bytes((folder / "results.csv").read_bytes())
-    assert command_line.main([*TINY, "--plot-only", "--out", str(again)]) == 0
-    assert table in capsys.readouterr().out
-    for kind in ("png", "pdf"):
-        assert (again / "alignment" / f"alignment.{kind}").read_bytes() == (folder / f"alignment.{kind}").read_bytes()
+    copy = copied(folder, again)
+    assert table in output_of(*TINY, "--plot-only", "--out", again)
+    assert require_same_pictures(folder, copy) == ["alignment.pdf", "alignment.png"]
 
 
 # What is made of rows.
@@ -187,16 +171,27 @@ def rows_of(network="MLP 64-8-10", layers=("layers.0", "layers.2"), traces=TRACE
     ]
 
 
-def test_cosines_are_found_by_trace_delay_layer_and_step():
-    cosines = Cosines(rows_of())
-    assert cosines.traces == [("ET", 1), ("CET", 2), ("CET", 10), ("delay line", 0)]
-    assert (cosines.delays, cosines.orders, cosines.steps, cosines.seeds) == ([0.2, 2.0], [2, 10], [10], [0, 1])
-    assert cosines.at_end(("CET", 10), 2.0, "layers.2") == pytest.approx([0.49, 0.490001])
-    along = cosines.along(("CET", 2), 0.2, "layers.0")
-    assert list(along) == [0, 10]
-    assert along[0] == pytest.approx([0.098, 0.098001])
-    assert cosines.at_end(("CET", 6), 2.0, "layers.2") == []
-    assert cosines.note() == (
+def select(rows):
+    return cosines.select(tidy(rows))
+
+
+def at_end(frame, trace, delay, layer):
+    """The cosine of each seed after training."""
+    ends = cosines.at_end(frame)
+    same = [
+        ends[name] == value
+        for name, value in zip(("trace", "order", "delay_s", "layer"), (*trace, delay, layer), strict=True)
+    ]
+    return ends[np.logical_and.reduce(same)]["value"].tolist()
+
+
+def test_cosines_are_found_by_trace_delay_layer_and_step(tmp_path):
+    frame = select(rows_of())
+    assert set(zip(frame["trace"], frame["order"], strict=True)) == set(TRACES[:-1])  # backprop is its own gradient
+    assert at_end(frame, ("CET", 10), 2.0, "layers.2") == pytest.approx([0.49, 0.490001])
+    along = frame[(frame["order"] == 2) & (frame["delay_s"] == 0.2) & (frame["layer"] == "layers.0")]
+    assert along.loc[along["step"] == 0, "value"].tolist() == pytest.approx([0.098, 0.098001])
+    assert cosines._settings(frame) == (
         "digits (8x8), MLP 64-8-10, form activation, error gate 1e-8, 2 seeds, 10 steps of 128 images, "
         "learning rate 0.001"
     )
@@ -205,16 +200,17 @@ def test_cosines_are_found_by_trace_delay_layer_and_step():
 def test_the_longest_run_counts_then_the_last():
     longer = rows_of(steps=(0, 30), learning_rate=3e-3)
     for rows in (rows_of() + longer, longer + rows_of()):
-        assert Cosines(rows).steps == [30]
-        assert list(Cosines(rows).along(("ET", 1), 2.0, "layers.0")) == [0, 30]
-    cosines = Cosines(rows_of() + [row | {"value": 0.5} for row in rows_of(learning_rate=3e-3)])
-    assert cosines.at_end(("ET", 1), 2.0, "layers.0") == [0.5, 0.5]
+        frame = select(rows)
+        assert set(frame["step"]) == {0, 30}
+        assert set(frame["learning_rate"]) == {3e-3}
+    frame = select(rows_of() + [row | {"value": 0.5} for row in rows_of(learning_rate=3e-3)])
+    assert at_end(frame, ("ET", 1), 2.0, "layers.0") == [0.5, 0.5]
 
 
 def test_tables_of_version_0_1_0_do_not_name_runs():
     dropped = ("run", "peak_s")
     older = [{name: value for name, value in row.items() if name not in dropped} for row in rows_of()]
-    assert alignment_report.table(Cosines(older)) == alignment_report.table(Cosines(rows_of()))
+    assert cosines.table(select(older)) == cosines.table(select(rows_of()))
 
 
 def test_one_setting_is_drawn():
@@ -222,21 +218,24 @@ def test_one_setting_is_drawn():
     spread = [row | {"value": 0.0} for row in rows_of(spread_s=1.0, distribution="gamma", delays=(2.0,))]
     peak = [row | {"value": 0.0, "peak_s": 3.0, "run": row["run"] + "wrong"} for row in rows_of(delays=(2.0,))]
     other = [row | {"value": 0.0} for row in rows_of(dataset="mnist")]
-    cosines = Cosines(other + rows_of() + ungated + spread + peak)
-    assert (cosines.dataset, cosines.gate, cosines.peak_ratio) == ("digits", 1e-8, 1.0)
-    assert cosines.at_end(("CET", 10), 2.0, "layers.2") == pytest.approx([0.49, 0.490001])
-    assert Cosines(peak).peak_ratio == 1.5
+    frame = select(other + rows_of() + ungated + spread + peak)
+    assert {name: set(frame[name]) for name in ("dataset", "error_gate", "peak_ratio")} == {
+        "dataset": {"digits"}, "error_gate": {1e-8}, "peak_ratio": {1.0}
+    }  # fmt: skip
+    assert at_end(frame, ("CET", 10), 2.0, "layers.2") == pytest.approx([0.49, 0.490001])
+    assert set(select(peak)["peak_ratio"]) == {1.5}
 
 
-def test_runs_that_diverged_are_left_out(tmp_path):
+def test_runs_that_diverged_are_left_out(tmp_path, capsys):
     rows = rows_of(seeds=(0, 1, 2))
     lost = {row["run"] for row in rows if row["seed"] == 1}
     broken = [row | {"metric": "diverged", "value": 1.0, "step": 10} for row in rows if row["run"] in lost]
-    assert Cosines(rows + broken).seeds == [0, 2]
+    assert set(select(rows + broken)["seed"]) == {0, 2}
     everything = [row | {"metric": "diverged", "value": 1.0} for row in rows]
-    assert alignment_report.draw(rows + everything, tmp_path) == []
-    with pytest.raises(ValueError, match="no run with a trace has been finished without diverging"):
-        Cosines(rows + everything)
+    assert cosines.draw(tidy(rows + everything), tmp_path) == []
+    assert (
+        "figure left out: alignment, no run with a trace has been finished without diverging" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +248,7 @@ def test_runs_that_diverged_are_left_out(tmp_path):
     ],
 )
 def test_layers_have_names_for_readers_from_the_images_up(network, layers, names):
-    assert list(Cosines(rows_of(network, layers)).names().values()) == names
+    assert list(cosines.layers(select(rows_of(network, layers))).values()) == names
 
 
 @pytest.mark.parametrize(
@@ -266,25 +265,24 @@ def test_layers_have_names_for_readers_from_the_images_up(network, layers, names
     ],
 )
 def test_what_varies_is_drawn_for_every_layer(rows, panels, columns, tmp_path, monkeypatch):
-    shapes, new_grid = [], alignment_report.figures.new_grid
-    watched = lambda *args, **more: shapes.append(args[:2]) or new_grid(*args, **more)  # noqa: E731
-    monkeypatch.setattr(alignment_report.figures, "new_grid", watched)
-    paths = alignment_report.draw(rows, tmp_path)
+    shapes, figure = [], plots.figure
+    monkeypatch.setattr(plots, "figure", lambda *args, **more: shapes.append(args) or figure(*args, **more))
+    paths = cosines.draw(tidy(rows), tmp_path)
     assert [path.name for path in paths] == ["alignment.png", "alignment.pdf"]
     assert shapes == [(panels, columns)]
 
 
-def test_nothing_is_drawn_where_nothing_varies(tmp_path):
-    assert alignment_report.draw(rows_of(traces=(("ET", 1),), delays=(2.0,), steps=(10,)), tmp_path) == []
-    assert alignment_report.draw([], tmp_path) == []
+def test_nothing_is_drawn_where_nothing_varies(tmp_path, capsys):
+    assert cosines.draw(tidy(rows_of(traces=(("ET", 1),), delays=(2.0,), steps=(10,))), tmp_path) == []
+    assert "figure left out: alignment, nothing varies" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
 def test_behavioral_vision_draws_it_too(tmp_path, capsys):
-    options = BehavioralVision(out=tmp_path)
+    options = behavioral_vision.Options(out=tmp_path)
     options.folder.mkdir()
     rows = rows_of()
     tests = [row | {"metric": "test_accuracy"} for row in rows if row["layer"] == "layers.0"]
-    names = [path.name for path in behavioral_vision.STUDY.report(rows + tests, options)]
+    names = [path.name for path in behavioral_vision.report(tidy(rows + tests), options)]
     assert names == [f"{name}.{kind}" for name in ("behavioral-vision", "alignment") for kind in ("png", "pdf")]
     assert "Test accuracy" in capsys.readouterr().out

@@ -3,25 +3,22 @@
 import csv
 import dataclasses
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from programs import trained_rows
+from experiment import copied, error_of, output_of, require_same_pictures, tidy, trained
 
-from cetsim import data
+from cetsim import data, sweep
 from cetsim.train import SupervisedRun
-from experiments import __main__ as command_line
-from experiments import kernels, vision_report
-from experiments.options.behavioral_vision import PRESETS, BehavioralVision
-from experiments.options.vision import Vision
-from experiments.records import COLUMNS, remove_outputs
-from experiments.study import hashes
-from experiments.vision_conditions import Condition, Stage, base_condition, trials_of
-from experiments.vision_training import Trainer
+from experiments import behavioral_vision
+from experiments.behavioral_vision import PRESETS, Options
+from experiments.common import command_line, tables, vision
+from experiments.common.conditions import Condition, at_rates, set_to_delay
+from experiments.common.options import Sweep, Vision
 
 pytestmark = pytest.mark.slow
 
@@ -30,10 +27,11 @@ TINY = (
     *("behavioral-vision", "--delays", "0.4", "--orders", "2", "--hidden", "8", "--seeds", "1"),
     *("--steps", "20", "--selection-steps", "4", "--learning-rates", "1e-3", "1e20", "--batch-conditions", "8"),
 )
+EXPERIMENTS = {name: command_line.load(name) for name in command_line.names()}
 CHECKED = [
     (name, preset, options)
-    for name, (_, kind, presets) in command_line.EXPERIMENTS.items()
-    for preset, options in (presets or {"defaults": kind()}).items()
+    for name, experiment in EXPERIMENTS.items()
+    for preset, options in (experiment.PRESETS or {"defaults": experiment.Options()}).items()
 ]
 
 
@@ -41,16 +39,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     """The command line in a process of its own, as a user runs it."""
     command = [sys.executable, "-m", "experiments", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
-def errors_of(capsys, *arguments: str) -> str:
-    """What the command line says on stderr, having exited with status 2."""
-    try:
-        status = command_line.main(list(arguments))
-    except SystemExit as stop:  # what can't even be parsed
-        status = stop.code
-    assert status == 2
-    return " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +56,18 @@ def test_a_list_of_the_experiments_with_their_presets(capsys):
     assert "kernels" in listing
 
 
-@pytest.mark.parametrize("name", command_line.EXPERIMENTS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_help_explains_every_option(name, capsys):
     with pytest.raises(SystemExit, match="0"):
         command_line.main([name, "--help"])
     text = capsys.readouterr().out
-    for option in dataclasses.fields(command_line.EXPERIMENTS[name][1]):
+    for option in dataclasses.fields(EXPERIMENTS[name].Options):
         assert f"--{option.name.replace('_', '-')}" in text
 
 
 def test_options_given_override_those_of_the_preset():
     arguments = ["--seeds", "5", "--preset", "paper", "--error-gates", "1e-8", "0"]
-    chosen = command_line.parse("behavioral-vision", BehavioralVision, PRESETS, arguments)
+    chosen = command_line.parse("behavioral-vision", behavioral_vision, arguments)
     paper = PRESETS["paper"]
     assert (chosen.preset, chosen.seeds, chosen.error_gates) == ("paper", 5, (1e-8, 0.0))
     assert (chosen.delays, chosen.dataset, chosen.steps) == (paper.delays, "mnist", paper.steps)
@@ -90,16 +78,17 @@ def test_options_given_override_those_of_the_preset():
 )
 def test_presets_pass_their_own_checks(name, preset, options):
     options.check()
-    if isinstance(options, Vision):
-        assert (options.name, options.preset) == (name, preset)
-        assert options.folder == Path("results") / name
+    assert options.folder == Path("results") / name
+    if isinstance(options, Sweep):
+        assert options.preset == preset
 
 
-@pytest.mark.parametrize("name", command_line.EXPERIMENTS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_without_options_an_experiment_is_its_first_preset(name):
-    _, kind, presets = command_line.EXPERIMENTS[name]
-    assert command_line.parse(name, kind, presets, []) == next(iter(presets.values()), kind())
-    if issubclass(kind, Vision):  # which is small, on images that need no download
+    experiment = EXPERIMENTS[name]
+    presets = experiment.PRESETS
+    assert command_line.parse(name, experiment, []) == next(iter(presets.values()), experiment.Options())
+    if issubclass(experiment.Options, Vision):  # which is small, on images that need no download
         assert next(iter(presets)) == "demo"
         assert presets["demo"].dataset == "digits"
 
@@ -107,7 +96,7 @@ def test_without_options_an_experiment_is_its_first_preset(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("behavioural",), f"unknown experiment 'behavioural': choose from {', '.join(command_line.EXPERIMENTS)}"),
+        (("behavioural",), f"unknown experiment 'behavioural': choose from {', '.join(EXPERIMENTS)}"),
         (("behavioral-vision", "--preset", "big"), "invalid choice 'big' for argument '--preset'"),
         (("behavioral-vision", "--dataset", "imagenet"), "invalid choice 'imagenet' for argument '--dataset'"),
         (("behavioral-vision", "--network", "vgg"), "invalid choice 'vgg' for argument '--network'"),
@@ -150,7 +139,7 @@ def test_without_options_an_experiment_is_its_first_preset(name):
         (("behavioral-vision", "--delays", "0.3"), "--delays must be multiples of the 0.2 s of an image, got 0.3"),
         (("behavioral-vision", "--delays", "25.6"), "--delays must be at most 25.4 s"),
         (("behavioral-vision", "--delays"), "--delays must be at least one, got none"),
-        (("behavioral-vision", "--delays", "2", "2"), "--delays must not repeat a value"),
+        (("behavioral-vision", "--delays", "2", "2"), "--delays must be different from each other"),
         (("behavioral-vision", "--orders", "1"), "--orders must be 2 to 64 (one stage is ET, always there), got 1"),
         (("behavioral-vision", "--error-gates", "-1"), "--error-gates must be at least 0, got -1"),
         (("behavioral-vision", "--seeds", "2000"), "--selection-seed must be outside the 2000 seeds reported"),
@@ -163,13 +152,13 @@ def test_without_options_an_experiment_is_its_first_preset(name):
 )
 def test_a_mistake_gets_one_clear_error_and_status_2(arguments, message, capsys, tmp_path):
     out = () if arguments[0] == "behavioural" else ("--out", str(tmp_path))
-    assert message in errors_of(capsys, *arguments, *out)
+    assert message in error_of(capsys, *arguments, *out)
 
 
-@pytest.mark.parametrize("name", command_line.EXPERIMENTS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_output_folder_that_cannot_be_written(name, capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in errors_of(capsys, name, "--out", str(tmp_path / "file"))
+    assert "cannot be written" in error_of(capsys, name, "--out", str(tmp_path / "file"))
 
 
 def test_a_mistake_shows_no_traceback_and_prints_to_stderr(tmp_path):
@@ -183,22 +172,22 @@ def test_a_mistake_shows_no_traceback_and_prints_to_stderr(tmp_path):
 
 
 def test_faults_of_the_program_keep_their_traceback(monkeypatch, tmp_path):
-    def fail(_):
+    def fail(*_):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(kernels, "run", fail)
+    monkeypatch.setattr(EXPERIMENTS["kernels"], "report", fail)
     with pytest.raises(ValueError, match="a bug"):
-        command_line.main(["kernels", "--out", str(tmp_path)])
+        command_line.main(["kernels", "--orders", "2", "--out", str(tmp_path)])
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path, number, status):
-    def interrupt(_):
-        signal.raise_signal(number)
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(kernels, "run", interrupt)
-    assert command_line.main(["kernels", "--fresh", "--out", str(tmp_path)]) == status
-    assert f"to go on: python -m experiments kernels --out {tmp_path}" in capsys.readouterr().err
+    monkeypatch.setattr(EXPERIMENTS["kernels"], "run", interrupt)
+    out = tmp_path / "a folder"
+    assert command_line.main(["kernels", "--fresh", "--out", str(out)]) == 130
+    assert f"to go on: python -m experiments kernels --out '{out}'" in capsys.readouterr().err
 
 
 def test_demo_writes_table_figure_and_results(demo):
@@ -210,8 +199,9 @@ def test_demo_writes_table_figure_and_results(demo):
     assert (folder / "behavioral-vision.pdf").read_bytes().startswith(b"%PDF")
     with (folder / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    more = ("peak_s", "rise_s", "ratio", "spread_s", "distribution", "update_every", "run_length", "interpolation")
-    assert list(rows[0]) == [*COLUMNS, *more, "run"]
+    # Columns of what is as by default everywhere are left out.
+    assert {"experiment", "scenario", "dataset", "network", "form", *tables.NEEDED, "run"} <= rows[0].keys()
+    assert not {"distribution", "spread_s", "method"} & rows[0].keys()
     at_end = [row for row in rows if row["metric"] == "test_accuracy" and row["step"] == "20"]
     assert {(row["trace"], row["order"], row["delay_s"], row["scenario"]) for row in at_end} == {
         ("backprop", "0", "0.0", "none"),
@@ -224,23 +214,26 @@ def test_demo_writes_table_figure_and_results(demo):
     assert {"train_loss", "validation_accuracy", "alignment", "wall_s", "diverged"} <= {r["metric"] for r in rows}
 
 
+def records_of(folder):
+    return [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
+
+
 def test_runs_hold_their_config_and_where_they_come_from(demo):
-    records = [json.loads(line) for line in (demo[0] / "runs.jsonl").read_text().splitlines()]
+    records = records_of(demo[0])
     assert len({record["hash"] for record in records}) == len(records) == 4 * 2 + 4
     for record in records:
         assert {"schema", "config", "versions", "git", "device", "wall_s", "finished", "rows"} <= record.keys()
-        assert {"python", "jax", "jaxlib", "equinox", "optax", "numpy", "cetsim"} == record["versions"].keys()
-        assert record["config"]["settings"]["batch"] == 128
-    assert {record["config"]["seed"] for record in records if record["config"]["measured_on"] == "test"} == {0}
+        assert {"python", "jax", "jaxlib", "equinox", "optax", "numpy", "cetsim"} <= record["versions"].keys()
+    tested = [r for r in records if any(row["metric"] == "test_accuracy" for row in r["rows"])]
+    assert {record["columns"]["seed"] for record in tested} == {0}
 
 
 def test_a_diverging_condition_is_recorded_and_the_others_go_on(demo):
     folder, first, _ = demo
-    records = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
     rates = {True: set(), False: set()}
-    for record in records:
+    for record in records_of(folder):
         (diverged,) = (row["value"] for row in record["rows"] if row["metric"] == "diverged")
-        rates[bool(diverged)].add(record["config"]["learning_rate"])
+        rates[bool(diverged)].add(record["columns"]["learning_rate"])
     assert rates == {True: {1e20}, False: {1e-3}}
     assert first.stdout.count("diverged") == 4
 
@@ -248,142 +241,122 @@ def test_a_diverging_condition_is_recorded_and_the_others_go_on(demo):
 def test_a_second_run_trains_nothing_and_draws_the_same_figure(demo):
     _, first, second = demo
     assert second.returncode == 0, second.stderr
-    assert "to choose learning rates" in first.stdout
+    assert "learning rate 0.001" in first.stdout
     assert second.stdout == first.stdout[first.stdout.index("\nTest accuracy") :]
 
 
-def test_plot_only_needs_nothing_but_results(demo, tmp_path, capsys):
-    folder = tmp_path / "behavioral-vision"
-    folder.mkdir()
-    (folder / "results.csv").write_bytes((demo[0] / "results.csv").read_bytes())
-    assert command_line.main(["behavioral-vision", "--plot-only", "--out", str(tmp_path)]) == 0
-    assert "CET(2)" in capsys.readouterr().out
-    drawn = sorted(path.name for kind in ("png", "pdf") for path in demo[0].glob(f"*.{kind}"))
+def test_plot_only_needs_nothing_but_results(demo, tmp_path):
+    folder = copied(demo[0], tmp_path)
+    assert "CET(2)" in output_of("behavioral-vision", "--plot-only", "--out", tmp_path)
+    drawn = require_same_pictures(folder, demo[0])
     assert {"behavioral-vision.png", "behavioral-vision.pdf"} <= set(drawn)
-    for name in drawn:
-        assert (folder / name).read_bytes() == (demo[0] / name).read_bytes()
     assert sorted(path.name for path in folder.iterdir()) == sorted([*drawn, "results.csv"])
 
 
-@pytest.fixture
-def trained(monkeypatch):
-    """The conditions that are trained from here on."""
-    conditions, begin = [], Trainer.begin
-    note = lambda self, lanes: conditions.extend(dict.fromkeys(lanes)) or begin(self, lanes)  # noqa: E731
-    monkeypatch.setattr(Trainer, "begin", note)
-    return conditions
-
-
-def test_a_table_alone_is_gone_on_from(demo, tmp_path, capsys, trained):
+def test_a_table_alone_is_gone_on_from(demo, tmp_path):
     """As in a repository that keeps the table only: what is in it is not trained again, and stays in it."""
-    folder = tmp_path / "behavioral-vision"
-    folder.mkdir()
-    table = (demo[0] / "results.csv").read_bytes()
-    (folder / "results.csv").write_bytes(table)
-    assert command_line.main([*TINY, "--out", str(tmp_path)]) == 0
-    assert trained == []
-    assert (folder / "results.csv").read_bytes() == table
-    assert capsys.readouterr().out == demo[2].stdout.replace(str(demo[0]), str(folder))
-    assert command_line.main([*TINY, "--seeds", "2", "--out", str(tmp_path)]) == 0
-    assert [(c.trace, c.seed) for c in trained] == [("backprop", 1), ("ET", 1), ("CET", 1), ("delay line", 1)]
-    assert (folder / "results.csv").read_bytes().startswith(table)
-    assert len((folder / "runs.jsonl").read_text().splitlines()) == 4 * 2 + 2 * 4
+    folder = copied(demo[0], tmp_path)
+    before = tables.read(folder / "results.csv")
+    output = output_of(*TINY, "--out", tmp_path)
+    assert "seed 0: " not in output
+    assert output[output.index("Test accuracy") :] == demo[2].stdout.replace(str(demo[0]), str(folder))[1:]
+    assert not list((folder / "runs").glob("*.json"))
+    output_of(*TINY, "--seeds", "2", "--out", tmp_path)
+    new = tables.read(folder / "results.csv")
+    assert set(before["run"]) < set(new["run"])
+    assert len(list((folder / "runs").glob("*.json"))) == 4
+    kept = new[new["run"].isin(before["run"])].drop(columns="step").reset_index(drop=True)
+    columns = [name for name in before if name != "step"]
+    key = ["run", "metric", "layer", "value"]
+    assert kept[columns].sort_values(key, ignore_index=True).equals(before[columns].sort_values(key, ignore_index=True))
 
 
-@pytest.mark.parametrize("name", ["behavioral-vision", "kernels"])
-def test_a_table_of_older_shape_is_kept_out_of_harm(name, tmp_path, capsys):
+def test_a_table_of_older_shape_is_read_and_kept_out_of_harm(tmp_path, capsys):
     """Without a column `run` there is no telling which of its runs are asked for; new ones would replace them."""
-    path = tmp_path / name / "results.csv"
+    path = tmp_path / "behavioral-vision" / "results.csv"
     path.parent.mkdir()
-    row = dict(
-        zip(COLUMNS, [name, "none", "digits", "MLP", "ET", 1, 0.4, "activation", "reset", 1e-3, 0], strict=False)
-    )
-    row |= {"step": 20, "metric": "test_accuracy", "value": 0.5}
-    path.write_text(",".join(COLUMNS) + "\n" + ",".join(str(row.get(column, "")) for column in COLUMNS) + "\n")
+    older = dict(experiment="behavioral-vision", scenario="none", dataset="digits", network="MLP", trace="ET", order=1)
+    older |= dict(delay_s=0.4, form="activation", mode="reset", learning_rate=1e-3, seed=0, layer="", step=20)
+    older |= dict(metric="test_accuracy", value=0.5, error_gate=1e-8)
+    path.write_text(f"{','.join(older)}\n{','.join(map(str, older.values()))}\n")
     before = path.read_bytes()
-    message = errors_of(capsys, name, "--out", str(tmp_path))
-    assert "of which `run` they are" in message
-    assert "start over with --fresh, or choose another folder with --out" in message
+    assert "run" in error_of(capsys, *TINY, "--out", tmp_path)
     assert path.read_bytes() == before
+    assert "50.0" in output_of("behavioral-vision", "--plot-only", "--out", tmp_path)
 
 
-def test_learning_rates_are_chosen_at_one_delay_if_so_wanted(tmp_path, capsys, trained):
+def test_learning_rates_are_chosen_at_one_delay_if_so_wanted(tmp_path):
     arguments = [*TINY, "--delays", "0.4", "0.8", "--selection-delay", "0.8", "--steps", "2", "--selection-steps", "2"]
-    assert command_line.main([*arguments, "--learning-rates", "1e-3", "1e-2", "--out", str(tmp_path)]) == 0
-    seeds = {seed: [c for c in trained if c.seed == seed] for seed in (1000, 0)}
-    assert {(c.trace, c.delay_s) for c in seeds[1000]} == {
-        ("backprop", 0.0), ("ET", 0.8), ("CET", 0.8), ("delay line", 0.8)
-    }  # fmt: skip
+    output_of(*arguments, "--learning-rates", "1e-3", "1e-2", "--out", tmp_path)
+    runs = sweep.load(tmp_path / "behavioral-vision").runs
+    seeds = {seed: runs[runs["seed"] == seed] for seed in (1000, 0)}
+    found = lambda seed: set(zip(seeds[seed]["trace"], seeds[seed]["delay_s"].fillna(0.0), strict=True))  # noqa: E731
+    late = ("ET", "CET", "delay line")
+    assert found(1000) == {("backprop", 0.0), *((trace, 0.8) for trace in late)}
     assert len(seeds[1000]) == 2 * 4  # at two rates
-    assert {c.delay_s for c in seeds[0]} == {0.0, 0.4, 0.8}
-    assert len(seeds[0]) == 1 + 2 * 3
-    rates = {trace: {c.learning_rate for c in seeds[0] if c.trace == trace} for trace in ("ET", "CET", "delay line")}
-    assert all(len(chosen) == 1 for chosen in rates.values())
-    assert "CET(2)" in capsys.readouterr().out
+    assert found(0) == {("backprop", 0.0), *((trace, delay) for trace in late for delay in (0.4, 0.8))}
+    assert seeds[0].groupby("trace")["learning_rate"].nunique().eq(1).all()
 
 
 def test_trials_at_one_delay_keep_the_peak_in_proportion():
-    options = BehavioralVision(selection_delay=2.0, learning_rates=(1e-3, 1e-2), selection_seed=77)
-    candidates = [base_condition(options, "CET", 6, 0.4, peak_s=0.6), base_condition(options, "backprop", 0, 0.0)]
-    trials = trials_of(candidates, options)
-    assert [(t.delay_s, t.peak_s, t.seed, t.learning_rate) for t in trials] == [
-        (2.0, 3.0, 77, 1e-3), (2.0, 3.0, 77, 1e-2), (0.0, 0.0, 77, 1e-3), (0.0, 0.0, 77, 1e-2)
+    options = Options(selection_delay=2.0, learning_rates=(1e-3, 1e-2))
+    group = [set_to_delay(options, "CET", 6, 0.4, peak_s=0.6), set_to_delay(options, "backprop", 0, 0.0)]
+    (candidates,) = at_rates([group], options.learning_rates)
+    trials = [vision.at_selection_delay(options, candidate) for candidate in candidates]
+    assert [(t.delay_s, t.peak_s, t.learning_rate) for t in trials] == [
+        (2.0, 3.0, 1e-3), (2.0, 3.0, 1e-2), (0.0, 0.0, 1e-3), (0.0, 0.0, 1e-2)
     ]  # fmt: skip
-    assert [(c.delay_s, c.peak_s, c.seed) for c in trials.values()] == [(0.4, 0.6, 0)] * 2 + [(0.0, 0.0, 0)] * 2
 
 
-def test_fresh_removes_only_what_the_experiment_wrote(tmp_path):
-    for name in ("runs.jsonl", "results.csv", "behavioral-vision.png", "notes.txt"):
-        (tmp_path / name).write_text("")
-    remove_outputs(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+def random_data(pixels: int = 9):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(160, 1, pixels, 1)).astype(np.float32)
+    labels = rng.integers(0, 10, 160).astype(np.int32)
+    return data.Dataset("random", images, labels, images, labels)
 
 
-def test_a_run_keeps_its_name():
+def test_a_run_keeps_its_name(tmp_path):
     # Hashes are what finished runs are found by: a change of this one makes everybody run everything again.
-    rng = np.random.default_rng(0)
-    images, labels = np.zeros((160, 1, 3, 3), np.float32), rng.integers(0, 10, 160).astype(np.int32)
-    stage = Stage("test", BehavioralVision(), data.Dataset("digits", images, labels, images, labels), 100)
-    (name,) = hashes(stage, [Condition("CET", 6, 2.0, 1e-8, 1e-3, 1, peak_s=2.0)])
-    assert name == "d85de0bcff79aceb"
+    course = vision.Course(Options(hidden=(5,), steps=1), random_data(), "test")
+    table = trained(course, [Condition("CET", 6, 2.0, 1e-3, 1, 2.0, error_gate=1e-8)], tmp_path, vision.STATIC)
+    assert list(table.records) == ["NAME"]
 
 
-def test_conditions_share_one_program_and_do_not_depend_on_who_is_trained_beside_them(monkeypatch):
-    rng = np.random.default_rng(0)
-    images, labels = rng.normal(size=(160, 1, 3, 3)).astype(np.float32), rng.integers(0, 10, 160).astype(np.int32)
-    dataset = data.Dataset("random", images, labels, images, labels)
-    stage = Stage("test", BehavioralVision(hidden=(5,)), dataset, 3)
+def test_conditions_share_one_program_and_do_not_depend_on_who_is_trained_beside_them(monkeypatch, tmp_path):
+    course = vision.Course(Options(hidden=(5,), steps=3), random_data(), "test")
     conditions = [
-        Condition("ET", 1, 0.4, 0.0, 1e-2, 0, peak_s=0.4),
-        Condition("CET", 6, 2.0, 1e-8, 1e-3, 1, peak_s=2.0),
+        Condition("ET", 1, 0.4, 1e-2, 0, 0.4),
+        Condition("CET", 6, 2.0, 1e-3, 1, 2.0, error_gate=1e-8),
     ]
-    traced = []
-    advance = SupervisedRun.advance
+    traced, advance = [], SupervisedRun.advance
     monkeypatch.setattr(SupervisedRun, "advance", lambda *args: traced.append(args) or advance(*args))
-
-    trainer = Trainer(stage, conditions[0], 1)
-    alone = [rows for condition in conditions for rows in trained_rows(trainer, [condition])]
-    *together, again = trained_rows(Trainer(stage, conditions[0], 3), [*conditions, conditions[0]])
-    assert again == together[0]  # a lane that is left over repeats one
-    assert len(traced) == 2  # once for each width
-    for a, b in zip(alone, together, strict=True):
-        assert [row | {"value": None} for row in a] == [row | {"value": None} for row in b]
-        np.testing.assert_allclose([row["value"] for row in a], [row["value"] for row in b], atol=1e-5)
-    assert {row["metric"] for row in alone[0]} == {"train_loss", "test_accuracy", "test_loss", "alignment", "diverged"}
+    alone = trained(course, conditions, tmp_path / "alone", vision.STATIC).rows
+    together = trained(course, conditions, tmp_path / "together", vision.STATIC, batch=2).rows
+    assert len(traced) <= 2 * 2  # for each width, not for each condition and step: traced for its shape, then compiled
+    key = ["run", "metric", "layer", "step"]
+    alone, together = (rows[rows["metric"] != "wall_s"].sort_values(key) for rows in (alone, together))
+    assert alone[key].to_numpy().tolist() == together[key].to_numpy().tolist()
+    np.testing.assert_allclose(alone["value"].astype(float), together["value"].astype(float), atol=1e-5)
+    metrics = {"train_loss", "test_accuracy", "test_loss", "alignment", "diverged"}
+    assert set(alone["metric"]) == metrics
+    assert jax.config.jax_enable_x64  # the tolerance is that of rounding
 
 
 def test_table_leaves_diverged_runs_out_and_counts_them():
-    assert vision_report.cell([0.9, 0.92, None]) == "91.0 ± 1.4 (1 div.)"
-    assert vision_report.cell([0.9]) == "90.0"
-    assert vision_report.cell([None]) == "diverged"
-    assert vision_report.cell([]) == ""
+    assert tables.cell([0.9, 0.92, np.nan]) == "91.0 ± 1.4 (1 div.)"
+    assert tables.cell([0.9]) == "90.0"
+    assert tables.cell([np.nan]) == "diverged"
+    assert tables.cell([]) == ""
 
 
-def test_table_shows_the_papers_numbers_beside_ours_on_mnist():
+def test_table_shows_the_papers_numbers_beside_ours_on_mnist(tmp_path, capsys):
     row = dict(experiment="behavioral-vision", dataset="mnist", network="MLP 784-512-512-10", metric="test_accuracy")
-    row |= dict(form="activation", mode="reset")
+    row |= dict(form="activation", mode="reset", run="a")
     row |= dict(step=100, seed=0, learning_rate=1e-3, error_gate=1e-8, value=0.95, delay_s=10.0, trace="CET", order=6)
-    results = vision_report.Results([row, row | dict(trace="backprop", order=0, delay_s=0.0, error_gate=0.0)])
-    lines = [line.split() for line in vision_report.table(results).splitlines()]
+    still = row | dict(trace="backprop", order=0, delay_s=0.0, error_gate=0.0, run="b")
+    options = Options(out=tmp_path)
+    options.folder.mkdir()
+    behavioral_vision.report(tidy([row, still]), options)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[lines.index(["CET(6)", "95.0"]) + 1] == ["paper", "95"]
     assert lines[lines.index(["backprop", "95.0"]) + 1] == ["paper", "99"]

@@ -126,3 +126,67 @@ import cetsim, cetsim.data
 assert list(settings()) == before
 """
     run_python(code)
+
+
+MOST_IMPORTS = 12  # of a file, from this repository
+SOURCES = [path for folder in ("cetsim", "experiments") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    """Dotted name of a file of this repository."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def import_graph() -> dict[str, set[str]]:
+    """The files that each file imports, wherever in it; of a package its `__init__` unless a file in it is named."""
+    known, graph = {name_of(path) for path in SOURCES}, {}
+    for path in SOURCES:
+        package = path.relative_to(ROOT).parts[:-1]
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                base = package[: len(package) + 1 - node.level] if node.level else ()
+                base = ".".join([*base, *([node.module] if node.module else [])])
+                found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names}
+        graph[name_of(path)] = (found & known) - {name_of(path)}
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A circle of imports; empty if there is none."""
+    done: set[str] = set()
+
+    def follow(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        found = next(filter(None, (follow(other, [*path, name]) for other in sorted(graph.get(name, ())))), [])
+        done.add(name)
+        return found
+
+    return next(filter(None, (follow(name, []) for name in sorted(graph))), [])
+
+
+def test_experiments_import_in_no_circle_and_each_file_few_others():
+    graph = {name: others for name, others in import_graph().items() if name.startswith("experiments")}
+    assert circle(graph) == []
+    assert {name: len(others) for name, others in graph.items() if len(others) > MOST_IMPORTS} == {}
+
+
+def test_circles_are_seen():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_experiments_do_not_import_each_other():
+    graph = import_graph()
+    wrong = {
+        name: sorted(other for other in others if other.count(".") == 1 and other.startswith("experiments."))
+        for name, others in graph.items()
+        if name.startswith("experiments.") and name.count(".") == 1
+    }
+    allowed = {"experiments.common", "experiments.__main__"}
+    assert {name: others for name, others in wrong.items() if set(others) - allowed} == {}

@@ -38,24 +38,35 @@ def test_a_signal_ends_a_process_after_its_write(victims, tmp_path, signum, stat
 
 
 @BOTH
-def test_a_second_signal_ends_it_at_once(victims, signum, status):
-    victim = victims.start("deaf", "")
+@pytest.mark.parametrize("work", ["deaf", "compiled"])
+def test_a_second_signal_ends_it_at_once_unless_it_is_the_echo_of_the_first(victims, work, signum, status):
+    """As `timeout` sends it, to the process and to its group: in Python, and in one call outside of it."""
+    victim = victims.start(work, "")
     assert victims.line() == "ready"
+    time.sleep(0.1)
+    for _ in range(3):
+        os.kill(victim, signum)
+        time.sleep(0.05)  # signals of one kind that wait together are one
+    time.sleep(0.3)
+    other = signal.SIGTERM if signum == signal.SIGINT else signal.SIGINT
+    os.kill(victim, other)
+    time.sleep(0.1)
+    assert victims.is_alive()
+    time.sleep(interrupts.TOGETHER)
     os.kill(victim, signum)
-    assert victims.line() == "asked"
-    os.kill(victim, signum)
-    assert victims.status() == -signum
+    assert victims.status() == status
 
 
 @BOTH
-def test_a_second_signal_ends_a_compiled_program_too(victims, signum, status):
-    victim = victims.start("compiled", "")
-    assert victims.line() == "ready"
-    time.sleep(0.1)
-    os.kill(victim, signum)
-    time.sleep(0.1)  # signals of one kind that wait together are one
-    os.kill(victim, signum)
-    assert victims.status() == status
+def test_what_is_waited_for_is_said_at_once(signum, status, capfd):
+    with graceful() as asked:
+        asked.work = "steps 4 to 8 of CET(2)"
+        signal.raise_signal(signum)
+        deadline = time.monotonic() + 10
+        while not (said := capfd.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    name = signal.Signals(signum).name
+    assert said == f"\n{name}: finishing steps 4 to 8 of CET(2), then writing it down; once more to end at once\n"
 
 
 def test_a_forked_process_can_be_terminated(victims):

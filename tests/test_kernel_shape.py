@@ -1,17 +1,15 @@
 """kernel-shape: what is run, its figures and table from end to end, and what it says to mistakes."""
 
 import csv
-import io
-from contextlib import redirect_stdout
 from dataclasses import replace
 
 import pytest
+from experiment import copied, error_of, output_of, require_same_pictures, tidy
 
 from cetsim import CascadingTrace
-from experiments import __main__ as command_line
 from experiments import kernel_shape
-from experiments.final_runs import FinalRuns
-from experiments.options.kernel_shape import PRESETS, KernelShape
+from experiments.common import plots
+from experiments.kernel_shape import PRESETS, Options
 
 pytestmark = pytest.mark.slow
 
@@ -20,12 +18,6 @@ TINY = (
     *("--hidden", "8", "--seeds", "2", "--steps", "5", "--batch-conditions", "10"),
 )
 FIGURES = ("kernel-shape.png", "kernel-shape.pdf", "peak-wrong.png", "peak-wrong.pdf")
-
-
-def output_of(*arguments: str) -> str:
-    with redirect_stdout(io.StringIO()) as out:
-        assert command_line.main(list(arguments)) == 0
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +35,8 @@ def row(**more) -> dict:
 
 
 def test_the_grid_is_every_order_at_every_multiple_of_every_delay():
-    options = KernelShape(delays=(4.0, 10.0), orders=(2, 6), factors=(0.7, 1.0, 2.0))
-    conditions = [condition for (condition,) in kernel_shape.groups(options)]
+    options = Options(delays=(4.0, 10.0), orders=(2, 6), factors=(0.7, 1.0, 2.0))
+    conditions = [condition for (condition,) in kernel_shape.conditions(options)]
     lines = [condition for condition in conditions if condition.trace == "delay line"]
     assert [(line.delay_s, line.peak_s) for line in lines] == [(4.0, 4.0), (10.0, 10.0)]
     traces = {(c.trace, c.order, c.delay_s, c.peak_s) for c in conditions if c not in lines}
@@ -66,8 +58,8 @@ def test_rates_are_those_of_the_traces(order):
 
 
 def test_cells_meet_halfway_between_their_rates():
-    assert kernel_shape._edges([1.0, 4.0, 16.0]) == pytest.approx([0.5, 2.0, 8.0, 32.0])
-    low, high = kernel_shape._edges([3.0])
+    assert plots.edges([1.0, 4.0, 16.0]) == pytest.approx([0.5, 2.0, 8.0, 32.0])
+    low, high = plots.edges([3.0])
     assert low < 3.0 < high
 
 
@@ -87,39 +79,36 @@ def test_tables_figures_and_results(tiny):
 
 
 def test_plot_only_needs_nothing_but_results(tiny, tmp_path):
-    folder = tmp_path / "kernel-shape"
-    folder.mkdir()
-    (folder / "results.csv").write_bytes((tiny[0] / "results.csv").read_bytes())
-    printed = output_of("kernel-shape", "--plot-only", "--out", str(tmp_path))
+    folder = copied(tiny[0], tmp_path)
+    printed = output_of("kernel-shape", "--plot-only", "--steps", "5", "--out", str(tmp_path))
     assert printed[: printed.index("\nresults:")] in tiny[1]
-    for name in FIGURES:
-        assert (folder / name).read_bytes() == (tiny[0] / name).read_bytes()
+    assert require_same_pictures(folder, tiny[0]) == sorted(FIGURES)
 
 
 def test_runs_are_those_of_the_length_and_the_gate_asked_for():
-    options = KernelShape(steps=400)
-    rows = [row(), row(run="b", error_gate=0.0, value=0.8), row(run="c", step=100, value=0.7)]
-    of = lambda options: [run["accuracy"] for run in FinalRuns(rows, options).runs]  # noqa: E731
-    assert of(options) == [0.9]
-    assert of(replace(options, error_gate=0.0)) == [0.8]
-    assert of(replace(options, steps=100)) == [0.7]
-    assert of(replace(options, steps=5)) == [0.7]  # of which there is none: the last
+    options = Options(steps=400)
+    rows = tidy([row(), row(run="b", error_gate=0.0, value=0.8), row(run="c", step=100, value=0.7)])
+    of = lambda options: kernel_shape.select(rows, options)["accuracy"].tolist()  # noqa: E731
+    assert of(options) == [90]
+    assert of(replace(options, error_gate=0.0)) == [80]
+    assert of(replace(options, steps=100)) == [70]
+    assert of(replace(options, steps=5)) == [70]  # of which there is none: the last
 
 
 def test_of_runs_that_differ_in_learning_rate_the_last_counts():
-    (run,) = FinalRuns([row(), row(run="b", learning_rate=1e-2, value=0.5)], KernelShape(steps=400)).runs
-    assert (run["accuracy"], run["learning_rate"]) == (0.5, 1e-2)
+    rows = tidy([row(), row(run="b", learning_rate=1e-2, value=0.5)])
+    (run,) = kernel_shape.select(rows, Options(steps=400)).to_dict("records")
+    assert (run["accuracy"], run["learning_rate"]) == (50, 1e-2)
 
 
 def test_alignment_is_that_of_the_first_layer_at_the_end():
     cosines = [("layers.0", 0, 0.2), ("layers.2", 0, 0.3), ("layers.0", 400, 0.4), ("layers.2", 400, 0.5)]
     rows = [row(), *(row(metric="alignment", layer=layer, step=s, value=v) for layer, s, v in cosines)]
-    (run,) = FinalRuns(rows, KernelShape(steps=400)).runs
-    assert run["alignment"] == 0.4
+    assert kernel_shape.select(tidy(rows), Options(steps=400))["alignment"].tolist() == [0.4]
 
 
 @pytest.mark.parametrize("lost", ["one", "all"])
-def test_runs_that_diverged_are_left_out_and_counted(lost, tmp_path):
+def test_runs_that_diverged_are_left_out_and_counted(lost, tmp_path, capsys):
     rows = []
     for seed in (0, 1):
         for factor in (1.0, 2.0):
@@ -127,11 +116,12 @@ def test_runs_that_diverged_are_left_out_and_counted(lost, tmp_path):
             diverged = float(lost == "all" or (seed, factor) == (1, 2.0))
             rows += [row(**which), row(**which, metric="alignment", layer="layers.0", value=0.5)]
             rows.append(row(**which, metric="diverged", value=diverged))
-    grid = kernel_shape.Grid(FinalRuns(rows, KernelShape(steps=400)))
-    printed = kernel_shape.table(grid)
-    assert f"Left out: {1 if lost == 'one' else 4} runs that diverged" in printed
+    options = Options(steps=400, out=tmp_path)
+    options.folder.mkdir()
+    assert len(kernel_shape.report(tidy(rows), options)) == 4
+    printed = capsys.readouterr().out
+    assert f"Left out: {'1 run' if lost == 'one' else '4 runs'} that diverged" in printed
     assert ("90.0 (1 div.)" if lost == "one" else "diverged") in printed
-    assert len([*kernel_shape.draw_maps(grid, tmp_path), *kernel_shape.draw_lines(grid, tmp_path)]) == 4
 
 
 @pytest.mark.parametrize(
@@ -139,7 +129,7 @@ def test_runs_that_diverged_are_left_out_and_counted(lost, tmp_path):
     [
         (("--factors", "0"), "--factors must be above 0, got 0"),
         (("--factors", "nan"), "--factors must be above 0, got nan"),
-        (("--factors", "1", "1"), "--factors must not repeat a value"),
+        (("--factors", "1", "1"), "--factors must be different from each other, got 1.0 1.0"),
         (("--factors",), "--factors must be at least one, got none"),
         (("--factors", "0.2", "--delays", "0.4"), "--factors must be large enough for peaks above 0.1 s, half"),
         (("--factors", "2.6", "--delays", "10"), "--factors must be small enough for peaks up to 25.4 s"),
@@ -153,9 +143,8 @@ def test_runs_that_diverged_are_left_out_and_counted(lost, tmp_path):
     ],
 )
 def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
-    assert command_line.main(["kernel-shape", *arguments, "--out", str(tmp_path)]) == 2
-    assert message in capsys.readouterr().err
+    assert message in error_of(capsys, "kernel-shape", *arguments, "--out", tmp_path)
 
 
 def test_peaks_beyond_a_stretch_are_allowed_where_time_goes_on():
-    KernelShape(mode="carry", delays=(20.0,), factors=(2.0,)).check()
+    Options(mode="carry", delays=(20.0,), factors=(2.0,)).check()

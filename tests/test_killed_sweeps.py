@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+import toy_sweep
 from kill_victim import Victims
 from programs import CONDITIONS, PLAN, batches, expected, measured
 
+from cetsim.sweep.locks import claimed
 from cetsim.sweep.records import Records
-from experiments import __main__ as command_line
-from experiments.records import claimed
 
 pytestmark = pytest.mark.slow
 
@@ -55,21 +55,19 @@ def test_a_sweep_survives_being_killed(victims, tmp_path, kills):
             status = victims.status()
             assert status in (0, -signal.SIGKILL)
             killed += status == -signal.SIGKILL
-            during["checkpoint"] += any(folder.glob("checkpoints/*/.checkpoint-*"))
-            runs = folder / "runs.jsonl"
-            during["record"] += runs.exists() and not runs.read_bytes().endswith(b"\n")
+            during["checkpoint"] += any(folder.glob("checkpoints/training/*/.checkpoint-*"))
+            during["record"] += any(folder.glob("runs/.*"))
         assert_whole(folder)
     print(f"{killed} killed in {run} sweeps, in the midst of writing: {during}")
 
 
 POINTS = [
-    *(f"write {n}" for n in (1, 2, 3, 5, 8, 13, 21, 34)),
-    *(f"record {n}" for n in (1, 2, 3, 4)),
-    *(f"os.fsync {n}" for n in (1, 2, 3, 4, 9, 10, 11, 12)),
-    *(f"os.replace {n}" for n in (1, 2, 5)),
+    *(f"write {n}" for n in (1, 2, 3, 5, 8, 13, 21, 25, 26, 27, 28, 30, 34, 60)),
+    *(f"os.fsync {n}" for n in (1, 2, 3, 4, 9, 10, 11, 12, 13, 14, 28)),
+    *(f"os.replace {n}" for n in (1, 2, 5, 6, 7, 14)),
     *(f"os.rename {n}" for n in (1, 2)),
     *(f"os.unlink {n}" for n in (1, 2, 3, 4, 5)),
-    *(f"os.rmdir {n}" for n in (1, 2, 3)),
+    *(f"os.rmdir {n}" for n in (1, 2, 3, 4)),
     *(f"os.open {n}" for n in (1, 4, 5, 6, 7, 8, 9, 14)),
 ]
 
@@ -93,7 +91,7 @@ def test_a_sweep_that_is_asked_to_stop_does_so_after_the_chunk(victims, tmp_path
         pass
     os.kill(victim, signum)
     assert victims.status() == status
-    kept = sorted(path.name for path in tmp_path.glob("checkpoints/*/*"))
+    kept = sorted(path.name for path in tmp_path.glob("checkpoints/training/*/*"))
     assert kept == ["checkpoint-0000000008.cet", "checkpoint-0000000012.cet"]
     assert measured(tmp_path) == {}
     victims.start("sweep", tmp_path, 0.001)
@@ -102,19 +100,15 @@ def test_a_sweep_that_is_asked_to_stop_does_so_after_the_chunk(victims, tmp_path
     assert_whole(tmp_path)
 
 
-def test_a_second_process_in_a_folder_is_told(victims, tmp_path, capsys):
-    folder = tmp_path / "kernels"
-    victim = victims.start("sweep", folder, 60)
+def test_a_second_process_in_a_folder_is_told(victims, tmp_path):
+    victim = victims.start("sweep", tmp_path, 60)
     assert [victims.line(), victims.line()] == ["ready", "4"]
-    message = f"the folder {folder} is in use by process {victim} on "
-    with pytest.raises(BlockingIOError, match=message):
-        claimed(folder).__enter__()
-    assert command_line.main(["kernels", "--out", str(tmp_path)]) == 2
-    assert message in capsys.readouterr().err
+    with pytest.raises(BlockingIOError, match=f"the folder {tmp_path} is in use by process {victim} on "):
+        toy_sweep.main(tmp_path)
     os.kill(victim, signal.SIGKILL)
     assert victims.status() == -signal.SIGKILL
-    with claimed(folder) as journal:  # at once
-        assert journal.records == {}
+    with claimed(tmp_path):  # at once
+        assert Records(tmp_path).records == {}
 
 
 # A real experiment, in processes of its own.
@@ -138,7 +132,8 @@ def finding(*arguments):
     print("from", found and found.step, flush=True)
     return found
 checkpoint.Checkpoints.save, checkpoint.Checkpoints.latest = saving, finding
-runner._Pace.is_due = lambda self: True
+begin = runner.Runner.__init__
+runner.Runner.__init__ = lambda self, plan, records, every, *more: begin(self, plan, records, 0.0, *more)
 from experiments.__main__ import main
 sys.exit(main(sys.argv[2:]))
 """

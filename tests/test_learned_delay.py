@@ -8,23 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import jit
-from programs import trained_rows
+from experiment import copied, error_of, output_of, require_same_pictures, trained
 
 from cetsim import CascadingTrace, FixedDelay, data, nn
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
-from experiments import __main__ as command_line
-from experiments import delay_learning, learned_delay, learned_delay_report
-from experiments.delay_learning import BOUNDS, Rule
-from experiments.options.learned_delay import PRESETS, LearnedDelay
-from experiments.records import COLUMNS
-from experiments.study import hashes
-from experiments.vision_conditions import Stage
+from experiments import learned_delay
+from experiments.common import vision
+from experiments.common.conditions import Condition, changed
+from experiments.learned_delay import BOUNDS, PRESETS, Learner, Options
 
 pytestmark = pytest.mark.slow
 
-ALIGNMENT = Rule("alignment", 10, 0.3, 2)
-PERTURBATION = Rule("perturbation", 10, 0.3, 2, horizon=3, distance=0.2)
+ALIGNMENT = Condition(order=10, method="alignment", step_size=0.3, stretches=2)
+PERTURBATION = dataclasses.replace(ALIGNMENT, method="perturbation", horizon=3, perturbation=0.2)
 TINY = (*("learned-delay", "--delay", "1", "--hidden", "32", "--seeds", "1", "--steps", "200"),)
 
 
@@ -48,7 +44,7 @@ def small():
 def tiny(tmp_path_factory):
     """A tiny experiment, run once."""
     out = tmp_path_factory.mktemp("tiny")
-    assert command_line.main([*TINY, "--out", str(out)]) == 0
+    output_of(*TINY, "--out", out)
     return out / "learned-delay"
 
 
@@ -59,10 +55,10 @@ def rows_of(folder) -> list[dict]:
 
 def test_the_slope_through_the_kernel_is_that_of_finite_differences(small):
     run, state = small
-    function = lambda at: delay_learning.mean_alignment(run, ALIGNMENT, state, at)  # noqa: E731
+    function = lambda at: learned_delay.mean_alignment(run, ALIGNMENT, state, at)  # noqa: E731
     at = jnp.log(jnp.asarray([0.5, 0.95, 2.0]))
-    expected = jax.jit(lambda at: jax.lax.map(lambda at: delay_learning.difference(function, at, 1e-5), at))(at)
-    slopes = jax.jit(lambda at: jax.lax.map(lambda at: delay_learning.slope(run, ALIGNMENT, state, at), at))(at)
+    expected = jax.jit(lambda at: jax.lax.map(lambda at: learned_delay.difference(function, at, 1e-5), at))(at)
+    slopes = jax.jit(lambda at: jax.lax.map(lambda at: learned_delay.slope(run, ALIGNMENT, state, at), at))(at)
     assert min(abs(expected)) > 1e-3
     np.testing.assert_allclose(slopes, -expected, rtol=1e-6)  # the cosine should rise, what slopes are of should fall
 
@@ -71,16 +67,16 @@ def test_the_slope_through_the_kernel_is_that_of_finite_differences(small):
 def test_two_points_give_the_slope_of_a_parabola_at_any_distance(distance):
     parabola = lambda at: 3 * (at - 0.7) ** 2 + 5  # noqa: E731
     for at in (-1.0, 0.7, 2.0):
-        slope = delay_learning.difference(parabola, jnp.asarray(at), distance)
+        slope = learned_delay.difference(parabola, jnp.asarray(at), distance)
         np.testing.assert_allclose(slope, 6 * (at - 0.7), rtol=1e-10, atol=1e-12)
 
 
 def test_two_points_are_antithetic_and_noise_around_them_leaves_no_bias():
     # What both points share, the offset and all even terms, cancels; of noise of its own each gives half.
     even = lambda at: 100 + jnp.cos(at) + at**4  # noqa: E731
-    assert delay_learning.difference(even, jnp.asarray(0.0), 0.3) == 0
+    assert learned_delay.difference(even, jnp.asarray(0.0), 0.3) == 0
     noise = jax.random.normal(jax.random.key(0), (2000, 2))
-    noisy = lambda draw: delay_learning.difference(  # noqa: E731
+    noisy = lambda draw: learned_delay.difference(  # noqa: E731
         lambda at: (at - 0.7) ** 2 + draw[(at < 0.7).astype(int)], jnp.asarray(0.8), 0.2
     )
     slopes = jax.vmap(noisy)(noise)
@@ -91,8 +87,8 @@ def test_two_points_are_antithetic_and_noise_around_them_leaves_no_bias():
 
 def test_the_loss_looked_ahead_to_is_that_of_updates_made_with_the_peak(small):
     run, state = small
-    loss = jit(lambda run, state: delay_learning.loss_after(run, PERTURBATION, state, jnp.log(1.3)))(run, state)
-    after, _ = advance(run, delay_learning.with_peak(state, 10, jnp.log(1.3)), 3)
+    loss = learned_delay.loss_after(run, PERTURBATION, state, jnp.log(1.3))
+    after, _ = run.advance(learned_delay.with_peak(state, 10, jnp.log(1.3)), 3)
     # With weights that stay, the next two updates see the losses of the stretches that come next.
     still = eqx.tree_at(lambda state: state.hyper.learning_rate, after, jnp.asarray(0.0))
     np.testing.assert_allclose(loss, np.mean(advance(run, still, 2)[1]), rtol=1e-10)
@@ -100,7 +96,7 @@ def test_the_loss_looked_ahead_to_is_that_of_updates_made_with_the_peak(small):
 
 def test_a_peak_is_set_in_the_trace_and_nowhere_else(small):
     _, state = small
-    changed = delay_learning.with_peak(state, 10, jnp.log(1.3))
+    changed = learned_delay.with_peak(state, 10, jnp.log(1.3))
     expected = CascadingTrace(10, 1.3).weights(jnp.arange(128))
     np.testing.assert_allclose(changed.hyper.trace.taps, expected, rtol=1e-10)
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(changed), strict=True)
@@ -120,13 +116,13 @@ def test_a_peak_is_set_in_the_trace_and_nowhere_else(small):
 )
 def test_a_peak_goes_down_its_slopes_scaled_by_all_of_them(small, monkeypatch, slopes, start, moves):
     run, state = small
-    learner = delay_learning.begin(jnp.exp(start))
+    learner = Learner(jnp.asarray(start), jnp.zeros(()))
     for slope, move in zip(slopes, moves, strict=True):
-        monkeypatch.setattr(delay_learning, "slope", lambda *_, slope=slope: jnp.asarray(slope))
+        monkeypatch.setattr(learned_delay, "slope", lambda *_, slope=slope: jnp.asarray(slope))
         before = learner.log_peak
-        state, learner = delay_learning.learn(run, ALIGNMENT, state, learner)
+        state, learner = learned_delay.learn(run, ALIGNMENT, state, learner)
         np.testing.assert_allclose(learner.log_peak - before, move, rtol=1e-10, atol=1e-12)
-        expected = delay_learning.with_peak(state, 10, learner.log_peak)
+        expected = learned_delay.with_peak(state, 10, learner.log_peak)
         assert jnp.all(state.hyper.trace.taps == expected.hyper.trace.taps)
 
 
@@ -136,27 +132,25 @@ def test_the_best_aligned_peak_among_unrelated_images(order):
     peaks = np.linspace(0.4, 1.1, 281) * delay
     weights = np.asarray(jit(CascadingTrace(order, peaks, dt).weights)(jnp.arange(20 * delay / dt)))
     best = peaks[np.argmax(weights[round(delay / dt)] / np.linalg.norm(weights, axis=0))]
-    assert abs(best - learned_delay_report.best_peak(delay, order)) < 0.01 * delay
+    assert abs(best - learned_delay.best_peak(delay, order)) < 0.01 * delay
 
 
 def test_every_way_is_started_from_every_peak():
-    options = LearnedDelay(delay=2.0, starts=(0.5, 2.0), order=6)
-    conditions = [only for (only,) in learned_delay.groups(options)]
+    options = Options(delay=2.0, starts=(0.5, 2.0), order=6)
+    conditions = [only for (only,) in learned_delay.conditions(options)]
     assert [(c.method, c.peak_s) for c in conditions] == [
         ("held", 2.0),
         *(("held", 1.0), ("alignment", 1.0), ("perturbation", 1.0)),
         *(("held", 4.0), ("alignment", 4.0), ("perturbation", 4.0)),
     ]
     assert {(c.trace, c.order, c.delay_s, c.error_gate) for c in conditions} == {("CET", 6, 2.0, 1e-8)}
-    assert conditions[0].rule is None
-    assert conditions[2].rule == Rule("alignment", 6, 0.15, 4)
-    assert conditions[3].rule == Rule("perturbation", 6, 0.15, 4, 10, 0.2)
-    assert (conditions[2].rule.cost, conditions[3].rule.cost) == (4, 28)
+    rules = [{name: changed(c).get(name) for name in learned_delay.RULE[1:]} for c in (conditions[2], conditions[3])]
+    assert list(rules[0].values()) == ["alignment", 10, 0.15, 4, None, None]
+    assert list(rules[1].values()) == ["perturbation", 10, 0.15, 4, 10, 0.2]
 
 
 def test_a_run_is_named_by_what_its_method_uses_alone():
-    stage = Stage("test", LearnedDelay(), data.load("digits"), 100)
-    names = lambda **given: [*hashes(stage, [c for (c,) in learned_delay.groups(LearnedDelay(**given))])]  # noqa: E731
+    names = lambda **given: [changed(c) for (c,) in learned_delay.conditions(Options(**given))]  # noqa: E731
     same = lambda **given: [a == b for a, b in zip(names(), names(**given), strict=True)]  # noqa: E731
     assert same(horizon=5) == [True, True, True, False, True, True, False]
     assert same(learn_every=5) == [True, True, False, False, True, False, False]
@@ -178,7 +172,7 @@ def test_a_peak_set_wrong_ends_near_the_delay(tiny, method, start):
     }
     assert sorted(path) == list(range(0, 201, 10))
     assert path[0] == pytest.approx(start)
-    assert abs(np.log(path[10] / start)) == pytest.approx(LearnedDelay().step_size)
+    assert abs(np.log(path[10] / start)) == pytest.approx(Options().step_size)
     assert abs(np.log(path[100])) < 0.5 * abs(np.log(start))  # after ten steps, the delay being 1 s
     assert 0.85 < path[200] < 1.1
 
@@ -191,7 +185,6 @@ def test_a_peak_that_is_held_stays(tiny):
 
 def test_what_is_recorded(tiny):
     rows = rows_of(tiny)
-    assert list(rows[0])[: len(COLUMNS)] == list(COLUMNS)
     assert len({row["run"] for row in rows}) == 7
     extra = {row["method"]: float(row["value"]) for row in rows if row["metric"] == "extra_stretches"}
     assert extra == {"held": 0, "alignment": 20 * 4, "perturbation": 20 * 28}
@@ -200,32 +193,27 @@ def test_what_is_recorded(tiny):
         assert (tiny / f"learned-delay.{name}").stat().st_size > 1000
 
 
-def test_a_second_run_trains_nothing_and_the_figure_is_redrawn_from_the_table(tiny, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(learned_delay.DelayTrainer, "begin", None)
-    assert command_line.main([*TINY, "--out", str(tiny.parent)]) == 0
-    table = capsys.readouterr().out.partition("\nresults:")[0]
-    picture = (tiny / "learned-delay.png").read_bytes()
+def test_a_second_run_trains_nothing_and_the_figure_is_redrawn_from_the_table(tiny, tmp_path):
+    table = output_of(*TINY, "--out", tiny.parent).partition("\nresults:")[0]
+    assert "seed 0: " not in table
     for name in ("Peak learned for a delay of 1 s, digits (8x8)", "CET(10)", "held", "alignment", "perturbation"):
         assert name in table
-    (tmp_path / "learned-delay").mkdir()
-    (tmp_path / "learned-delay" / "results.csv").write_bytes((tiny / "results.csv").read_bytes())
-    assert command_line.main([*TINY, "--plot-only", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.partition("\nresults:")[0] == table
-    assert (tmp_path / "learned-delay" / "learned-delay.png").read_bytes() == picture
+    folder = copied(tiny, tmp_path)
+    assert output_of(*TINY, "--plot-only", "--out", tmp_path).partition("\nresults:")[0] == table
+    assert require_same_pictures(folder, tiny) == ["learned-delay.pdf", "learned-delay.png"]
 
 
-def test_a_peak_moves_every_few_updates_whatever_is_measured_in_between():
-    options = LearnedDelay(delay=1.0, hidden=(8,), steps=30, learn_every=4, step_size=0.5, methods=("alignment",))
-    stage = Stage("test", options, data.load("digits"), options.steps)
-    conditions = [dataclasses.replace(c, learning_rate=1e-3) for (c,) in learned_delay.groups(options)]
-    conditions = [condition for condition in conditions if condition.rule]
-    trainer = learned_delay.DelayTrainer(stage, conditions[0], 1)
-    for condition, first in zip(conditions, (0.5, -0.5), strict=True):  # a trainer's runs begin anew
-        (rows,) = trained_rows(trainer, [condition])
-        path = [(row["step"], row["value"]) for row in rows if row["metric"] == "learned_peak_s"]
-        assert [step for step, _ in path] == [*range(0, 29, 4), 30]
-        peaks = [value / condition.peak_s for _, value in path]
-        np.testing.assert_allclose(peaks[:2], [1.0, np.exp(first)], rtol=1e-6)
+def test_a_peak_moves_every_few_updates_whatever_is_measured_in_between(tmp_path):
+    options = Options(delay=1.0, hidden=(8,), steps=30, learn_every=4, step_size=0.5, methods=("alignment",))
+    conditions = [dataclasses.replace(c, learning_rate=1e-3) for (c,) in learned_delay.conditions(options)]
+    conditions = [condition for condition in conditions if condition.method != "held"]
+    course = learned_delay.LearningCourse(options, data.load("digits"), "test")
+    table = trained(course, conditions, tmp_path, (*vision.STATIC, *learned_delay.RULE), batch=2)
+    rows = table.rows[table.rows["metric"] == "learned_peak_s"]
+    for start, first in ((0.5, 0.5), (2.0, -0.5)):
+        path = rows[rows["peak_s"] == start].sort_values("step")
+        assert path["step"].tolist() == [*range(0, 29, 4), 30]
+        np.testing.assert_allclose(path["value"][:2] / start, [1.0, np.exp(first)], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -236,12 +224,15 @@ def test_a_peak_moves_every_few_updates_whatever_is_measured_in_between():
         (("--order", "1"), "--order must be 2 to 64, got 1"),
         (("--starts", "0"), "--starts must be above 0"),
         (("--starts", "1"), "--starts must be above 0 and not 1, which is always there, got 1"),
-        (("--starts", "0.5", "0.5"), "--starts must not repeat a value, got 0.5 0.5"),
+        (("--starts", "0.5", "0.5"), "--starts must be different from each other, got 0.5 0.5"),
         (("--starts", "20"), "--starts must be small enough for peaks up to 25.4 s"),
         (("--starts", "0.05"), "--starts must be large enough for peaks above 0.1 s"),
         (("--starts",), "--starts must be at least one, got none"),
         (("--methods",), "--methods must be at least one, got none"),
-        (("--methods", "alignment", "alignment"), "--methods must be distinct, got alignment alignment"),
+        (
+            ("--methods", "alignment", "alignment"),
+            "--methods must be different from each other, got alignment alignment",
+        ),
         (("--methods", "oracle"), "invalid choice 'oracle'"),
         (("--error-gate", "-1"), "--error-gate must be at least 0, got -1"),
         (("--learn-every", "0"), "--learn-every must be at least 1, got 0"),
@@ -251,15 +242,9 @@ def test_a_peak_moves_every_few_updates_whatever_is_measured_in_between():
         (("--perturbation", "1"), "--perturbation must be above 0 and below 1, got 1"),
         (("--step-size", "0"), "--step-size must be above 0 and below 1, got 0"),
         (("--learning-rates", "1e-3", "1e-2"), "--learning-rates must be one: it is not chosen here"),
-        (("--mode", "carry"), "--mode must be reset here, got carry"),
         (("--network", "cnn", "--dataset", "cifar10"), "--network must be mlp here, got cnn"),
         (("--plot-only",), "run the experiment first, without --plot-only"),
     ],
 )
 def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
-    try:
-        status = command_line.main(["learned-delay", *arguments, "--out", str(tmp_path)])
-    except SystemExit as stop:  # what can't even be parsed
-        status = stop.code
-    assert status == 2
-    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in error_of(capsys, "learned-delay", *arguments, "--out", tmp_path)

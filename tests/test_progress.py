@@ -40,8 +40,7 @@ def terminal(monkeypatch):
 
 
 def test_elsewhere_the_lines_and_one_summary(clock, capsys):
-    with Reporter() as reporter:
-        reporter.expect("training", 6, 100)
+    with Reporter(6, 100) as reporter:
         reporter.working_on("four", 4)
         for _ in range(4):
             clock.now += 2.0
@@ -57,8 +56,7 @@ def test_elsewhere_the_lines_and_one_summary(clock, capsys):
 
 
 def test_in_a_terminal_a_bar_that_tells_the_metric_too(clock, terminal, capsys):
-    with Reporter() as reporter:
-        reporter.expect("training", 6, 100)
+    with Reporter(6, 100) as reporter:
         reporter.working_on("CET(2), seed 0 and 2 more", 3)
         clock.now += 2.0
         reporter.advance(100.0, "loss 0.0625")
@@ -73,28 +71,10 @@ def test_in_a_terminal_a_bar_that_tells_the_metric_too(clock, terminal, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_stages_add_up_and_may_turn_out_shorter(clock, capsys):
-    reporter = Reporter()
-    reporter.expect("training", 8, 1000)
-    reporter.expect("selection", 2, 10)
-    reporter.working_on("trials", 2)
-    clock.now += 2.0
-    reporter.advance(20.0)
-    reporter.finished(2, ["chosen"])
-    assert capsys.readouterr().out.endswith("[2/10 runs, 10 steps/s, 13 min left]\n")
-    reporter.expect("training", 3, 1000)
-    reporter.working_on("one", 1)
-    clock.now += 100.0
-    reporter.advance(1000.0)
-    reporter.finished(1, ["ended"])
-    assert capsys.readouterr().out.endswith("[3/5 runs, 10 steps/s, 3 min left]\n")
-
-
 def test_what_was_made_before_counts_and_does_not_tell_the_rate(clock, capsys):
-    reporter = Reporter()
-    reporter.expect("training", 1, 100)
+    reporter = Reporter(1, 100)
     reporter.working_on("one", 1)
-    reporter.skip(80.0)
+    reporter.advance(80.0, timed=False)
     clock.now += 5.0
     reporter.advance(10.0)
     reporter.finished(1, ["ended"])
@@ -102,8 +82,7 @@ def test_what_was_made_before_counts_and_does_not_tell_the_rate(clock, capsys):
 
 
 def test_the_rare_step_that_compiles_does_not_count(clock, capsys):
-    reporter = Reporter()
-    reporter.expect("training", 2, 100)
+    reporter = Reporter(2, 100)
     reporter.working_on("one", 1)
     for seconds in (300.0, *[1.0] * 9):
         clock.now += seconds
@@ -113,8 +92,7 @@ def test_the_rare_step_that_compiles_does_not_count(clock, capsys):
 
 
 def test_what_failed_together_and_is_trained_again_counts_once(clock, capsys):
-    reporter = Reporter()
-    reporter.expect("training", 4, 100)
+    reporter = Reporter(4, 100)
     reporter.working_on("two", 2)
     clock.now += 10.0
     reporter.advance(100.0)  # and fails
@@ -131,9 +109,7 @@ def test_of_a_sweep(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     shown = []
     monkeypatch.setattr(Reporter, "_show", lambda self, metric="": shown.append((self._what, self._done(), metric)))
-    reporter = Reporter()
-    reporter.expect("training", 3, PLAN.steps)
-    Runner(Records(tmp_path), reporter).run(PLAN, batches(FEW))
+    Runner(PLAN, Records(tmp_path)).run(batches(FEW))
     *told, summary = capsys.readouterr().out.splitlines()
     assert [line.partition(": ")[0] for line in told] == [words(each) for each in FEW[3:]]
     assert summary.startswith("[3/3 runs, ")

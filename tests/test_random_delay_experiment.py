@@ -9,17 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from programs import last, trained_rows
+from experiment import copied, error_of, output_of, require_same_pictures, tidy, trained
 
 import cetsim
 from cetsim import data, metrics
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
-from experiments import __main__ as command_line
 from experiments import random_delay
-from experiments.options.random_delay import PRESETS, RandomDelay
-from experiments.vision_conditions import Condition, Stage
-from experiments.vision_report import Results
-from experiments.vision_training import Trainer, make_delay
+from experiments.common import vision
+from experiments.common.conditions import Condition
+from experiments.common.hyperparameters import make_delay
+from experiments.random_delay import PRESETS, Options
 
 pytestmark = pytest.mark.slow
 
@@ -31,21 +30,11 @@ TINY = (
 BOTH = pytest.mark.parametrize("distribution", ["uniform", "gamma"])
 
 
-def errors_of(capsys, *arguments: str) -> str:
-    """What the command line says on stderr, having exited with status 2."""
-    try:
-        status = command_line.main([NAME, *arguments])
-    except SystemExit as stop:  # what can't even be parsed
-        status = stop.code
-    assert status == 2
-    return " ".join(capsys.readouterr().err.replace("│", " ").split())
-
-
 # What is run.
 
 
 def test_every_trace_at_every_spread_and_the_fixed_delay_once():
-    groups = random_delay.groups(RandomDelay(mean=1.0, spreads=(0.0, 2.0), orders=(2, 10), error_gate=1e-6))
+    groups = random_delay.conditions(Options(mean=1.0, spreads=(0.0, 2.0), orders=(2, 10), error_gate=1e-6))
     assert all(len(group) == 1 for group in groups)
     conditions = [group[0] for group in groups]
     assert len(set(conditions)) == len(conditions) == 3 * 4
@@ -55,7 +44,7 @@ def test_every_trace_at_every_spread_and_the_fixed_delay_once():
 
 
 def test_spreads_without_none_run_no_fixed_delay():
-    groups = random_delay.groups(RandomDelay(spreads=(1.0,), distributions=("gamma",), orders=(2,)))
+    groups = random_delay.conditions(Options(spreads=(1.0,), distributions=("gamma",), orders=(2,)))
     assert [(group[0].distribution, group[0].spread_s) for group in groups] == [("gamma", 1.0)] * 3
 
 
@@ -67,7 +56,7 @@ def test_presets_pass_their_own_checks_and_are_named(preset):
 
 def test_the_papers_setting():
     options = PRESETS["cifar10"]
-    conditions = [group[0] for group in random_delay.groups(options)]
+    conditions = [group[0] for group in random_delay.conditions(options)]
     assert (options.dataset, options.network, options.form, options.steps) == ("cifar10", "cnn", "authors", 3900)
     assert {(c.delay_s, c.spread_s) for c in conditions} == {(2.0, 0.0), (2.0, 4.0)}
     assert {c.order for c in conditions if c.trace == "CET"} == {10}
@@ -81,7 +70,7 @@ def test_the_papers_setting():
         (("--spreads", "-1"), "--spreads must be at least 0, got -1"),
         (("--spreads", "nan"), "--spreads must be at least 0, got nan"),
         (("--spreads",), "--spreads must be at least one, got none"),
-        (("--spreads", "1", "1"), "--spreads must not repeat a value"),
+        (("--spreads", "1", "1"), "--spreads must be different from each other"),
         (("--mean", "0.3"), "--mean must be multiples of the 0.2 s of an image, got 0.3"),
         (("--mean", "0"), "--mean must be above 0, got 0"),
         (("--mean", "25.6", "--spreads", "0"), "--mean must be at most 25.4 s"),
@@ -90,18 +79,17 @@ def test_the_papers_setting():
         (("--distributions", "normal"), "invalid choice 'normal'"),
         (("--orders", "1"), "--orders must be 2 to 64"),
         (("--error-gate", "-1"), "--error-gate must be at least 0, got -1"),
-        (("--selection-delay", "1"), "--selection-delay must be left out: all runs have one mean delay, got 1.0"),
         (("--plot-only",), "run the experiment first, without --plot-only"),
     ],
 )
 def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
-    assert message in errors_of(capsys, *arguments, "--out", str(tmp_path))
+    assert message in error_of(capsys, NAME, *arguments, "--out", tmp_path)
 
 
 def test_what_is_unusual_but_right():
-    RandomDelay(spreads=(40.0,), distributions=("gamma",)).check()  # no gamma distributed delay is negative
-    RandomDelay(mean=20.0, spreads=(40.0,)).check()  # some signals are lost
-    RandomDelay(mean=30.0, spreads=(1.0,), mode="carry").check()
+    Options(spreads=(40.0,), distributions=("gamma",)).check()  # no gamma distributed delay is negative
+    Options(mean=20.0, spreads=(40.0,)).check()  # some signals are lost
+    Options(mean=30.0, spreads=(1.0,), mode="carry").check()
 
 
 # From the command line to the figure.
@@ -111,7 +99,7 @@ def test_what_is_unusual_but_right():
 def tiny(tmp_path_factory):
     """A tiny run."""
     out = tmp_path_factory.mktemp("tiny")
-    assert command_line.main([*TINY, "--out", str(out)]) == 0
+    output_of(*TINY, "--out", out)
     return out / NAME
 
 
@@ -124,27 +112,23 @@ def test_rows_say_how_credit_came(tiny):
     assert {(row["delay_s"], row["peak_s"]) for row in rows} == {("0.4", "0.4")}
 
 
-def test_the_figure_is_redrawn_from_the_table_alone(tiny, tmp_path, capsys):
-    folder = tmp_path / NAME
-    folder.mkdir()
-    (folder / "results.csv").write_bytes((tiny / "results.csv").read_bytes())
-    assert command_line.main([*TINY, "--plot-only", "--out", str(tmp_path)]) == 0
-    table = capsys.readouterr().out
-    for text in ("Test accuracy in %", "uniform delays, mean 0.4 s, learning rate 0.001", "CET(2)", "0.23"):
+def test_the_figure_is_redrawn_from_the_table_alone(tiny, tmp_path):
+    folder = copied(tiny, tmp_path)
+    table = output_of(*TINY, "--plot-only", "--out", tmp_path)
+    for text in ("Test accuracy in %", "uniform delays, mean 0.4 s", "learning rate 0.001", "CET(2)", "0.23"):
         assert table.count(text) == 1
-    for kind in ("png", "pdf"):
-        assert (folder / f"{NAME}.{kind}").read_bytes() == (tiny / f"{NAME}.{kind}").read_bytes()
+    assert require_same_pictures(folder, tiny) == [f"{NAME}.pdf", f"{NAME}.png"]
 
 
-def test_a_stream_of_random_delays_runs():
+def test_a_stream_of_random_delays_runs(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(160, 1, 2, 2)).astype(np.float32), np.arange(160, dtype=np.int32) % 3
-    options = RandomDelay(mean=0.4, spreads=(0.8,), distributions=("gamma",), hidden=(4,), mode="carry")
-    stage = Stage("test", options, data.Dataset("random", images, labels, images, labels), 2)
-    condition = replace(random_delay.groups(options)[-1][0], learning_rate=1e-3)
-    (rows,) = trained_rows(Trainer(stage, condition, 1), [condition])
-    assert last(rows)["diverged"] == 0
-    assert {"test_accuracy", "alignment"} <= {row["metric"] for row in rows}
+    options = Options(mean=0.4, spreads=(0.8,), distributions=("gamma",), hidden=(4,), mode="carry", steps=2)
+    course = vision.Course(options, data.Dataset("random", images, labels, images, labels), "test")
+    condition = replace(random_delay.conditions(options)[-1][0], learning_rate=1e-3)
+    table = trained(course, [condition], tmp_path, vision.STATIC)
+    assert table.final("diverged") == 0
+    assert {"test_accuracy", "alignment"} <= set(table.rows["metric"])
 
 
 def rows_of(spreads, values, **more):
@@ -152,24 +136,30 @@ def rows_of(spreads, values, **more):
     same = dict(dataset="cifar10", network="CNN 32-64-128-512", form="authors", mode="reset", metric="test_accuracy")
     same |= dict(delay_s=2.0, error_gate=1e-8, step=10, learning_rate=1e-3, seed=0, trace="ET", order=1)
     return [
-        same | dict(distribution=name, spread_s=spread, value=value) | more
+        same | dict(distribution=name, spread_s=spread, value=value, run=f"{name} {spread} {more}") | more
         for (name, spread), value in zip(spreads, values, strict=True)
     ]
 
 
-def test_the_papers_numbers_stand_beside_ours_on_cifar10():
+def report_of(capsys, rows, out):
+    """What is printed of rows, and the kinds of files drawn."""
+    options = Options(out=out)
+    options.folder.mkdir(exist_ok=True)
+    kinds = [path.suffix for path in random_delay.report(tidy(rows), options)]
+    return capsys.readouterr().out, kinds
+
+
+def test_the_papers_numbers_stand_beside_ours_on_cifar10(tmp_path, capsys):
     rows = rows_of([("", 0.0), ("uniform", 4.0), ("gamma", 4.0)], [0.5, 0.6, 0.7])
-    uniform, gamma = random_delay.table(Results(rows, random_delay._delay_of), 2.0).split("gamma distributed")
+    uniform, gamma = report_of(capsys, rows, tmp_path)[0].split("gamma distributed")
     lines = [line.split() for line in uniform.splitlines()]
     assert lines[lines.index(["ET", "50.0", "60.0"]) + 1] == ["paper", "62", "64"]
     assert ["ET", "50.0", "70.0"] in [line.split() for line in gamma.splitlines()]
     assert "arXiv:2506.14598" in gamma
-    assert "paper" not in random_delay.table(Results(rows, random_delay._delay_of), 4.0)
+    assert "paper" not in report_of(capsys, [row | {"delay_s": 4.0} for row in rows], tmp_path)[0]
 
 
-def test_figures_of_what_there_is(tmp_path):
-    options = RandomDelay(out=tmp_path)
-    options.folder.mkdir()
+def test_figures_of_what_there_is(tmp_path, capsys):
     for rows in (
         rows_of([("", 0.0), ("uniform", 4.0), ("gamma", 4.0)], [0.5, 0.6, 0.7]),
         rows_of([("", 0.0)], [0.5]),  # no spread
@@ -178,7 +168,7 @@ def test_figures_of_what_there_is(tmp_path):
         [*rows_of([("", 0.0)], [0.5]), *rows_of([("", 0.0)], [1.0], trace="CET", order=2, metric="diverged"),
          *rows_of([("", 0.0)], [0.1], trace="CET", order=2)],  # a trace of which every run diverged
     ):  # fmt: skip
-        assert [path.suffix for path in random_delay.report(rows, options)] == [".png", ".pdf"]
+        assert report_of(capsys, rows, tmp_path)[1] == [".png", ".pdf"]
 
 
 # Whose draws.
@@ -214,7 +204,7 @@ def test_each_stretch_of_a_run_has_new_draws(distribution):
     batch, rng = 16, np.random.default_rng(0)
     x, labels = jnp.asarray(rng.normal(size=(64, 5))), jnp.asarray(rng.integers(0, 3, 64))
     run = SupervisedRun(lambda key: cetsim.nn.mlp((5, 3), key=key), x, labels, Settings(steps=8, batch=batch))
-    trace, delay = cetsim.CascadingTrace(5, 1.0), cetsim.RandomDelay(1.0, 2.0, 0.2, distribution, jax.random.key(3))
+    trace, delay = cetsim.CascadingTrace(5, 1.0), cetsim.Options(1.0, 2.0, 0.2, distribution, jax.random.key(3))
     hyper, step = Hyperparameters(1e-2, trace, delay), eqx.filter_jit(lambda run, state: run.advance(state, 1)[0])
     state = eqx.filter_jit(lambda run, hyper: run.init(hyper, jax.random.key(0)))(run, hyper)
     whole, seen = arrivals(delay, 4 * batch), []
@@ -232,7 +222,7 @@ def test_updates_are_made_with_the_draws_of_their_stretch(distribution):
     x, labels = jnp.asarray(rng.normal(size=(64, 5))), jnp.asarray(rng.integers(0, 3, 64))
     make_model = lambda key: cetsim.nn.mlp((5, 3), key=key)  # noqa: E731
     run = SupervisedRun(make_model, x, labels, Settings(steps=8, batch=batch))
-    trace, delay = cetsim.CascadingTrace(5, 1.0), cetsim.RandomDelay(1.0, 2.0, 0.2, distribution, jax.random.key(3))
+    trace, delay = cetsim.CascadingTrace(5, 1.0), cetsim.Options(1.0, 2.0, 0.2, distribution, jax.random.key(3))
 
     @eqx.filter_jit
     def alignment(run, step):

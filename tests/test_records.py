@@ -1,197 +1,350 @@
-"""Records of runs: atomic files, resuming by hash, reading what others wrote."""
+"""Records: a file a run, put in place in one step; what killed writers, full disks, newer and older versions leave."""
 
+import errno
 import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
 
 import pytest
+from kill_victim import Victims
+from programs import recorded
 
-from cetsim.sweep.batches import config_hash
-from experiments import records
-from experiments.records import COLUMNS, Journal, read_results, to_csv
+from cetsim.sweep.files import SCHEMA, digest, write_atomic
+from cetsim.sweep.locks import claimed
+from cetsim.sweep.records import Records
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with Victims() as one, Victims() as other:
+        yield one, other
 
 
 def record(key: str, value: float | None = 0.5, **columns) -> dict:
     shared = {"experiment": "e", "trace": "CET", "order": 10, "delay_s": 4.0} | columns
     rows = [{"metric": "test_accuracy", "step": 20, "value": value}]
-    return {"schema": 1, "hash": key, "config": {"name": key}, "columns": shared, "rows": rows}
+    return {"schema": SCHEMA, "hash": key, "config": {"name": key}, "columns": shared, "rows": rows}
 
 
-def test_hash_depends_on_the_config_alone_not_on_the_order_of_its_keys():
-    one = config_hash({"a": 1, "b": {"c": 0.1, "d": [1, 2]}})
-    assert one == config_hash({"b": {"d": [1, 2], "c": 0.1}, "a": 1})
-    assert one != config_hash({"b": {"d": [2, 1], "c": 0.1}, "a": 1})
-    assert len(one) == 16
+def fail(number: int):
+    """Does what a call does that fails with this error."""
+
+    def failing(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return failing
 
 
-def test_hash_refuses_what_is_not_json():
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        config_hash({"a": float("nan")})
+def keys(folder: Path) -> list[str]:
+    return list(Records(folder).records)
 
 
-def test_number_is_none_where_json_has_no_number():
-    assert [records.number(value) for value in (1, 0.25, float("nan"), float("inf"))] == [
-        1.0,
-        0.25,
-        None,
-        None,
-    ]
+def values(folder: Path) -> list[float | None]:
+    return [each["rows"][0]["value"] for each in Records(folder).records.values()]
 
 
-def test_journal_is_resumed_from_its_file(tmp_path):
-    Journal(tmp_path).append([record("a"), record("b")])
-    journal = Journal(tmp_path)
-    assert list(journal.records) == ["a", "b"]
-    journal.append([record("b", 0.75)])  # done again: the last counts
-    assert [row["value"] for row in Journal(tmp_path).rows()] == [0.5, 0.75]
-    assert [row["value"] for row in journal.rows(["b"])] == [0.75]
-
-
-def test_what_another_process_added_meanwhile_is_kept(tmp_path):
-    here, there = Journal(tmp_path), Journal(tmp_path)
-    there.append([record("there")])
-    here.append([record("here")])
-    assert set(Journal(tmp_path).records) == {"here", "there"}
-
-
-def test_a_line_cut_short_is_dropped_with_a_warning_and_nothing_else(tmp_path, capsys):
-    Journal(tmp_path).append([record("a"), record("b")])
-    path = tmp_path / "runs.jsonl"
-    path.write_bytes(path.read_bytes()[:-40])
-    assert list(Journal(tmp_path).records) == ["a"]
-    assert "cut short" in capsys.readouterr().err
-    Journal(tmp_path).append([record("c")])
-    assert list(Journal(tmp_path).records) == ["a", "c"]
-
-
-def test_a_whole_last_line_without_its_newline_is_read(tmp_path):
-    (tmp_path / "runs.jsonl").write_text(json.dumps(record("a")))
-    assert list(Journal(tmp_path).records) == ["a"]
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"hash": "x"}'])
-def test_any_other_broken_line_is_an_error_that_names_it(tmp_path, line):
-    path = tmp_path / "runs.jsonl"
-    path.write_text(json.dumps(record("a")) + f"\n{line}\n" + json.dumps(record("b")) + "\n")
-    with pytest.raises(ValueError, match=r"line 2 of .*runs\.jsonl"):
-        Journal(tmp_path)
-
-
-def test_an_unwritable_folder_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"output folder .*file.* cannot be written"):
-        records.require_writable(tmp_path / "file" / "below")
-
-
-def test_results_have_the_columns_promised_then_others(tmp_path):
-    Journal(tmp_path).append([record("a", time_s=0.2), record("b", None)])
-    header, *lines = (tmp_path / "results.csv").read_text().splitlines()
-    assert header.split(",") == [*COLUMNS, "time_s", "run"]
-    assert header.startswith(
-        "experiment,scenario,dataset,network,trace,order,delay_s,form,mode,"
-        "learning_rate,seed,layer,step,metric,value,error_gate"
-    )
-    assert lines == [
-        "e,,,,CET,10,4.0,,,,,,20,test_accuracy,0.5,,0.2,a",
-        "e,,,,CET,10,4.0,,,,,,20,test_accuracy,,,,b",
-    ]
-
-
-def test_results_are_read_back_and_unknown_columns_do_no_harm(tmp_path):
-    path = tmp_path / "results.csv"
-    path.write_text(to_csv([record("a")["columns"] | record("a")["rows"][0] | {"mood": "good"}]))
-    (row,) = read_results(path)
-    assert (row["trace"], row["order"], row["step"], row["value"]) == ("CET", 10.0, 20.0, 0.5)
-    assert row["seed"] is None
-    assert row["mood"] == "good"
-
-
-# Where only the table is there.
-
-
-def two_runs() -> list[dict]:
-    """Runs as experiments record them: a metric by step, one by layer, and one that is missing."""
-    first = record("a", learning_rate=1e-3, seed=0, error_gate=1e-8, rise_s=0.0)
-    first["rows"] += [
-        {"metric": "alignment", "step": 20, "value": 0.25, "layer": "layers.0"},
-        {"metric": "train_loss", "step": 20, "value": None},
-    ]
-    return [first, record("b", None, seed=1, learning_rate=3e-4, spread_s=1.5)]
-
-
-def test_a_table_alone_is_gone_on_from(tmp_path):
-    Journal(tmp_path).append(two_runs())
-    table = (tmp_path / "results.csv").read_bytes()
-    (tmp_path / "runs.jsonl").unlink()
-    journal = Journal(tmp_path)
-    assert list(journal.records) == ["a", "b"]
-    journal.write_results()
-    assert (tmp_path / "results.csv").read_bytes() == table
-    journal.append([record("c")])
-    (tmp_path / "results.csv").rename(tmp_path / "table.csv")
-    assert list(Journal(tmp_path).records) == ["a", "b", "c"]  # the records hold all by now
-    (tmp_path / "table.csv").rename(tmp_path / "results.csv")
-    assert (tmp_path / "results.csv").read_bytes().startswith(table)
-
-
-def test_what_a_table_tells_of_a_run(tmp_path):
-    Journal(tmp_path).append(two_runs())
-    (tmp_path / "runs.jsonl").unlink()
-    told = Journal(tmp_path).records
-    for written in two_runs():
-        read = told[written["hash"]]
-        assert {name: value for name, value in read["columns"].items() if value not in (None, "")} == written["columns"]
-        assert read["rows"] == written["rows"]
-
-
-@pytest.mark.parametrize("some", [True, False])
-def test_a_table_that_names_no_runs_is_kept_out_of_harm(tmp_path, some):
-    path = tmp_path / "results.csv"
-    rows = [record("a")["columns"] | record("a")["rows"][0]] * 2
-    path.write_text(to_csv([rows[0] | {"run": "a"}, *rows] if some else rows))
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"results.csv has rows that do not say of which `run`.* --fresh, or .* --out"):
-        Journal(tmp_path)
-    assert path.read_bytes() == before
-    path.write_text(to_csv([]))  # nothing to lose
-    assert Journal(tmp_path).records == {}
-
-
-def test_two_that_go_on_from_one_table_lose_nothing(tmp_path):
-    Journal(tmp_path).append(two_runs())
-    (tmp_path / "runs.jsonl").unlink()
-    here, there = Journal(tmp_path), Journal(tmp_path)
-    there.append([record("there")])
-    here.append([record("here")])
-    assert list(Journal(tmp_path).records) == ["a", "b", "there", "here"]
-    assert (tmp_path / "results.csv").read_text() == to_csv(Journal(tmp_path).rows())
-
-
-def test_the_table_is_that_of_all_rows_however_it_grew(tmp_path):
-    journal = Journal(tmp_path)
-    for more in (record("a"), record("b", mood="good"), record("a", 0.75), record("c", time_s=0.2)):
-        journal.append([more])
-        assert (tmp_path / "results.csv").read_text() == to_csv(journal.rows())
-    Journal(tmp_path).write_results()
-    assert (tmp_path / "results.csv").read_text() == to_csv(journal.rows())
-
-
-def test_the_journal_counts_more_than_a_table(tmp_path):
-    Journal(tmp_path).append([record("a")])
-    (tmp_path / "results.csv").write_text(to_csv([]))
-    assert list(Journal(tmp_path).records) == ["a"]
+def test_what_is_added_is_read_in_its_order_and_the_last_of_a_hash_counts(tmp_path):
+    folder = tmp_path / "made" / "where needed"
+    records = Records(folder)
+    assert records.records == {}
+    records.add([record("b"), record("a")])
+    before = recorded(folder)
+    records.add([record("c")])
+    assert before.items() < recorded(folder).items()  # nothing is rewritten
+    assert keys(folder) == ["b", "a", "c"]
+    assert values(folder) == [0.5] * 3
+    records.add([record("b", None)])
+    assert Records(folder).records == records.records
+    assert dict(zip(keys(folder), values(folder), strict=True)) == {"a": 0.5, "c": 0.5, "b": None}
+    assert json.loads(recorded(folder)["b.json"])["schema"] == SCHEMA
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("wrong", "kind", "message"),
     [
-        (None, "there is no .*results.csv"),
-        ("", "lacks the columns experiment, scenario"),
-        ("trace,order\nET,1\n", "lacks the columns"),
-        (",".join(COLUMNS) + "\n" + ",".join("x" * len(COLUMNS)) + "\n", "line 2 of .*could not convert"),
+        ({"schema": 1, "hash": "x"}, ValueError, "is not a record of a run, with hash, columns and rows"),
+        (record("x", float("nan")), ValueError, "run x must be plain JSON, with None where"),
+        (record("x") | {"config": {1j}}, TypeError, "run x must be plain JSON"),
     ],
 )
-def test_results_that_cannot_be_read_say_why(tmp_path, content, message):
+def test_what_is_not_a_record_is_refused_and_none_of_its_batch_is_written(tmp_path, wrong, kind, message):
+    records = Records(tmp_path)
+    records.add([record("a")])
+    with pytest.raises(kind, match=message):
+        records.add([record("b"), wrong])
+    assert keys(tmp_path) == ["a"]
+
+
+def test_refresh_reads_only_what_was_added_or_replaced(tmp_path, monkeypatch):
+    here, there = Records(tmp_path), Records(tmp_path)
+    there.add([record("a"), record("b")])
+    here.refresh()
+    read, real = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or real(path))
+    there.add([record("c"), record("a", 0.75)])
+    read.clear()
+    here.refresh()
+    here.refresh()
+    assert sorted(read) == ["a.json", "c.json"]
+    assert here.records == there.records == Records(tmp_path).records
+
+
+def test_what_is_known_of_a_file_that_is_gone_is_kept(tmp_path):
+    records = Records(tmp_path)
+    records.add([record("a")])
+    (tmp_path / "runs" / "a.json").unlink()
+    records.refresh()
+    assert list(records.records) == ["a"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "\0\0"])
+def test_a_damaged_file_is_passed_over_and_kept_aside(tmp_path, capsys, content):
+    Records(tmp_path).add([record("a"), record("b")])
+    damaged = tmp_path / "runs" / "b.json"
+    damaged.write_text(content)
+    records = Records(tmp_path)
+    records.refresh()
+    assert list(records.records) == ["a"]
+    assert capsys.readouterr().err == f"warning: {damaged} is damaged and passed over: its run is trained again\n"
+    records.add([record("b", 0.75)])
+    assert values(tmp_path) == [0.5, 0.75]
+    assert (tmp_path / "runs" / "b.damaged").read_text() == content
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"schema": 1, "hash": "b"}'])
+def test_what_is_no_record_is_an_error_that_names_it(tmp_path, content):
+    Records(tmp_path).add([record("a")])
+    (tmp_path / "runs" / "b.json").write_text(content)
+    with pytest.raises(ValueError, match=r"runs/b\.json is not a record of a run, with hash, columns and rows: mend"):
+        Records(tmp_path)
+
+
+def test_records_of_a_newer_version_are_left_alone(tmp_path):
+    records = Records(tmp_path)
+    records.add([record("a")])
+    (tmp_path / "runs" / "b.json").write_text(json.dumps({"schema": SCHEMA + 1, "name": "of another shape"}))
+    before = recorded(tmp_path)
+    message = rf"b\.json is of schema {SCHEMA + 1}, and this version of cetsim knows up to {SCHEMA}: update cetsim"
+    for attempt in (lambda: records.add([record("b")]), lambda: Records(tmp_path)):
+        with pytest.raises(ValueError, match=message):
+            attempt()
+    assert recorded(tmp_path) == before
+
+
+# A disk that is full, or cannot be written, and clocks.
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_full_disk_is_told_and_spoils_nothing(tmp_path, monkeypatch, function):
+    records = Records(tmp_path)
+    records.add([record("a")])
+    before = recorded(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, fail(errno.ENOSPC))
+        with pytest.raises(OSError, match=r"runs/b\.json cannot be written: No space left on device") as raised:
+            records.add([record("b"), record("a", 0.75)])
+    assert raised.value.errno == errno.ENOSPC
+    assert recorded(tmp_path) == before  # no temporary file either
+    records.add([record("d")])
+    assert keys(tmp_path) == list(records.records) == ["a", "d"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_can_be_read(tmp_path, monkeypatch):
+    Records(tmp_path).add([record("a")])
+    monkeypatch.setattr(Path, "mkdir", fail(errno.EROFS))
+    assert keys(tmp_path) == ["a"]
+    with pytest.raises(OSError, match=r"b\.json cannot be written: Read-only file system"):
+        Records(tmp_path).add([record("b")])
+    with pytest.raises(OSError, match=rf"the folder {tmp_path} cannot be written: Read-only file system"):
+        claimed(tmp_path).__enter__()
+
+
+def test_a_file_is_written_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail(errno.ENOSPC))
+        with pytest.raises(OSError, match="No space"):
+            write_atomic(path, "new")
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("file", "old")]
+    (tmp_path / ".file.tmp").write_text("left by who was killed")
+    write_atomic(path, [b"in ", b"pieces"])
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("file", "in pieces")]
+
+
+@pytest.mark.parametrize("step", [-1e6, 1e6])
+def test_a_clock_that_jumps_does_not_matter(tmp_path, monkeypatch, step):
+    records = Records(tmp_path)
+    records.add([record("b") | {"finished": "2026-01-01T00:00:00+00:00"}])
+    later = time.time() + step
+    monkeypatch.setattr(time, "time", lambda: later)
+    os.utime(tmp_path / "runs" / "b.json", (later, later))
+    Records(tmp_path).add([record("a") | {"finished": "1970-01-01T00:00:00+00:00"}])
+    records.refresh()
+    assert list(records.records) == keys(tmp_path) == ["b", "a"]
+
+
+# Several processes.
+
+
+def test_processes_add_to_one_folder_at_once(servers, tmp_path):
+    for server, name in zip(servers, "ab", strict=True):
+        server.start("adding", tmp_path, name, 25)
+    reader = Records(tmp_path)
+    deadline = time.monotonic() + 60
+    while len(reader.records) < 100 and time.monotonic() < deadline:
+        reader.refresh()  # in the midst of their writing
+    assert [server.status() for server in servers] == [0, 0]
+    expected = {f"{name}-{index}-{part}" for name in "ab" for index in range(25) for part in range(2)}
+    assert set(reader.records) == set(keys(tmp_path)) == expected
+
+
+def test_a_writer_that_is_killed_loses_nothing_recorded(servers, tmp_path):
+    moments, writer = random.Random(0), servers[0]
+    for attempt in range(10):
+        victim = writer.start("adding", tmp_path, attempt, 10_000)
+        count = int(writer.line())
+        time.sleep(moments.uniform(0.0, 0.1))
+        os.kill(victim, signal.SIGKILL)
+        while (line := writer.line_or_exit()) is not None:
+            count = int(line)
+        before = keys(tmp_path)
+        own = [key for key in before if key.startswith(f"{attempt}-")]
+        expected = [f"{attempt}-{index}-{part}" for index in range(count + 1) for part in range(2)]
+        assert own[: len(expected)] == expected
+        assert len(own) <= len(expected) + 2  # and those of the batch in the midst of which it was killed
+        left = [path.name[1 : -len(".json.tmp")] for path in tmp_path.glob("runs/.*")]
+        assert len(left) <= 1
+        Records(tmp_path).add([record(key) for key in (*left, f"after-{attempt}")])
+        assert keys(tmp_path) == [*(key for key in before if key not in left), *left, f"after-{attempt}"]
+        assert not list(tmp_path.glob("runs/.*"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "both"),
+    [
+        ("1/1", "1/1", False),
+        ("1/1", "1/2", False),
+        ("1/2", "1/1", False),
+        ("1/2", "2/2", True),
+        ("1/2", "1/2", False),
+        ("1/2", "2/3", False),
+        ("1/2", "1/12", False),
+    ],
+)
+def test_a_second_process_is_told_who_has_the_folder(servers, tmp_path, first, second, both):
+    holder = servers[0].start("holding", tmp_path, first)
+    assert servers[0].line() == "held"
+    Records(tmp_path).add([record("a")])  # the lock of a sweep is not that of the records
+    if both:
+        with claimed(tmp_path, second):
+            pass
+    else:
+        message = rf"the folder {tmp_path} is in use by process {holder} on \S+ since 20\S+: wait for it to end, "
+        with pytest.raises(BlockingIOError, match=message):
+            claimed(tmp_path, second).__enter__()
+    os.kill(holder, signal.SIGKILL)
+    assert servers[0].status() == -signal.SIGKILL
+    message = f"in use by process {os.getpid()} "
+    with claimed(tmp_path, second), pytest.raises(BlockingIOError, match=message):  # at once
+        claimed(tmp_path, second).__enter__()
+    with claimed(tmp_path, "2/2"):
+        pass
+
+
+def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch):
+    class Lacking:
+        def __init__(self, *_, **__):
+            self.acquire, self.release = fail(errno.ENOLCK), lambda: None
+
+    monkeypatch.setattr("filelock.FileLock", Lacking)
+    message = "this file system has no locks: let only one process at a time use a folder"
+    with pytest.warns(UserWarning, match=message), claimed(tmp_path):
+        pass
+
+
+# What earlier versions wrote.
+
+
+def old(key: str, value: float | None = 0.5, **columns) -> dict:
+    return record(key, value, **columns) | {"schema": 1}
+
+
+def write_lines(folder: Path, *records: dict | str) -> Path:
+    path = folder / "runs.jsonl"
+    path.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in records))
+    return path
+
+
+def test_records_in_one_file_are_read_and_left_as_they_are(tmp_path):
+    path = write_lines(tmp_path, old("a"), "", old("b"), old("a", 0.25))
+    content = path.read_bytes()
+    assert dict(zip(keys(tmp_path), values(tmp_path), strict=True)) == {"a": 0.25, "b": 0.5}
+    Records(tmp_path).add([record("b", 0.75), record("c")])
+    assert dict(zip(keys(tmp_path), values(tmp_path), strict=True)) == {"a": 0.25, "b": 0.75, "c": 0.5}
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("cut", [1, 10, 60])
+def test_a_last_line_cut_short_is_passed_over(tmp_path, capsys, cut):
+    path = write_lines(tmp_path, old("a"), old("b"))
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert keys(tmp_path) == (["a", "b"] if cut == 1 else ["a"])  # without its newline a line is whole
+    assert capsys.readouterr().err.count("passed over the last line") == (cut > 1)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"hash": "x"}', "\0"])
+def test_any_other_broken_line_is_an_error_that_names_it(tmp_path, line):
+    write_lines(tmp_path, old("a"), line, old("b"))
+    with pytest.raises(ValueError, match=r"line 2 of .*runs\.jsonl is not a record of a run"):
+        Records(tmp_path)
+
+
+TABLE = """experiment,trace,order,distribution,layer,step,metric,value,run
+e,CET,10,,,20,test_accuracy,0.5,12e4567890123456
+e,CET,10,,layers.0,20,alignment,0.1,12e4567890123456
+e,ET,1,,,20,test_accuracy,,b
+e,ET,1,,,20,failed,1.0,b
+"""
+
+
+def test_a_table_alone_tells_of_its_runs(tmp_path):
+    (tmp_path / "results.csv").write_text(TABLE)
+    first, second = Records(tmp_path).records.values()
+    assert (first["hash"], second["hash"]) == ("12e4567890123456", "b")
+    assert first["columns"] == {"experiment": "e", "trace": "CET", "order": 10, "distribution": None}
+    assert first["rows"] == [
+        {"step": 20, "metric": "test_accuracy", "value": 0.5},
+        {"layer": "layers.0", "step": 20, "metric": "alignment", "value": 0.1},
+    ]
+    assert [row["value"] for row in second["rows"]] == [None, 1.0]
+    assert "error" not in first
+    assert "error" in second  # and so is tried again
+    write_lines(tmp_path, old("b", 0.25))
+    assert Records(tmp_path).records["b"]["rows"][0]["value"] == 0.25  # the records know more than a table
+    Records(tmp_path).add([record("b", 0.75)])
+    assert Records(tmp_path).records["b"]["rows"][0]["value"] == 0.75
+    assert keys(tmp_path) == ["12e4567890123456", "b"]
+
+
+def test_a_table_that_names_no_runs_is_kept_out_of_harm(tmp_path):
     path = tmp_path / "results.csv"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        read_results(path)
+    path.write_text("metric,value\nloss,1.0\n")
+    with pytest.raises(ValueError, match=r"line 2 of .*results.csv does not say of which `run` it is"):
+        Records(tmp_path)
+    for harmless in ("", "metric,value\n", "learning_rate,best\n0.1,3\n"):  # nothing to lose, or somebody else's
+        path.write_text(harmless)
+        assert Records(tmp_path).records == {}
+
+
+def test_a_digest_depends_on_the_values_alone_not_on_the_order_of_names():
+    one = digest({"a": 1, "b": {"c": 0.1, "d": [1, 2]}})
+    assert one == digest({"b": {"d": (1, 2), "c": 0.1}, "a": 1})
+    assert one != digest({"b": {"d": [2, 1], "c": 0.1}, "a": 1})
+    assert len(one) == 16
+    assert len({digest({"a": value}) for value in (1, 1.5, True, "1", None, [1])}) == 6
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        digest({"a": float("nan")})

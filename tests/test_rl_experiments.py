@@ -4,18 +4,17 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
-from programs import last, trained_rows
+from experiment import error_of, output_of, trained
 from worlds import corridor
 
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade
-from experiments import __main__ as command_line
-from experiments import behavioral_rl, retrograde_rl, rl_report, rl_study, rl_training
-from experiments.options.behavioral_rl import PRESETS, BehavioralRL
-from experiments.options.retrograde_rl import PRESETS as RETROGRADE_PRESETS
-from experiments.options.retrograde_rl import RetrogradeRL
-from experiments.records import read_results
-from experiments.rl_conditions import UNDELAYED, RLCondition, Stage
+from experiments import behavioral_rl, retrograde_rl
+from experiments.behavioral_rl import PRESETS, Options
+from experiments.common import returns, rl, tables
+from experiments.common.conditions import Condition
+from experiments.common.rl import UNDELAYED, Course
 
 pytestmark = pytest.mark.slow
 
@@ -24,26 +23,14 @@ TINY = (
     *("behavioral-rl", *SMALL, "--frames", "64", "--selection-frames", "32", "--delays", "0.4", "0.8"),
     *("--selection-delay", "0.4", "--learning-rates", "1e-2", "1e-3"),
 )
-FEW = (UNDELAYED, ("CET", 2))
 
 
-def make_small(patch, *traces):
-    """A world that needs no simulator in place of each, and few traces: compiling them is what takes time."""
-    for module in (rl_training, rl_study):
-        patch.setattr(module, "open_environment", lambda options: corridor())
+def make_small(patch):
+    """A world that needs no simulator in place of each, and fewer delayed traces: compiling them is what takes time."""
+    patch.setattr(rl, "open_environment", lambda options: corridor())
     for module in (behavioral_rl, retrograde_rl):
-        patch.setattr(module, "traces_of", lambda options: list(traces))
-    patch.setattr(rl_training, "ROLLOUTS", 2)
-
-
-def error_of(capsys, *arguments: str) -> str:
-    """What the command line says on stderr, having exited with status 2."""
-    try:
-        status = command_line.main([*arguments])
-    except SystemExit as stop:  # what can't even be parsed
-        status = stop.code
-    assert status == 2
-    return " ".join(capsys.readouterr().err.replace("│", " ").split())
+        patch.setattr(module, "delayed_traces", lambda orders: [("CET", order) for order in orders])
+    patch.setattr(rl, "ROLLOUTS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +38,8 @@ def tiny(tmp_path_factory):
     """The folder of a tiny run."""
     out = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
-        make_small(patch, *FEW)
-        assert command_line.main([*TINY, "--out", str(out)]) == 0
+        make_small(patch)
+        output_of(*TINY, "--out", out)
     return out / "behavioral-rl"
 
 
@@ -60,44 +47,45 @@ def tiny(tmp_path_factory):
 
 
 def test_every_trace_at_every_delay_and_once_without():
-    conditions = behavioral_rl.conditions(BehavioralRL(delays=(2.0, 8.0), orders=(2, 10)))
+    conditions = behavioral_rl.conditions(Options(delays=(2.0, 8.0), orders=(2, 10)))
     assert len(set(conditions)) == len(conditions) == 1 + 2 * 4
-    assert conditions.count(RLCondition(*UNDELAYED, 0.0)) == 1
+    assert conditions.count(Condition(*UNDELAYED, mode="carry")) == 1
     assert {(c.trace, c.order) for c in conditions if c.delay_s == 8.0} == {
         ("ET", 1), ("CET", 2), ("CET", 10), ("delay line", 0),
     }  # fmt: skip
 
 
 def test_settings_are_chosen_at_one_delay():
-    options = BehavioralRL(delays=(2.0,), learning_rates=(1e-4, 1e-3), betas=(0.5, 0.9, 0.99), selection_delay=8.0)
-    trials = rl_study._trials(behavioral_rl.STUDY, RLCondition("ET", 1, 2.0), options)
-    assert {(t.delay_s, t.seed) for t in trials} == {(8.0, 1000)}
-    assert {(t.learning_rate, t.beta) for t in trials} == {(r, b) for r in (1e-4, 1e-3) for b in (0.5, 0.9, 0.99)}
-    assert all((c.delay_s, c.learning_rate, c.beta) == (2.0, t.learning_rate, t.beta) for t, c in trials.items())
-    trials = rl_study._trials(behavioral_rl.STUDY, RLCondition(*UNDELAYED, 0.0), options)
-    assert {(t.delay_s, t.beta) for t in trials} == {(0.0, 0.0)}
+    options = Options(delays=(2.0,), learning_rates=(1e-4, 1e-3), betas=(0.5, 0.9, 0.99), selection_delay=8.0)
+    candidates = rl._candidates(options, Condition("ET", 1, 2.0))
+    assert {(c.learning_rate, c.beta) for c in candidates} == {(r, b) for r in (1e-4, 1e-3) for b in (0.5, 0.9, 0.99)}
+    trials = [behavioral_rl.trial(options, candidate) for candidate in candidates]
+    assert trials == [replace(candidate, delay_s=8.0) for candidate in candidates]
+    still = Condition(*UNDELAYED)
+    assert {c.beta for c in rl._candidates(options, still)} == {0.0}
+    assert behavioral_rl.trial(options, still) == still
 
 
 def test_traces_and_delays_of_a_condition():
-    stage = Stage("test", BehavioralRL(), 1000)
-    hyper = stage.hyperparameters(RLCondition("CET", 10, 8.0, learning_rate=1e-3))
+    stage = Course(Options(frames=1024), "test")
+    hyper = stage.hyperparameters(Condition("CET", 10, 8.0, learning_rate=1e-3))
     assert isinstance(hyper.trace, CascadingTrace)
     assert int(np.argmax(hyper.trace.weights(np.arange(200)))) == int(hyper.delay.steps) == 40
-    assert (float(hyper.learning_rate), float(hyper.critic_rate)) == (1e-3, 1.0)
-    hyper = stage.hyperparameters(RLCondition("ET", 1, 8.0, beta=0.9, learning_rate=1e-3))
+    assert (float(hyper.learning_rate), float(hyper.critic_rate)) == (1e-3, 10.0)
+    hyper = stage.hyperparameters(Condition("ET", 1, 8.0, beta=0.9, learning_rate=1e-3))
     assert isinstance(hyper.trace, ExponentialTrace)
     weights = hyper.trace.weights(np.arange(1, 4))
     np.testing.assert_allclose(weights[1:] / weights[:-1], 0.9, rtol=1e-12)
-    theirs = Stage("test", BehavioralRL(cascade="first_stage", normalization="peak"), 1000)
-    hyper = theirs.hyperparameters(RLCondition("CET", 10, 8.0, learning_rate=1e-3))
+    theirs = Course(Options(cascade="first_stage", normalization="peak"), "test")
+    hyper = theirs.hyperparameters(Condition("CET", 10, 8.0, learning_rate=1e-3))
     assert isinstance(hyper.trace, FirstStageCascade)
     assert float(hyper.trace.weights(np.arange(200)).max()) == 1.0
-    assert isinstance(stage.hyperparameters(RLCondition(*UNDELAYED, 0.0, learning_rate=1.0)).trace, DelayLine)
+    assert isinstance(stage.hyperparameters(Condition(*UNDELAYED, 0.0, learning_rate=1.0)).trace, DelayLine)
 
 
 def test_retrograde_signals_stack():
-    options = RetrogradeRL()
-    stage = Stage("test", options, 1000)
+    options = retrograde_rl.Options()
+    stage = Course(options, "test")
     condition = next(c for c in retrograde_rl.conditions(options) if (c.trace, c.order) == ("CET", 10))
     hyper = stage.hyperparameters(replace(condition, learning_rate=1e-3))
     assert [int(delay.steps) for delay in hyper.delay.delays] == [0, 400, 800]
@@ -105,34 +93,30 @@ def test_retrograde_signals_stack():
     assert peaks == [0, 400, 800]
 
 
-@pytest.mark.parametrize("options", [*PRESETS.values(), *RETROGRADE_PRESETS.values()])
+@pytest.mark.parametrize("options", [*PRESETS.values(), *retrograde_rl.PRESETS.values()])
 def test_presets_pass_their_own_checks(options):
     options.check()
 
 
 def test_the_paper_settings_go_with_the_environment():
-    settings = Stage("test", PRESETS["space_invaders"], 10**6).settings()
+    settings = Course(PRESETS["space_invaders"], "test").settings()
     assert (settings.environments, settings.rollout) == (32, 32)
-    settings = Stage("test", PRESETS["paper"], 10**6).settings()
+    settings = Course(PRESETS["paper"], "test").settings()
     assert (settings.environments, settings.rollout, settings.hidden) == (4, 128, (256, 256))
 
 
 def test_flags_reach_the_agent():
     flags = ("reset_cascade", "late_critic", "late_flag")
     for flag in flags:
-        settings = Stage("test", BehavioralRL(**{flag: True}), 1000).settings()
+        settings = Course(Options(**{flag: True}), "test").settings()
         assert [getattr(settings, name) for name in flags] == [name == flag for name in flags]
-    words = {"truncation": "terminate", "anneal": "both", "actor_gradient": "sum", "form": "authors_linear"}
-    settings = Stage("test", BehavioralRL(**words, random_lam=(0.1, 0.9)), 1000).settings()
-    assert {name: getattr(settings, name) for name in words} == words
-    assert settings.random_lam == (0.1, 0.9)
+    assert Course(Options(truncation="terminate"), "test").settings().truncation == "terminate"
 
 
 def test_the_authors_code():
-    stage = Stage("test", PRESETS["authors"], PRESETS["authors"].frames)
-    settings, hyper = stage.settings(), stage.hyperparameters(RLCondition("CET", 10, 8.0, learning_rate=1e-3))
-    assert (settings.truncation, settings.late_flag, settings.anneal) == ("terminate", True, "critic")
-    assert (settings.form, settings.actor_gradient, settings.random_lam) == ("authors_linear", "mean", None)
+    stage = Course(PRESETS["authors"], "test")
+    settings, hyper = stage.settings(), stage.hyperparameters(Condition("CET", 10, 8.0, learning_rate=1e-3))
+    assert (settings.truncation, settings.late_flag, settings.anneal) == ("terminate", True, True)
     assert float(hyper.critic_rate) == 1.0
     assert isinstance(hyper.trace, FirstStageCascade)
     assert float(hyper.trace.weights(np.arange(200)).max()) == 1.0
@@ -145,77 +129,63 @@ def test_the_authors_code():
     assert (settings.random_lam, settings.frames, settings.anneal) == ((0.1, 0.99), 32 * 32, "none")
 
 
-def test_runs_of_other_settings_are_not_drawn_together(tiny, tmp_path):
-    rows = read_results(tiny / "results.csv")
-    rows = [row for row in rows if row["run"] in {r["run"] for r in rows if r["metric"] == "test_return"}]
-    assert BehavioralRL(anneal="both", lam=0.9).variant == "anneal=both, lam=0.9"
-    others = [row | {"variant": "anneal", "run": f"{row['run']}, too"} for row in rows]
-    runs = rl_report.Runs([*others, *rows])
-    assert {run.columns["variant"] for run in runs.runs} == {""}
-    assert rl_report.Runs([*rows, *others]).note.endswith(", options: anneal")
+def test_runs_of_other_settings_are_not_drawn_together(tiny):
+    rows = tables.of_options(tables.read(tiny / "results.csv"), Options())
+    assert Options(anneal=True, lam=0.9).variant == "anneal, lam=0.9"
+    others = rows.assign(variant="anneal", run=rows["run"] + ", too")
+    assert set(returns.select(pd.concat([others, rows]))["variant"]) == {""}
+    assert returns.settings(returns.select(pd.concat([rows, others]))).endswith(", options: anneal")
 
 
 # What is recorded.
 
 
 def test_rows_of_a_run(tiny):
-    rows = read_results(tiny / "results.csv")
-    tested = [row for row in rows if row["metric"] == "test_return"]
-    assert len(tested) == 2 * (1 + 2)
-    assert {row["delay_s"] for row in tested} == {0.0, 0.4, 0.8}
-    assert {row["step"] for row in tested} == {64}
-    assert sum(row["metric"] == "validation_return" for row in rows) == 2 * 2
-    runs = rl_report.Runs([row for row in rows if row["run"] in {t["run"] for t in tested}])
-    assert runs.frames == 64
-    assert runs.layers == ["layers.0", "layers.1"]
-    assert all(len(run.alignment["layers.0"]) >= 1 for run in runs.runs)
+    rows = tables.read(tiny / "results.csv")
+    ends = tables.finals(rows, "test_return")
+    assert len(ends) == 2 * (1 + 2)
+    assert set(ends["delay_s"]) == {0.0, 0.4, 0.8}
+    assert set(ends["step"]) == {64}
+    assert (rows["metric"] == "validation_return").sum() == 2 * 2
+    cosines = returns.cosines(rows, returns.select(rows))
+    assert set(cosines["layer"]) == {"layers.0", "layers.1"}
+    assert len(cosines) == 2 * len(ends)
 
 
-def test_a_finished_run_is_not_run_again_and_redraws_alike(tiny, capsys, monkeypatch):
-    before = (tiny / "results.csv").read_bytes()
-    table = "Mean return"
-    make_small(monkeypatch, *FEW)
-    monkeypatch.setattr(rl_training.Trainer, "begin", None)
-    assert command_line.main([*TINY, "--out", str(tiny.parent)]) == 0
-    first = capsys.readouterr().out
-    assert command_line.main([*TINY, "--out", str(tiny.parent), "--plot-only"]) == 0
-    assert first[first.index(table) :] == (second := capsys.readouterr().out)[second.index(table) :]
+def test_a_finished_run_is_not_run_again_and_redraws_alike(tiny, monkeypatch):
+    before, table = (tiny / "results.csv").read_bytes(), "Mean return"
+    make_small(monkeypatch)
+    first = output_of(*TINY, "--out", tiny.parent)
+    assert "seed 0: " not in first
+    second = output_of(*TINY, "--out", tiny.parent, "--plot-only")
+    assert first[first.index(table) :] == second[second.index(table) :]
     assert (tiny / "results.csv").read_bytes() == before
     for name in ("behavioral-rl", "behavioral-rl-curves", "behavioral-rl-alignment"):
         assert (tiny / f"{name}.png").stat().st_size > 5000
 
 
-def test_a_run_in_a_batch_is_the_run_alone(monkeypatch):
+SMALLEST = Options(environments=2, rollout=8, hidden=(4,), frames=64, selection_frames=64, episodes=3)
+
+
+def test_a_run_in_a_batch_is_the_run_alone_and_one_that_diverges_takes_no_other_with_it(monkeypatch, tmp_path):
     make_small(monkeypatch)
-    options = BehavioralRL(environments=2, rollout=8, hidden=(4,), frames=64, seeds=2, episodes=3)
-    stage, runs = (
-        Stage("validation", options, 64),
-        [RLCondition("CET", 2, 0.8, learning_rate=1e-2, seed=s) for s in (0, 1)],
-    )
-    _, beside = trained_rows(rl_training.Trainer(stage, runs[0], 2), runs)
-    (alone,) = trained_rows(rl_training.Trainer(stage, runs[1], 1), runs[1:])
-    values = lambda rows: [(row["metric"], row["step"], row["value"]) for row in rows]  # noqa: E731
-    for (metric, step, value), (same, at, expected) in zip(values(beside), values(alone), strict=True):
-        assert (metric, step) == (same, at)
-        np.testing.assert_allclose(
-            np.nan if value is None else value, np.nan if expected is None else expected, atol=1e-7
-        )
+    course, same = Course(SMALLEST, "validation"), Condition("CET", 2, 0.8, learning_rate=1e-2)
+    lanes = [replace(same, learning_rate=1e200), same]
+    together = trained(course, lanes, tmp_path / "together", rl.STATIC, batch=2)
+    assert together.final("diverged").tolist() == [1, 0]
+    alone = trained(course, [same], tmp_path / "alone", rl.STATIC)
+    of_run = lambda table: table.rows[table.rows["run"] == next(iter(alone.records))]  # noqa: E731
+    both = [of_run(table).query("metric != 'wall_s'") for table in (together, alone)]
+    assert both[0][["metric", "step"]].to_numpy().tolist() == both[1][["metric", "step"]].to_numpy().tolist()
+    np.testing.assert_allclose(*(rows["value"].astype(float) for rows in both), atol=1e-7)
 
 
-def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path, capsys, monkeypatch):
-    make_small(monkeypatch, ("CET", 2))
-    options = BehavioralRL(environments=2, rollout=8, hidden=(4,), frames=64, episodes=3)
-    stage, runs = Stage("validation", options, 64), [RLCondition("CET", 2, 0.8, learning_rate=r) for r in (1e200, 1e-2)]
-    lost, rows = trained_rows(rl_training.Trainer(stage, runs[0], 2), runs)
-    assert [last(own)["diverged"] for own in (lost, rows)] == [1, 0]
-    assert all(row["value"] is not None for row in rows if row["metric"] == "value_loss")
-
-
-def test_retrograde_end_to_end(tmp_path, capsys, monkeypatch):
-    make_small(monkeypatch, ("CET", 2))
+def test_retrograde_end_to_end(tmp_path, monkeypatch):
+    make_small(monkeypatch)
     arguments = ("retrograde-rl", *SMALL, "--frames", "64", "--delay", "0.6", "--out", str(tmp_path))
-    assert command_line.main([*arguments]) == 0
-    assert "CET(2)" in capsys.readouterr().out
+    text = output_of(*arguments)
+    assert "CET(2)" in text
+    assert "figure left out: retrograde-rl, one delay" in text
     names = {path.name for path in (tmp_path / "retrograde-rl").glob("*.png")}
     assert names == {"retrograde-rl-curves.png", "retrograde-rl-alignment.png"}
 

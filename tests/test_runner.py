@@ -4,11 +4,11 @@ import signal
 
 import numpy as np
 import pytest
-from programs import CONDITIONS, PLAN, Walk, batches, expected, literal, measured, walk, words
+from programs import CONDITIONS, PLAN, Walk, batches, expected, literal, measured, recorded, walk, words
 
 from cetsim.sweep import runner
-from cetsim.sweep.batches import Batch, config_hash, grid, share
-from cetsim.sweep.progress import Reporter
+from cetsim.sweep.files import digest
+from cetsim.sweep.grid import Batch, grid, share
 from cetsim.sweep.records import Records
 from cetsim.sweep.runner import Infeasible, Interrupted, Runner
 
@@ -20,14 +20,14 @@ class Watch:
 
     def __init__(self):
         self.seen = []
-        self.do = lambda what, lanes, step: None
+        self.do = lambda what, slots, step: None
 
-    def __call__(self, what, lanes, step):
-        self.seen.append((what, [words(lane) for lane in lanes], step))
-        self.do(what, lanes, step)
+    def __call__(self, what, slots, step):
+        self.seen.append((what, [words(slot) for slot in slots], step))
+        self.do(what, slots, step)
 
     def of(self, what):
-        return [lanes for each, lanes, _ in self.seen if each == what]
+        return [slots for each, slots, _ in self.seen if each == what]
 
     def steps(self):
         return [step for what, _, step in self.seen if what == "advance"]
@@ -61,7 +61,7 @@ def stop_at(step, times=1):
     """Sends SIGTERM in the midst of a chunk."""
     left = [times]
 
-    def do(what, lanes, at):
+    def do(what, slots, at):
         if what == "advance" and at == step and left[0]:
             left[0] -= 1
             signal.raise_signal(signal.SIGTERM)
@@ -70,10 +70,10 @@ def stop_at(step, times=1):
 
 
 def fail_for(condition, where, kind=RuntimeError):
-    """Raises where the condition is among the lanes."""
+    """Raises where the condition is among the slots."""
 
-    def do(what, lanes, step):
-        if what == where and condition in lanes and step in (0, 12):
+    def do(what, slots, step):
+        if what == where and condition in slots and step in (0, 12):
             raise kind("what went wrong")
 
     return do
@@ -100,13 +100,13 @@ def test_rows_are_those_of_a_literal_loop(tmp_path, size, every):
 def test_a_record_has_all_that_names_and_explains_a_run(tmp_path):
     walk(tmp_path, FEW, size=4, multiple=4)
     for (index, condition), record in zip(enumerate(FEW), Records(tmp_path).records.values(), strict=True):
-        assert record["hash"] == config_hash(record["config"])
+        assert record["hash"] == digest(record["config"])
         assert (record["config"], record["columns"]) == ({"walk": 1} | condition, condition)
         assert {"schema", "wall_s", "finished", "versions", "git", "device"} < record.keys()
         assert "error" not in record
         assert record["rows"][-1] == {"metric": "wall_s", "step": 18, "value": record["wall_s"]}
         keys = [PLAN.key(each) for each in FEW[index - index % 3 :][:3]]
-        assert record["batch"] == {"width": 4, "of": keys, "lane": index % 3}
+        assert record["batch"] == {"width": 4, "of": keys, "slot": index % 3}
 
 
 def test_batches_depend_on_the_grid_alone(tmp_path, watch):
@@ -117,7 +117,7 @@ def test_batches_depend_on_the_grid_alone(tmp_path, watch):
     watch.seen.clear()
     records = Records(tmp_path / "parts")
     for shard in ("2/3", "3/3", "1/3"):
-        Runner(records, Reporter()).run(PLAN, share(batches(), shard))
+        Runner(PLAN, records).run(share(batches(), shard))
     assert sorted(watch.of("begin")) == sorted(whole)
     of = lambda folder: {name: r["batch"] for name, r in records_by_words(folder).items()}  # noqa: E731
     assert of(tmp_path / "parts") == of(tmp_path / "whole")
@@ -125,21 +125,21 @@ def test_batches_depend_on_the_grid_alone(tmp_path, watch):
 
 def test_what_is_left_of_a_batch_is_trained_in_its_lanes(tmp_path, watch):
     one, two, three = FEW[:3]
-    runner = Runner(Records(tmp_path), Reporter())
-    runner.run(PLAN, [Batch("a", (two,), 1)])  # recorded before, in another batch
-    runner.run(PLAN, [Batch("a", (one, two, three), 4)])
-    assert watch.of("begin") == [[words(two)], [words(each) for each in (one, one, three, one)]]
-    assert records_by_words(tmp_path)[words(three)]["batch"]["lane"] == 2
+    runner = Runner(PLAN, Records(tmp_path))
+    runner.run([Batch("a", (two,), 1)])  # recorded before, in another batch
+    runner.run([Batch("a", (one, two, three), 4)])
+    assert watch.of("begin") == [[words(two)], [words(each) for each in (one, two, three, one)]]
+    assert records_by_words(tmp_path)[words(three)]["batch"]["slot"] == 2
     assert measured(tmp_path) == expected(FEW[:3])
 
 
 def test_what_is_recorded_is_not_trained_again(tmp_path, watch):
     walk(tmp_path)
-    before = (tmp_path / "runs.jsonl").read_bytes()
+    before = recorded(tmp_path)
     watch.seen.clear()
     walk(tmp_path)
     assert watch.seen == []
-    assert (tmp_path / "runs.jsonl").read_bytes() == before
+    assert recorded(tmp_path) == before
 
 
 def test_lanes_that_overflow_leave_the_others_alone(tmp_path):
@@ -184,9 +184,9 @@ def test_stopped_after_every_chunk(tmp_path, watch):
 def test_seconds_count_both_parts(tmp_path, watch, clock):
     took = {"begin": 1.0, "advance": 5.0}
 
-    def do(what, lanes, step):
+    def do(what, slots, step):
         clock.now += took.get(what, 0.0)
-        stop(what, lanes, step)
+        stop(what, slots, step)
 
     watch.do, stop = do, stop_at(8)
     with pytest.raises(Interrupted):
@@ -219,13 +219,12 @@ def test_a_condition_that_fails_is_recorded_and_the_others_finish(tmp_path, watc
     record = records_by_words(tmp_path)[words(FEW[1])]
     assert record["error"] == error
     assert [(row["metric"], row["value"]) for row in record["rows"]] == [("wall_s", 0.0), ("failed", 1.0)]
-    assert record["batch"]["lane"] == 1
+    assert record["batch"]["slot"] == 1
     assert measured(tmp_path).pop(words(FEW[1])) == [{"metric": "failed", "step": 0, "value": 1.0}]
     others = [condition for condition in FEW if condition != FEW[1]]
     assert {name: rows for name, rows in measured(tmp_path).items() if name != words(FEW[1])} == expected(others)
     assert not (tmp_path / "checkpoints").exists()
     assert f"{words(FEW[1])}: {error}\n" in capsys.readouterr().out
-    assert runner.failures(Records(tmp_path), [PLAN.key(each) for each in FEW]) == [f"{PLAN.key(FEW[1])}: {error}"]
 
 
 def test_what_failed_is_tried_again(tmp_path, watch):
@@ -243,7 +242,7 @@ def test_what_failed_is_tried_again(tmp_path, watch):
 
 def test_a_program_that_cannot_be_made_fails_its_conditions(tmp_path, watch):
     bad = [condition for condition in CONDITIONS if condition["kind"] == "a"]
-    watch.do = lambda what, lanes, step: 1 / (what != "made" or lanes[0]["kind"] != "a")
+    watch.do = lambda what, slots, step: 1 / (what != "made" or slots[0]["kind"] != "a")
     walk(tmp_path)
     errors = {name: record["error"] for name, record in records_by_words(tmp_path).items() if "error" in record}
     assert errors == {words(condition): "ZeroDivisionError: division by zero" for condition in bad}
@@ -307,24 +306,27 @@ def test_a_keyboard_interrupt_is_no_failure(tmp_path, watch):
 # When checkpoints are made.
 
 
-def saves(clock, every, costs, seconds=5000):
+def saves(folder, monkeypatch, watch, clock, every, costs, chunks=5000):
     """When checkpoints are made, of which each takes so long, and when they are done; a chunk is a second."""
-    pace, times = runner._Pace(every), []
-    for _ in range(seconds):
-        clock.now += 1.0
-        if pace.is_due():
-            begun = clock.now
-            with pace.saving():
-                clock.now += costs[len(times) % len(costs)]
-            times.append((begun, clock.now))
+    times = []
+
+    def save(self, step, tree, notes):
+        begun = clock.now
+        clock.now += costs[len(times) % len(costs)]
+        times.append((begun, clock.now))
+
+    monkeypatch.setattr(runner.Checkpoints, "save", save)
+    monkeypatch.setattr(Walk, "ends", range(1, chunks + 1))
+    watch.do = lambda what, *_: setattr(clock, "now", clock.now + (what == "advance"))
+    walk(folder, FEW[:1], every)
     return np.asarray(times)
 
 
 @pytest.mark.parametrize("costs", [(0.0,), (0.5,), (4.0,), (4.0, 0.5, 20.0)])
 @pytest.mark.parametrize("every", [10.0, 60.0])
-def test_checkpoints_are_as_rare_as_keeps_their_cost_small(clock, every, costs):
+def test_checkpoints_are_as_rare_as_keeps_their_cost_small(tmp_path, monkeypatch, watch, clock, every, costs):
     began = clock.now
-    times = saves(clock, every, costs)
+    times = saves(tmp_path, monkeypatch, watch, clock, every, costs)
     trained = times[1:, 0] - times[:-1, 1]
     cost = times[:-1, 1] - times[:-1, 0]
     assert times[0, 0] - began == every
@@ -334,8 +336,8 @@ def test_checkpoints_are_as_rare_as_keeps_their_cost_small(clock, every, costs):
     assert (cost / (cost + trained) < 1 / 50).all()
 
 
-def test_without_a_pause_every_chunk_ends_in_a_checkpoint(clock):
-    assert len(saves(clock, 0.0, (4.0,), 100)) == 100
+def test_without_a_pause_every_chunk_ends_in_a_checkpoint(tmp_path, monkeypatch, watch, clock):
+    assert len(saves(tmp_path, monkeypatch, watch, clock, 0.0, (4.0,), 100)) == 99  # the last is recorded
 
 
 def test_checkpoints_are_made_between_chunks_at_that_pace(tmp_path, watch, clock, monkeypatch):
@@ -351,5 +353,5 @@ def test_checkpoints_are_made_between_chunks_at_that_pace(tmp_path, watch, clock
 
 
 def test_a_pause_below_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`every` must be at least 0"):
-        Runner(Records(tmp_path), Reporter(), -1.0)
+    with pytest.raises(ValueError, match="`checkpoint_every` must be at least 0"):
+        Runner(PLAN, Records(tmp_path), -1.0)

@@ -8,13 +8,15 @@ import shutil
 import signal
 import time
 from datetime import datetime
+from pathlib import Path
 
 import pytest
-from programs import CONDITIONS, PLAN, Walk, expected, measured, walk, words
+from programs import CONDITIONS, PLAN, Walk, expected, measured, recorded, walk, words
 
 from cetsim.sweep import checkpoint, provenance
 from cetsim.sweep.checkpoint import CheckpointWarning
-from cetsim.sweep.records import SCHEMA, Records
+from cetsim.sweep.files import SCHEMA
+from cetsim.sweep.records import Records
 from cetsim.sweep.runner import Interrupted
 
 FEW = CONDITIONS[:6]
@@ -24,8 +26,8 @@ FEW = CONDITIONS[:6]
 def stopped(tmp_path, monkeypatch):
     """A folder of a sweep that was stopped after 12 steps of its second batch, with a checkpoint after each chunk."""
 
-    def stop(what, lanes, step):
-        if what == "advance" and step == 12 and FEW[3] in lanes:
+    def stop(what, slots, step):
+        if what == "advance" and step == 12 and FEW[3] in slots:
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
@@ -41,17 +43,17 @@ def stopped(tmp_path, monkeypatch):
 def begun_at(monkeypatch):
     """The steps from which chunks are trained from here on."""
     steps, advance = [], Walk.advance
-    note = lambda self, state, lanes, start, end: steps.append(start) or advance(self, state, lanes, start, end)  # noqa: E731
+    note = lambda self, state, slots, start, end: steps.append(start) or advance(self, state, slots, start, end)  # noqa: E731
     monkeypatch.setattr(Walk, "advance", note)
     return steps
 
 
-def files(folder):
-    return sorted(folder.glob("checkpoints/*/checkpoint-*"))
+def saved(folder):
+    return sorted(folder.glob("checkpoints/training/*/checkpoint-*"))
 
 
 def steps_of(folder):
-    return [int(path.stem.removeprefix("checkpoint-")) for path in files(folder)]
+    return [int(path.stem.removeprefix("checkpoint-")) for path in saved(folder)]
 
 
 def failing(number):
@@ -72,7 +74,7 @@ def damage(path):
 
 
 def test_a_damaged_checkpoint_is_passed_over(stopped, begun_at):
-    damage(files(stopped)[-1])
+    damage(saved(stopped)[-1])
     with pytest.warns(CheckpointWarning, match="is damaged: it is cut short, .* falls back to step 8$"):
         walk(stopped, FEW)
     assert begun_at == [8, 12, 16]
@@ -81,7 +83,7 @@ def test_a_damaged_checkpoint_is_passed_over(stopped, begun_at):
 
 
 def test_without_a_whole_checkpoint_a_batch_starts_over(stopped, begun_at):
-    for path in files(stopped):
+    for path in saved(stopped):
         damage(path)
     with pytest.warns(CheckpointWarning, match="the run starts over") as told:
         walk(stopped, FEW)
@@ -91,11 +93,11 @@ def test_without_a_whole_checkpoint_a_batch_starts_over(stopped, begun_at):
 
 
 def test_a_newer_checkpoint_is_left_alone(stopped, monkeypatch):
-    content = [path.read_bytes() for path in files(stopped)]
+    content = [path.read_bytes() for path in saved(stopped)]
     monkeypatch.setattr(checkpoint, "SCHEMA", 0)
-    with pytest.raises(ValueError, match="has schema 1, and this version of cetsim knows those up to 0: update cetsim"):
+    with pytest.raises(ValueError, match="has schema 2, and this version of cetsim knows those up to 0: update cetsim"):
         walk(stopped, FEW)
-    assert [path.read_bytes() for path in files(stopped)] == content
+    assert [path.read_bytes() for path in saved(stopped)] == content
     monkeypatch.undo()
     walk(stopped, FEW)
     assert measured(stopped) == expected(FEW)
@@ -114,9 +116,9 @@ def test_checkpoints_of_what_is_recorded_are_removed(stopped, tmp_path_factory, 
     kept = tmp_path_factory.mktemp("kept") / "checkpoints"
     shutil.copytree(stopped / "checkpoints", kept)
     walk(stopped, FEW)
-    (folder,) = kept.iterdir()
+    (folder,) = (kept / "training").iterdir()
     if left != "whole":
-        folder = folder.rename(kept / f"{folder.name}.gone")
+        folder = folder.rename(f"{folder}.gone")
     if left in ("emptied", "none"):
         shutil.rmtree(folder)
     if left == "emptied":
@@ -129,9 +131,9 @@ def test_checkpoints_of_what_is_recorded_are_removed(stopped, tmp_path_factory, 
 
 
 def test_checkpoints_of_other_sweeps_are_left_alone(stopped):
-    before = files(stopped)
+    before = saved(stopped)
     walk(stopped, CONDITIONS[8:])
-    assert files(stopped) == before
+    assert saved(stopped) == before
     walk(stopped)
     assert measured(stopped) == expected()
     assert not (stopped / "checkpoints").exists()
@@ -155,40 +157,41 @@ def test_a_disk_that_fails_at_any_time_loses_nothing(tmp_path, monkeypatch, code
                 failed.append(error)
         if next(calls) <= count:
             break
-        recorded = Records(folder).records
-        assert len(recorded) in (0, 3, 6)
+        before = recorded(folder)
         walk(folder, FEW)
-        assert list(Records(folder).records.items())[: len(recorded)] == list(recorded.items())
+        assert before.items() <= recorded(folder).items()  # what was recorded stays as it was
         assert measured(folder) == expected(FEW)
         assert not (folder / "checkpoints").exists()
-    told = [f"of step {step} could not be written to" for step in Walk.ends[:-1]] * 2 + ["runs.jsonl cannot be added"]
+    told = [f"of step {step} could not be written to" for step in Walk.ends[:-1]] * 2 + [".json cannot be written"]
     assert all(any(text in str(error) for error in failed) for text in told)
     assert all(os.strerror(code) in str(error) and error.errno == code for error in failed)
-    assert len(failed) == 2 * (2 * 4 + 1)  # files and folders of checkpoints, and records
+    assert len(failed) == 2 * (2 * 4 + 2 * 3)  # files and folders, of checkpoints and of records
 
 
-@pytest.mark.parametrize("room", [0, 500, 4000])
-def test_a_disk_that_is_full_when_records_are_written(stopped, monkeypatch, room):
-    before, write = (stopped / "runs.jsonl").read_bytes(), os.write
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_disk_that_is_full_when_records_are_written(stopped, monkeypatch, begun_at, written):
+    """After so many records of a batch of three."""
+    replace, room, before = os.replace, [written], recorded(stopped)
 
-    def limited(handle, data):
-        nonlocal room
-        if not room:
+    def limited(source, target):
+        if target.suffix == ".json" and not room[0]:
             failing(errno.ENOSPC)()
-        written = write(handle, data[:room])
-        room -= written
-        return written
+        room[0] -= target.suffix == ".json"
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", limited)
-        if room < 4000:
-            with pytest.raises(OSError, match=r"runs\.jsonl cannot be added to: No space left on device"):
-                walk(stopped, FEW)
-            assert (stopped / "runs.jsonl").read_bytes() == before
-            assert steps_of(stopped) == [8, 12]  # from which it goes on
+        patch.setattr(os, "replace", limited)
+        with pytest.raises(OSError, match=r"\.json cannot be written: No space left on device"):
+            walk(stopped, FEW)
+    assert before.items() <= recorded(stopped).items()
+    assert len(recorded(stopped)) == 3 + written
+    assert not list(stopped.glob("runs/.*"))
+    assert steps_of(stopped) == [8, 12]
+    begun_at.clear()
     walk(stopped, FEW)
+    assert begun_at == [12, 16]
     assert measured(stopped) == expected(FEW)
-    assert not (stopped / "runs.jsonl.damaged").exists()
+    assert not (stopped / "checkpoints").exists()
 
 
 def test_a_full_disk_when_a_signal_came_is_told_too(tmp_path, monkeypatch):
@@ -203,8 +206,8 @@ def test_a_full_disk_when_a_signal_came_is_told_too(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", failing(errno.EROFS))
-        with pytest.raises(OSError, match=rf"the folder {tmp_path} cannot be written: Read-only file system"):
+        patch.setattr(Path, "open", failing(errno.EROFS))
+        with pytest.raises(OSError, match=rf"{tmp_path}/runs/.*json cannot be written: Read-only file system"):
             walk(tmp_path, FEW)
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(OSError, match=r"the checkpoint of step 4 could not be written to .*: Not a directory"):
@@ -229,21 +232,20 @@ def test_a_folder_that_is_read_only(stopped):
 
 
 def test_a_newer_version_recording_meanwhile_stops_the_sweep_and_loses_nothing(stopped, monkeypatch):
-    def record(what, lanes, step):
+    def record(what, slots, step):
         if step == 18:
-            with (stopped / "runs.jsonl").open("a") as file:
-                file.write(json.dumps({"schema": SCHEMA + 1, "of": "another shape"}) + "\n")
+            newer.write_text(json.dumps({"schema": SCHEMA + 1, "of": "another shape"}))
 
-    before = (stopped / "runs.jsonl").read_bytes()
+    before, newer = recorded(stopped), stopped / "runs" / "newer.json"
     monkeypatch.setattr(Walk, "watch", record)
     message = f"is of schema {SCHEMA + 1}, and this version of cetsim knows up to {SCHEMA}: update cetsim"
     with pytest.raises(ValueError, match=message):
         walk(stopped, FEW)
     with pytest.raises(ValueError, match=message):
         walk(stopped, FEW)
-    assert (stopped / "runs.jsonl").read_bytes().startswith(before)
+    assert recorded(stopped).items() == before.items() | {("newer.json", newer.read_bytes())}
     assert steps_of(stopped) == [8, 12]
-    (stopped / "runs.jsonl").write_bytes(before)
+    newer.unlink()
     monkeypatch.undo()
     walk(stopped, FEW)
     assert measured(stopped) == expected(FEW)
@@ -259,7 +261,7 @@ def test_a_clock_that_jumps_does_not_matter(stopped, monkeypatch, begun_at, jump
         def now(cls, tz=None):
             return datetime.fromtimestamp(real() + jump * next(jumps), tz)
 
-    for path in files(stopped):
+    for path in saved(stopped):
         os.utime(path, (0, real() + 1e8))
     monkeypatch.setattr(time, "time", lambda: real() + jump * next(jumps))
     monkeypatch.setattr(provenance, "datetime", Jumping)

@@ -7,15 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from programs import last, trained_rows
+from experiment import copied, error_of, output_of, require_same_pictures, tidy, trained
 
 from cetsim import data
-from experiments import __main__ as command_line
-from experiments import streaming_report, streaming_vision
-from experiments.options.streaming_vision import PRESETS, StreamingVision
-from experiments.streaming_report import Place, Streams
-from experiments.vision_conditions import Stage
-from experiments.vision_training import Trainer
+from experiments import streaming_vision
+from experiments.common import vision
+from experiments.streaming_vision import PRESETS, Options
 
 pytestmark = pytest.mark.slow
 
@@ -24,30 +21,21 @@ TINY = (
     *(NAME, "--delays", "0.4", "--order-delay", "0.4", "--orders", "2", "--hidden", "6", "--seeds", "1"),
     *("--run-lengths", "1", "--interpolations", "1", "--update-everys", "128", "--steps", "2"),
 )
-OPTIONS = StreamingVision(
+PLACE = ("mode", "delay_s", "run_length", "interpolation", "update_every")
+OPTIONS = Options(
     delays=(0.4, 4.0), order_delay=2.0, orders=(2, 10), run_lengths=(1, 8), interpolations=(1, 4), update_everys=(64,)
 )
 
 
 def conditions_of(options):
-    groups = streaming_vision.groups(options)
+    groups = streaming_vision.conditions(options)
     assert all(len(group) == 1 for group in groups)
     return [condition for (condition,) in groups]
 
 
 def places(conditions):
     """How many traces there are at each place."""
-    return Counter(Place(*(getattr(c, name) for name in Place._fields)) for c in conditions if c.trace != "backprop")
-
-
-def errors_of(capsys, *arguments: str) -> str:
-    """What the command line says on stderr, having exited with status 2."""
-    try:
-        status = command_line.main([NAME, *arguments])
-    except SystemExit as stop:  # what can't even be parsed
-        status = stop.code
-    assert status == 2
-    return " ".join(capsys.readouterr().err.replace("│", " ").split())
+    return Counter(tuple(getattr(c, name) for name in PLACE) for c in conditions if c.trace != "backprop")
 
 
 # What is run.
@@ -61,7 +49,7 @@ def test_every_trace_in_every_mode_at_every_delay_and_for_all_that_is_varied_at_
         *((mode, 2.0, 1, 4, 128) for mode in ("reset", "carry")),
         ("carry", 2.0, 1, 1, 64),
     ]
-    assert places(conditions) == dict.fromkeys((Place(*place) for place in both), 4)
+    assert places(conditions) == dict.fromkeys(both, 4)
     kinds = {(c.trace, c.order) for c in conditions}
     assert kinds == {("ET", 1), ("CET", 2), ("CET", 10), ("delay line", 0), ("backprop", 0)}
     assert all(c.peak_s == c.delay_s for c in conditions)
@@ -86,9 +74,9 @@ def test_nothing_is_run_twice_and_what_is_not_varied_adds_nothing():
 
 
 def test_streams_alone_and_stretches_alone():
-    assert {place.mode for place in places(conditions_of(replace(OPTIONS, modes=("carry",))))} == {"carry"}
+    assert {place[0] for place in places(conditions_of(replace(OPTIONS, modes=("carry",))))} == {"carry"}
     stretches = places(conditions_of(replace(OPTIONS, modes=("reset",))))
-    assert {(place.mode, place.update_every) for place in stretches} == {("reset", 128)}
+    assert {(place[0], place[4]) for place in stretches} == {("reset", 128)}
 
 
 def test_the_gate_closes_on_the_same_images_however_many_there_are_to_an_update():
@@ -97,10 +85,11 @@ def test_the_gate_closes_on_the_same_images_however_many_there_are_to_an_update(
 
 
 def test_a_run_of_more_frequent_updates_sees_as_many_images():
-    empty = np.zeros((0, 1, 2, 2), np.float32), np.zeros(0, np.int32)
-    stage = Stage("test", OPTIONS, data.Dataset("none", *empty, *empty), 10)
+    few = np.zeros((1, 1, 2, 2), np.float32), np.zeros(1, np.int32)
+    course = vision.Course(replace(OPTIONS, steps=10), data.Dataset("few", *few, *few), "test")
+    shown = ("mode", "update_every", "run_length", "interpolation", "derivative")
     for condition in conditions_of(OPTIONS):
-        settings = stage.settings(condition)
+        settings = course.settings(**{name: getattr(condition, name) for name in shown})
         assert settings.steps * settings.batch == 10 * 128
         assert settings.batch == condition.update_every
 
@@ -129,7 +118,7 @@ def test_presets_pass_their_own_checks_and_are_named(preset):
         (("--orders", "1"), "--orders must be 2 to 64"),
         (("--error-gate", "-1"), "--error-gate must be at least 0, got -1"),
         (("--run-lengths", "0"), "--run-lengths must be at least 1, got 0"),
-        (("--run-lengths", "2", "2"), "--run-lengths must not repeat a value, got 2 2"),
+        (("--run-lengths", "2", "2"), "--run-lengths must be different from each other, got 2 2"),
         (("--interpolations",), "--interpolations must be at least one, got none"),
         (("--update-everys", "0"), "--update-everys must be at least 1, got 0"),
         (
@@ -144,20 +133,20 @@ def test_presets_pass_their_own_checks_and_are_named(preset):
     ],
 )
 def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
-    assert message in errors_of(capsys, *arguments, "--out", str(tmp_path))
+    assert message in error_of(capsys, NAME, *arguments, "--out", tmp_path)
 
 
 def test_runs_longer_than_the_rarest_class_has_images(capsys, tmp_path):
     labels = data.load("digits").train_y  # with one learning rate none are held out to choose it
     rarest = min(range(10), key=lambda kind: np.sum(labels == kind))
-    message = errors_of(capsys, "--run-lengths", "1", "200", "--out", str(tmp_path))
+    message = error_of(capsys, NAME, "--run-lengths", "1", "200", "--out", tmp_path)
     has = f"got 200 and class {rarest} with {np.sum(labels == rarest)} images"
     assert message == f"error: `run_length` must not exceed the images of any class, {has}"
 
 
 def test_what_is_unusual_but_right():
-    StreamingVision(modes=("carry",), delays=(30.0,), order_delay=40.0).check()
-    StreamingVision(selection_steps=3, update_everys=(1000,), steps=125, learning_rates=(1e-3,)).check()  # no selection
+    Options(modes=("carry",), delays=(30.0,), order_delay=40.0).check()
+    Options(selection_steps=3, update_everys=(1000,), steps=125, learning_rates=(1e-3,)).check()  # no selection
 
 
 # From the command line to the figures.
@@ -167,7 +156,7 @@ def test_what_is_unusual_but_right():
 def tiny(tmp_path_factory):
     """A tiny run."""
     out = tmp_path_factory.mktemp("tiny")
-    assert command_line.main([*TINY, "--out", str(out)]) == 0
+    output_of(*TINY, "--out", out)
     return out / NAME
 
 
@@ -177,36 +166,31 @@ def test_rows_say_how_images_came(tiny):
     found = {(row["trace"], row["mode"]) for row in rows}
     assert found == {*itertools.product(("ET", "CET", "delay line"), ("reset", "carry")), ("backprop", "reset")}
     assert len(rows) == len(found)
-    assert {tuple(row[name] for name in Place._fields[2:]) for row in rows} == {("1", "1", "128")}
 
 
-def test_figures_are_redrawn_from_the_table_alone(tiny, tmp_path, capsys):
-    folder = tmp_path / NAME
-    folder.mkdir()
-    (folder / "results.csv").write_bytes((tiny / "results.csv").read_bytes())
-    assert command_line.main([*TINY, "--plot-only", "--out", str(tmp_path)]) == 0
-    table = capsys.readouterr().out
+def test_figures_are_redrawn_from_the_table_alone(tiny, tmp_path):
+    folder = copied(tiny, tmp_path)
+    table = output_of(*TINY, "--plot-only", "--out", tmp_path)
     titles = ("reset, stretches start empty", "carry, time goes on", "carry less reset")
     for text in ("Test accuracy in %", *(f"delay of the signal (s): {title}" for title in titles)):
         assert table.count(text) == 1
-    assert "run of a class" not in table  # not varied
-    drawn = sorted(path.name for path in tiny.glob("*.p*"))
-    assert drawn == ["streaming-vision.pdf", "streaming-vision.png"]
-    for name in drawn:
-        assert (folder / name).read_bytes() == (tiny / name).read_bytes()
+    assert "run of a class (images): " not in table  # not varied
+    assert "figure left out: input-order, one value of run of a class (images) and steps per image" in table
+    assert "figure left out: update-every, one value of images per update" in table
+    assert require_same_pictures(folder, tiny) == ["streaming-vision.pdf", "streaming-vision.png"]
 
 
-def test_a_stream_of_blended_images_with_frequent_updates_runs():
+def test_a_stream_of_blended_images_with_frequent_updates_runs(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(160, 1, 2, 2)).astype(np.float32), np.arange(160, dtype=np.int32) % 3
-    options = replace(OPTIONS, hidden=(4,))
-    stage = Stage("test", options, data.Dataset("random", images, labels, images, labels), 2)
+    options = replace(OPTIONS, hidden=(4,), steps=2)
+    course = vision.Course(options, data.Dataset("random", images, labels, images, labels), "test")
     condition = replace(conditions_of(options)[-1], learning_rate=1e-3, interpolation=2, run_length=5)
     assert (condition.mode, condition.update_every) == ("carry", 64)
-    (rows,) = trained_rows(Trainer(stage, condition, 1), [condition])
-    assert last(rows)["diverged"] == 0
-    steps = {row["metric"]: row["step"] for row in rows}
-    assert steps["test_accuracy"] == 4  # updates of 64 images, in two stretches of 128
+    table = trained(course, [condition], tmp_path, vision.STATIC)
+    assert table.final("diverged") == 0
+    rows = table.rows
+    assert rows.loc[rows["metric"] == "test_accuracy", "step"].max() == 4  # updates of 64 images, in two stretches
 
 
 # What figures and tables are made from.
@@ -215,7 +199,7 @@ def test_a_stream_of_blended_images_with_frequent_updates_runs():
 def rows_of(conditions, values=None, **more):
     """A row of the final accuracy of each condition."""
     same = dict(dataset="mnist", network="MLP 784-512-512-10", form="authors_linear", metric="test_accuracy")
-    fields = ("trace", "order", *Place._fields, "error_gate")
+    fields = ("trace", "order", *PLACE, "error_gate")
     return [
         same
         | {name: getattr(c, name) for name in fields}
@@ -227,31 +211,47 @@ def rows_of(conditions, values=None, **more):
 
 
 def test_each_comparison_varies_one_thing():
-    streams = Streams(rows_of(conditions_of(OPTIONS)), OPTIONS)
-    assert list(streams.line("delay_s", "reset")) == [0.4, 2.0, 4.0]
-    assert list(streams.line("run_length", "carry").values()) == [Place("carry", 2.0), Place("carry", 2.0, 8)]
-    assert list(streams.line("interpolation", "reset")) == [1, 4]
-    assert list(streams.line("update_every", "carry")) == [64, 128]
-    assert list(streams.line("update_every", "reset")) == [128]
-    assert streams.steps == [2]  # stretches, whatever the updates
-    assert streams.gate == 1e-8
+    ends = streaming_vision.select(tidy(rows_of(conditions_of(OPTIONS))), OPTIONS)
+    delay = streaming_vision.order_delay(ends, OPTIONS)
+    assert delay == 2.0
+    for varied, mode, values in (
+        ("delay_s", "reset", [0.4, 2.0, 4.0]),
+        ("run_length", "carry", [1, 8]),
+        ("interpolation", "reset", [1, 4]),
+        ("update_every", "carry", [64, 128]),
+        ("update_every", "reset", [128]),
+    ):
+        line = streaming_vision.line(ends, varied, mode, delay)
+        late = line[line["trace"] != "backprop"]
+        assert sorted(set(line[varied])) == values
+        assert all(late[name].nunique() == 1 for name in PLACE if name != varied)
+        assert line.groupby(["trace", "order"])[varied].nunique().eq(len(values)).all()  # of backprop too
+    assert set(ends["step"]) == {2}  # stretches, whatever the updates
+    assert set(ends.loc[ends["trace"] != "backprop", "error_gate"]) == {1e-8}
 
 
-def test_the_cost_of_a_mode_is_taken_seed_by_seed():
-    options = replace(OPTIONS, delays=(2.0,), orders=(2,), run_lengths=(1,), interpolations=(1,), update_everys=(128,))
+def report_of(capsys, rows, options):
+    """What is printed of rows, and the names of the figures drawn."""
+    options.folder.mkdir(exist_ok=True)
+    names = [path.name for path in streaming_vision.report(tidy(rows), options)]
+    return capsys.readouterr().out, names
+
+
+def test_the_cost_of_a_mode_is_taken_seed_by_seed(tmp_path, capsys):
+    single = dict(run_lengths=(1,), interpolations=(1,), update_everys=(128,), out=tmp_path)
+    options = replace(OPTIONS, delays=(2.0,), orders=(2,), **single)
     conditions = [c for c in conditions_of(options) if c.trace == "CET"]
     rows = [row for seed, values in enumerate([(0.5, 0.7), (0.6, 0.7)])
             for row in rows_of(conditions, values, seed=seed)]  # fmt: skip
     rows = [row | {"run": f"{index}"} for index, row in enumerate(rows)]
-    lines = [line.split() for line in streaming_report.tables(Streams(rows, options)).splitlines()]
+    lines = [line.split() for line in report_of(capsys, rows, options)[0].splitlines()]
     assert [line[1:] for line in lines if line and line[0] == "CET(2)"] == [
         ["55.0", "±", "7.1"],
         ["70.0", "±", "0.0"],
         ["15.0", "±", "7.1"],
     ]
     diverged = rows[0] | {"metric": "diverged", "value": 1.0}
-    assert "CET(2)      55" not in streaming_report.tables(Streams([*rows, diverged], options))
-    assert "60.0 (1 div.)" in streaming_report.tables(Streams([*rows, diverged], options))
+    assert "60.0 (1 div.)" in report_of(capsys, [*rows, diverged], options)[0]
 
 
 def test_the_longest_run_with_the_gate_asked_for_counts():
@@ -262,15 +262,13 @@ def test_the_longest_run_with_the_gate_asked_for_counts():
     )
     earlier = long | {"step": 4, "value": 0.05}
     for rows in itertools.permutations([short, long, earlier, other]):
-        streams = Streams(list(rows), OPTIONS)
-        assert list(streams.accuracy.values()) == [{0: 0.2}]
-        assert streams.steps == [9]
-    assert Streams([other], OPTIONS).gate == 0.0  # what there is
+        ends = streaming_vision.select(tidy(rows), OPTIONS)
+        assert (ends["value"].tolist(), ends["step"].tolist()) == ([0.2], [9])
+    assert streaming_vision.select(tidy([other]), OPTIONS)["error_gate"].tolist() == [0.0]  # what there is
 
 
-def test_figures_of_what_there_is(tmp_path):
+def test_figures_of_what_there_is(tmp_path, capsys):
     options = replace(OPTIONS, out=tmp_path)
-    options.folder.mkdir()
     rows = rows_of(conditions_of(options))
     everything = ["streaming-vision", "input-order", "update-every"]
     backprop = [row for row in rows if row["trace"] == "backprop"]
@@ -284,5 +282,6 @@ def test_figures_of_what_there_is(tmp_path):
         ([row for row in rows if row["delay_s"] in (0.0, 4.0)], everything[:1]),
         ([*backprop, rows[1]], everything[:1]),
     ):
-        drawn = streaming_report.report(some, options)
-        assert [path.name for path in drawn] == [f"{name}.{kind}" for name in names for kind in ("png", "pdf")]
+        printed, drawn = report_of(capsys, some, options)
+        assert drawn == [f"{name}.{kind}" for name in names for kind in ("png", "pdf")]
+        assert all(f"figure left out: {name}" in printed for name in everything if name not in names)

@@ -11,14 +11,15 @@ from toy_sweep import CONDITIONS, DESCENT, rows_of
 
 from cetsim import sweep
 from cetsim.sweep import hosts
-from cetsim.sweep.records import Records
+from cetsim.sweep.locks import claimed
 
 TESTS = Path(__file__).parent
 
 
 def start(*arguments, devices=1, code=None):
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(TESTS), "JAX_ENABLE_X64": "1"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
     command = [sys.executable, *(["-c", code] if code else [str(TESTS / "toy_sweep.py")]), *map(str, arguments)]
     return subprocess.Popen(
         command, env=env, cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -43,13 +44,13 @@ import sys
 import jax
 from toy_sweep import CONDITIONS, DESCENT, advance
 from cetsim import sweep
-from cetsim.sweep.training import Mapped, _advance
+from cetsim.sweep.training import Trainer, _advance
 
 assert len(jax.local_devices()) == 8
 table = sweep.run(sys.argv[1], CONDITIONS, DESCENT, batch=6)
 assert {record["batch"]["width"] for record in table.records.values()} == {8}
 assert {record["device"]["count"] for record in table.records.values()} == {8}
-program = Mapped(DESCENT, 8, tuple(jax.local_devices()))
+program = Trainer(DESCENT, 8, tuple(jax.local_devices()))
 state = program.begin(CONDITIONS + CONDITIONS[:2])
 assert len(state["w"].sharding.device_set) == 8
 assert [shard.data.shape for shard in state["w"].addressable_shards] == [(1, 3)] * 8
@@ -93,24 +94,26 @@ def test_shards_share_a_folder(tmp_path, alone):
 
 def test_a_folder_that_another_process_has_is_refused(tmp_path):
     with (
-        Records(tmp_path, read=False).exclusive(),
+        claimed(tmp_path),
         pytest.raises(BlockingIOError, match=r"is in use by process \d+ on .*: wait for it to end, stop it or choose"),
     ):
         sweep.run(tmp_path, CONDITIONS, DESCENT)
 
 
 def test_nothing_is_joined_without_arguments_or_slurm(monkeypatch):
-    monkeypatch.delenv(hosts.TASKS, raising=False)
-    assert sweep.initialize() == "1/1"
-    monkeypatch.setenv(hosts.TASKS, "1")
-    assert sweep.initialize() == "1/1"
     joined = []
     monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda *arguments: joined.append(arguments))
-    monkeypatch.setenv(hosts.TASKS, "4")
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    assert sweep.initialize() == "1/1"
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert sweep.initialize() == "1/1"
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    with pytest.raises(ValueError, match=r"job has 4 tasks, but srun did not start this process .* `srun python ...`"):
+        sweep.initialize()
+    assert joined == []
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
     sweep.initialize()
     sweep.initialize("host:1", 2, 0)
     assert joined == [(), ("host:1", 2, 0)]
-    with pytest.raises(
-        ValueError, match="must be given together or not at all, got coordinator='host:1', processes=None"
-    ):
+    with pytest.raises(ValueError, match="together or not at all, got coordinator='host:1', processes=None"):
         sweep.initialize("host:1")

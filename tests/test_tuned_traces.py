@@ -1,19 +1,15 @@
 """tuned-traces: equal budgets, where two exponentials peak, what is chosen and reported, and mistakes."""
 
-import io
 import json
-from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
+from experiment import copied, error_of, output_of, require_same_pictures, tidy
 
 from cetsim import CascadingTrace
-from experiments import __main__ as command_line
-from experiments import trace_families, tuned_traces
-from experiments.final_runs import FinalRuns
-from experiments.options.tuned_traces import PRESETS, TunedTraces
-from experiments.trace_families import FAMILIES, candidates, two_exponentials, untuned
-from experiments.vision_training import make_trace
+from experiments import tuned_traces
+from experiments.common.hyperparameters import make_trace
+from experiments.tuned_traces import FAMILIES, PRESETS, Options, candidates, two_exponentials, untuned
 
 pytestmark = pytest.mark.slow
 
@@ -23,12 +19,6 @@ TINY = (
     *("--rises", "0.5", "--depressions", "0.5", "--hidden", "8", "--seeds", "2", "--steps", "5"),
     *("--selection-steps", "5", "--learning-rates", "1e-3", "1e-2", "--batch-conditions", "21"),
 )
-
-
-def output_of(*arguments: str) -> str:
-    with redirect_stdout(io.StringIO()) as out:
-        assert command_line.main(list(arguments)) == 0
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +40,8 @@ def test_every_family_has_the_same_budget(options):
 
 
 def test_groups_are_references_and_families_at_every_delay():
-    options = TunedTraces(delays=(4.0, 10.0))
-    first, *others = tuned_traces.groups(options)
+    options = Options(delays=(4.0, 10.0))
+    first, *others = tuned_traces.conditions(options)
     assert [condition.trace for condition in first] == ["backprop"]
     assert [len(group) for group in others] == [1, 12, 12, 12, 1, 1, 1] * 2
     assert [group[0].trace for group in others] == ["delay line", *FAMILIES, *FAMILIES] * 2
@@ -62,7 +52,7 @@ def test_groups_are_references_and_families_at_every_delay():
 @pytest.mark.parametrize("depression", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("delay", [4.0, 10.0])
 def test_two_exponentials_peak_where_they_are_set(share, rise, depression, delay):
-    condition = two_exponentials(TunedTraces(), delay, share, rise, depression)
+    condition = two_exponentials(Options(), delay, share, rise, depression)
     weights = np.asarray(make_trace(condition).weights(np.arange(128)))
     assert abs(np.argmax(weights) - share * delay / DT) <= 0.5 + 1e-6
     if depression == 0:
@@ -75,26 +65,26 @@ def test_two_exponentials_peak_where_they_are_set(share, rise, depression, delay
 
 
 def test_two_equal_exponentials_are_a_cascade_of_order_2():
-    condition = two_exponentials(TunedTraces(), 4.0, 1.0, 0.99, 0.0)
+    condition = two_exponentials(Options(), 4.0, 1.0, 0.99, 0.0)
     lags = np.arange(100)
     expected = np.asarray(CascadingTrace(2, 4.0, DT).weights(lags))
     np.testing.assert_allclose(make_trace(condition).weights(lags), expected, atol=1e-3 * expected.max())
 
 
 def test_untuned_members_are_set_by_the_delay_alone():
-    options = TunedTraces()
+    options = Options()
     assert untuned(options, "ET", 4.0).peak_s == 4.0
     cascade = untuned(options, "CET", 4.0)
-    assert (cascade.order, cascade.peak_s) == (trace_families.UNTUNED_ORDER, 4.0)
+    assert (cascade.order, cascade.peak_s) == (tuned_traces.UNTUNED_ORDER, 4.0)
     assert np.argmax(make_trace(untuned(options, "double exponential", 4.0)).weights(np.arange(128))) == 20
     assert untuned(options, "delay line", 4.0).peak_s == 4.0
     assert untuned(options, "backprop", 4.0).delay_s == 0.0
 
 
 def test_the_best_on_held_out_images_is_reported(tiny):
-    records = [json.loads(line) for line in (tiny[0] / "runs.jsonl").read_text().splitlines()]
-    trials = [record for record in records if record["config"]["measured_on"] == "validation"]
-    tested = [record["config"] for record in records if record["config"]["measured_on"] == "test"]
+    records = [json.loads(path.read_text()) for path in (tiny[0] / "runs").glob("*.json")]
+    trials = [record for record in records if any(r["metric"] == "validation_accuracy" for r in record["rows"])]
+    tested = [record["columns"] for record in records if record not in trials]
     # At a delay: 2 candidates of each family, two untuned members that are not among them, the delay line.
     assert len(trials) == 2 * (2 * (3 * 2 + 2 + 1) + 1)
     members = ("trace", "order", "delay_s", "peak_s", "rise_s", "ratio", "learning_rate")
@@ -102,7 +92,7 @@ def test_the_best_on_held_out_images_is_reported(tiny):
         for family, offered in (("ET", (1,)), ("double exponential", (2,)), ("CET", (2,))):
             scores = {}
             for record in trials:
-                config = record["config"]
+                config = record["columns"]
                 fits = (config["trace"], config["delay_s"]) == (family, delay) and config["order"] in offered
                 if fits and (family != "double exponential" or config["ratio"] > 1):
                     values = {row["metric"]: row["value"] for row in record["rows"]}
@@ -128,13 +118,10 @@ def test_table_figure_and_parameters(tiny):
 
 
 def test_plot_only_needs_nothing_but_results(tiny, tmp_path):
-    folder = tmp_path / "tuned-traces"
-    folder.mkdir()
-    (folder / "results.csv").write_bytes((tiny[0] / "results.csv").read_bytes())
-    printed = output_of("tuned-traces", "--plot-only", "--out", str(tmp_path))
+    folder = copied(tiny[0], tmp_path)
+    printed = output_of(*TINY, "--plot-only", "--out", str(tmp_path))
     assert printed[: printed.index("\nresults:")] in tiny[1]
-    for kind in ("png", "pdf"):
-        assert (folder / f"tuned-traces.{kind}").read_bytes() == (tiny[0] / f"tuned-traces.{kind}").read_bytes()
+    assert require_same_pictures(folder, tiny[0]) == ["tuned-traces.pdf", "tuned-traces.png"]
 
 
 def ended(run: str, peak: float, value: float, **more) -> dict:
@@ -144,28 +131,34 @@ def ended(run: str, peak: float, value: float, **more) -> dict:
     return row | dict(run=run, metric="test_accuracy", value=value) | more
 
 
+def values(ends, options, family, delay):
+    """Accuracies of the member chosen, and of the one set by the delay."""
+    return tuple(
+        how(ends, options, family, delay)["value"].tolist() for how in (tuned_traces.tuned, tuned_traces.set_by_delay)
+    )
+
+
 def test_the_member_chosen_may_be_the_one_set_by_the_delay():
-    options = TunedTraces(steps=300)
-    outcome = tuned_traces.Outcome(FinalRuns([ended("a", 4.0, 0.5)], options), options)
-    assert outcome.tuned("ET", 4.0) == outcome.untuned("ET", 4.0) != []
-    assert outcome.tuned("CET", 4.0) == []
+    options = Options(steps=300)
+    ends = tuned_traces.select(tidy([ended("a", 4.0, 0.5)]), options)
+    assert values(ends, options, "ET", 4.0) == ([0.5], [0.5])
+    assert values(ends, options, "CET", 4.0) == ([], [])
 
 
 def test_the_last_member_chosen_counts():
-    options = TunedTraces(steps=300)
+    options = Options(steps=300)
     rows = [ended("a", 2.0, 0.5), ended("b", 4.0, 0.6), ended("c", 8.0, 0.7), ended("d", 8.0, 0.8, delay_s=8.0)]
-    outcome = tuned_traces.Outcome(FinalRuns(rows, options), options)
-    assert [run["accuracy"] for run in outcome.tuned("ET", 4.0)] == [0.7]
-    assert [run["accuracy"] for run in outcome.untuned("ET", 4.0)] == [0.6]
-    assert [run["accuracy"] for run in outcome.tuned("ET", 8.0)] == [0.8]
+    ends = tuned_traces.select(tidy(rows), options)
+    assert values(ends, options, "ET", 4.0) == ([0.7], [0.6])
+    assert values(ends, options, "ET", 8.0)[0] == [0.8]
 
 
-def test_families_without_a_sound_run_are_drawn_empty(tmp_path):
-    options = TunedTraces(steps=300)
+def test_families_without_a_sound_run_are_drawn_empty(tmp_path, capsys):
+    options = Options(steps=300, out=tmp_path)
+    options.folder.mkdir()
     rows = [ended("a", 4.0, 0.5), ended("a", 4.0, 1.0, metric="diverged")]
-    outcome = tuned_traces.Outcome(FinalRuns(rows, options), options)
-    assert "diverged" in tuned_traces.table(outcome)
-    assert len(tuned_traces.draw(outcome, tmp_path)) == 2
+    assert len(tuned_traces.report(tidy(rows), options)) == 2
+    assert "diverged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -184,10 +177,8 @@ def test_families_without_a_sound_run_are_drawn_empty(tmp_path):
         (("--orders", "1", "2"), "--orders must be 2 to 64"),
         (("--delays", "0.3"), "--delays must be multiples of the 0.2 s of an image, got 0.3"),
         (("--error-gate", "-1"), "--error-gate must be at least 0, got -1"),
-        (("--selection-delay", "4"), "--selection-delay must be left out: traces are tuned at each delay, got 4"),
         (("--plot-only",), "run the experiment first, without --plot-only"),
     ],
 )
 def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
-    assert command_line.main(["tuned-traces", *arguments, "--out", str(tmp_path)]) == 2
-    assert message in capsys.readouterr().err
+    assert message in error_of(capsys, "tuned-traces", *arguments, "--out", tmp_path)

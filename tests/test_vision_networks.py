@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import last, trained_rows
+from experiment import trained
 
 from cetsim import data
-from experiments.options.behavioral_vision import PRESETS
-from experiments.vision_conditions import Stage, base_condition
-from experiments.vision_training import Trainer
+from experiments.behavioral_vision import PRESETS
+from experiments.common import vision
+from experiments.common.conditions import set_to_delay
 
 pytestmark = pytest.mark.slow
 
@@ -57,16 +57,16 @@ def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, mode):
     assert (tmp_path / "behavioral-vision" / "behavioral-vision.png").exists()
 
 
-def test_the_resnet_runs_on_small_images_of_many_classes():
+def test_the_resnet_runs_on_small_images_of_many_classes(tmp_path):
     """What the preset tinyimagenet trains, without its loader (see test_tiny_imagenet.py) and at 8 x 8 pixels."""
     rng, images = np.random.default_rng(0), 140
     labels = (np.arange(images) % 12).astype(np.int32)
     x = rng.normal(size=(images, 3, 8, 8)) + 0.3 * labels[:, None, None, None]
     options = replace(PRESETS["tinyimagenet"], steps=1, selection_steps=1)
-    stage = Stage("test", options, data.Dataset("tinyimagenet", x, labels, x[:24], labels[:24]), options.steps)
-    condition = replace(base_condition(options, "CET", 10, 1.0, error_gate=1e-8), learning_rate=1e-3)
-    (rows,) = trained_rows(Trainer(stage, condition, 1), [condition])
-    assert stage.network == "ResNet-20"
-    assert last(rows)["diverged"] == 0
-    assert {row["metric"] for row in rows} >= {"test_accuracy", "test_top5_accuracy", "alignment"}
-    assert len({row["layer"] for row in rows if row["metric"] == "alignment"}) == 20
+    course = vision.Course(options, data.Dataset("tinyimagenet", x, labels, x[:24], labels[:24]), "test")
+    condition = set_to_delay(options, "CET", 10, 1.0, error_gate=1e-8, learning_rate=1e-3)
+    table = trained(course, [condition], tmp_path, vision.STATIC)
+    assert course.network == "ResNet-20"
+    assert table.final("diverged") == 0
+    assert set(table.rows["metric"]) >= {"test_accuracy", "test_top5_accuracy", "alignment"}
+    assert table.rows.loc[table.rows["metric"] == "alignment", "layer"].nunique() == 20

@@ -9,26 +9,34 @@ from jax.experimental import multihost_utils
 
 from cetsim.sweep.records import Records
 
-TASKS = "SLURM_NTASKS"
-
 
 def initialize(coordinator: str | None = None, processes: int | None = None, index: int | None = None) -> str:
     """Joins the processes of a sweep, before anything else is done with JAX.
 
-    **Arguments:** `coordinator`: address of the first process, `"host:port"`. `processes`: their number. `index`: of
-    this one, from 0. Without any of them SLURM's variables tell, or, outside it, there is this process alone.
+    **Arguments:** all three, or none, where SLURM's variables tell, or there is this process alone.
+
+    - `coordinator`: address of the first process, `"host:port"`.
+    - `processes`: their number.
+    - `index`: of this one, from 0.
 
     **Returns:** `"i/n"`, the share of this process, as `shard` takes it.
 
-    **Raises:** ValueError if some of the three are given and others not.
+    **Raises:** ValueError if some of the three are given and others not, or for a SLURM job of several tasks in a
+    process that `srun` did not start.
     """
     given = [value is not None for value in (coordinator, processes, index)]
-    if any(given) and not all(given):
-        told = f"got coordinator={coordinator!r}, processes={processes!r}, index={index!r}"
-        raise ValueError(f"`coordinator`, `processes` and `index` must be given together or not at all, {told}")
+    tasks = int(os.environ.get("SLURM_NTASKS") or 1)
     if all(given):
         jax.distributed.initialize(coordinator, processes, index)
-    elif int(os.environ.get(TASKS, 1)) > 1:
+    elif any(given):
+        values = f"got coordinator={coordinator!r}, processes={processes!r}, index={index!r}"
+        raise ValueError(f"`coordinator`, `processes` and `index` must be given together or not at all, {values}")
+    elif tasks > 1 and "SLURM_STEP_NODELIST" not in os.environ:
+        raise ValueError(
+            f"this SLURM job has {tasks} tasks, but srun did not start this process as one of them: start it with "
+            f"`srun python ...` for all {tasks}, or ask for --ntasks=1 to run it alone"
+        )
+    elif tasks > 1:
         jax.distributed.initialize()
     return share_of_process()
 
@@ -43,18 +51,11 @@ def exchange(records: Records, keys: list[str]) -> None:
     if jax.process_count() == 1:
         return
     records.refresh()
-    found = {key: records.records[key] for key in keys if key in records.records}
-    told = [json.loads(part) for part in _gathered(json.dumps(list(found.values())).encode())]
-    records.refresh()
-    missing = {record["hash"]: record for part in told for record in part if record["hash"] not in records.records}
-    if missing:
-        records.append(list(missing.values()))
-
-
-def _gathered(data: bytes) -> list[bytes]:
-    """The data of every process, in every process."""
+    data = json.dumps([records.records[key] for key in keys if key in records.records]).encode()
     sizes = multihost_utils.process_allgather(np.asarray([len(data)])).reshape(-1)
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(data)] = np.frombuffer(data, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
-    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+    padded = np.frombuffer(data.ljust(int(sizes.max())), np.uint8)
+    everyones = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    records.refresh()
+    found = {record["hash"]: record for one in everyones for record in json.loads(one.tobytes())}
+    if missing := [record for key, record in found.items() if key not in records.records]:
+        records.add(missing)

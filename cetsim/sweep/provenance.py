@@ -1,5 +1,6 @@
 """Where a result came from: versions, git revision, device."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -29,19 +30,16 @@ def now() -> str:
 def revisions(records: list[dict]) -> list[str]:
     """Short names of the different states of the code that made the records."""
     states = [record.get("git") or {"revision": "unknown", "dirty": False} for record in records]
-    names = (state["revision"][:10] + (" with changes" if state["dirty"] else "") for state in states)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(s["revision"][:10] + (" with changes" if s["dirty"] else "") for s in states))
 
 
 @functools.cache
 def versions() -> dict[str, str | None]:
     """Of Python and of the packages that numbers depend on; None for one that runs without being installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"python": platform.python_version()} | dict.fromkeys(PACKAGES)
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
     return found
 
 
@@ -53,15 +51,13 @@ def git_revision() -> dict | None:
     """
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     program = Path(main).resolve() if main else Path.cwd()
-    folder = program.parent if main else program
 
     def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        options = {"cwd": program.parent if main else program, "capture_output": True, "text": True, "check": True}
+        return subprocess.run(["git", *arguments], **options).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", str(program))
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
-        return {"revision": git("rev-parse", "HEAD"), "dirty": dirty}
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
         return None

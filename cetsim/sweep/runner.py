@@ -1,29 +1,26 @@
 """The loop of a sweep: batch after batch, each from where it was left, so that nothing is lost when it ends halfway.
 
-What is trained is a `Program`; how conditions are named, recorded and told of is a `Plan`. A batch is recorded when all
-its conditions are done; until then checkpoints hold it. Nothing that comes out depends on when they were made, on the
-clock or on what else ran.
+A batch is recorded when all its conditions are done; until then checkpoints hold it. Nothing that comes out depends on
+when they were made, on the clock or on what else ran.
 """
 
-import abc
 import functools
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtyping import PyTree
-
 from cetsim import checks
 from cetsim.sweep import provenance
-from cetsim.sweep.batches import Batch, config_hash
 from cetsim.sweep.checkpoint import Checkpoints
+from cetsim.sweep.files import SCHEMA, digest
+from cetsim.sweep.grid import Batch
 from cetsim.sweep.interrupts import Interrupts, graceful
 from cetsim.sweep.progress import Reporter
-from cetsim.sweep.records import SCHEMA, Records
+from cetsim.sweep.records import Records
 
 CHECKPOINTS = "checkpoints"  # folder, beside the records
 GONE = ".gone"  # ending of a folder in it that is being removed
@@ -31,53 +28,29 @@ EVERY = 60.0  # seconds of training between two checkpoints, at least
 SHARE = 50  # times as long as a checkpoint takes is trained before the next, at least
 
 
-class Program(abc.ABC):
-    """Trains the conditions of a batch side by side, a lane each.
-
-    **Attributes:** `ends`: steps after which the host looks, ascending; the last is the end of the run.
-    """
-
-    ends: Sequence[int]
-
-    @abc.abstractmethod
-    def begin(self, lanes: list) -> Any:
-        """The state before the first step, of a condition in each lane; several lanes may have the same."""
-
-    @abc.abstractmethod
-    def advance(self, state: Any, lanes: list, start: int, end: int) -> tuple[Any, list[list[dict]]]:
-        """The state after the steps from `start` to `end`, and for each lane the rows of what was measured.
-
-        A row is a dict of `metric`, `step`, `value`, a number or None, and what else sets it apart.
-        """
-
-    def save(self, state: Any) -> tuple[PyTree, dict]:
-        """The state as a tree of arrays and keys, and as JSON what does not fit one."""
-        return state, {}
-
-    def restore(self, tree: PyTree, notes: dict) -> Any:
-        """The state that was saved."""
-        return tree
-
-
 class Plan(NamedTuple):
-    """What is trained, and how it is named and told of.
+    """What is trained, and how it is named and reported.
 
-    **Fields:** `config`: of a condition, all that its run depends on, as JSON; its hash names the run. `columns`: of a
-    condition, what its rows share. `program`: of a condition of the batch and a width. `describe`: of a condition, in
-    words. `lines`: of conditions and their records, what is said when they are done. `steps`: of a run, in the unit in
-    which progress is counted.
+    **Fields:** all but the last two are functions of a condition.
+
+    - `config`: all that its run depends on, as JSON; its digest names the run.
+    - `columns`: what its rows share.
+    - `describe`: it in words.
+    - `outcome`: of its record instead, what is said when it is done.
+    - `program`: of it and the width of a batch, what trains: see `cetsim.sweep.training.Trainer`.
+    - `steps`: of a run, in the unit in which progress is counted.
     """
 
     config: Callable[[Any], dict]
     columns: Callable[[Any], dict]
-    program: Callable[[Any, int], Program]
     describe: Callable[[Any], str]
-    lines: Callable[[list, list[dict]], list[str]]
+    outcome: Callable[[dict], str]
+    program: Callable[[Any, int], Any]
     steps: int
 
     def key(self, condition) -> str:
         """The name of the condition's run."""
-        return config_hash(self.config(condition))
+        return digest(self.config(condition))
 
 
 class Interrupted(SystemExit):
@@ -93,193 +66,142 @@ class _Failed(Exception):
 
 
 class Runner:
-    """Runs batches into the records of a folder.
+    """Runs the batches of a plan into records.
 
-    **Arguments:** `records`: of a folder that is this process's, or its shards'. `reporter`: of progress. `every`:
-    seconds of training between two checkpoints at least; they are made between chunks, and as rarely as keeps their
-    cost below 1/50.
+    **Arguments:**
+
+    - `records`: of a folder that is this process's, or its shards'.
+    - `every`: seconds of training between two checkpoints at least; they are made between chunks, and as rarely as
+      keeps their cost below 1/50.
+    - `stage`: names the folder of checkpoints.
     """
 
-    def __init__(self, records: Records, reporter: Reporter, every: float = EVERY):
-        checks.require_at_least("every", every, 0.0)
-        self.records, self.reporter, self.every = records, reporter, every
+    def __init__(self, plan: Plan, records: Records, every: float = EVERY, stage: str = "training"):
+        checks.require_at_least("checkpoint_every", every, 0.0)
+        self.plan, self.records, self.every = plan, records, every
+        self.checkpoints = records.folder / CHECKPOINTS / stage  # of unfinished batches
         self._made: tuple = None, None  # the program compiled last, and for what
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where unfinished batches are kept."""
-        return self.records.folder / CHECKPOINTS
-
-    def unfinished(self, plan: Plan, conditions: Sequence) -> list:
+    def unfinished(self, batch: Batch) -> list:
         """The conditions that are not recorded yet, or whose training failed when it was last tried."""
-        return [c for c in conditions if "error" in self.records.records.get(plan.key(c), {"error": "absent"})]
+        known = self.records.records
+        return [c for c in batch.conditions if "error" in known.get(self.plan.key(c), {"error": "absent"})]
 
-    def run(self, plan: Plan, batches: list[Batch]) -> None:
+    def run(self, batches: list[Batch]) -> None:
         """Trains what is unfinished of the batches.
 
         **Raises:** Interrupted if the process was asked to end; OSError if a file cannot be written.
         """
-        self.tidy()
-        with graceful() as asked:
+        runs = sum(len(self.unfinished(batch)) for batch in batches)
+        with Reporter(runs, self.plan.steps) as self._reporter, graceful() as asked:
             for batch in batches:
-                todo = self.unfinished(plan, batch.conditions)
-                if todo:
-                    self._run(Job(plan, batch, todo), asked)
-                _stop_if(asked)
-        self.tidy()
-        with suppress(OSError):  # others are using it, or it is not there
-            self.checkpoints.rmdir()
+                todo = self.unfinished(batch)
+                failed = bool(todo) and all(self.plan.key(condition) in self.records.records for condition in todo)
+                for part in [[condition] for condition in todo] if failed else [todo] * bool(todo):
+                    self._run(batch, part, failed or len(batch.conditions) == 1, asked)
+                if not todo:  # who recorded them may have been killed before their checkpoints were removed
+                    for slots in (batch.conditions, *zip(batch.conditions, strict=True)):
+                        _remove(self._checkpoints_of(batch, list(slots))[1].folder)
+                stop_if(asked)
+        for folder in (self.checkpoints, self.checkpoints.parent):
+            with suppress(OSError):  # others are using it, or it is not there
+                folder.rmdir()
 
-    def _run(self, job: "Job", asked: Interrupts) -> None:
-        """Trains conditions and records them; one by one if they fail together, since the fault may be of one."""
-        checkpoints = Checkpoints(self.checkpoints / config_hash(job.config), job.config)
-        rows, seconds, error = [[]], 0.0, None
+    def _checkpoints_of(self, batch: Batch, slots: list) -> tuple[list, Checkpoints]:
+        """The slots with those that are left over filled, and the checkpoints of what is trained in them."""
+        slots = slots + slots[:1] * (batch.width - len(slots))
+        config = {"slots": [self.plan.config(condition) for condition in slots]}
+        return slots, Checkpoints(self.checkpoints / digest(config), config)
+
+    def _run(self, batch: Batch, todo: list, alone: bool, asked: Interrupts) -> None:
+        """Trains conditions and records them; one by one if they fail together, since the fault may be of one.
+
+        Unless one is trained `alone`, those that are done are too, so that numbers and checkpoints are the batch's.
+        """
+        slots, checkpoints = self._checkpoints_of(batch, todo if alone else list(batch.conditions))
+        rows, seconds, error = [[] for _ in slots], 0.0, None
         try:
-            rows, seconds = self._train(job, checkpoints, asked)
+            rows, seconds = self._train(batch, todo, slots, checkpoints, asked)
         except _Failed as failure:
             error = str(failure)
-        alone = len(job.todo) == 1
         if error is None or alone:
-            self._record(job, rows, seconds, error)
-        self._remove(checkpoints.folder)
+            self._record(batch, todo, [rows[slots.index(each)] for each in todo], seconds, error)
+        _remove(checkpoints.folder)
         if error is not None and not alone:
-            for condition in job.todo:
-                self._run(job._replace(todo=[condition]), asked)
-                _stop_if(asked)
+            for condition in todo:
+                self._run(batch, [condition], True, asked)
+                stop_if(asked)
 
-    def tidy(self) -> None:
-        """Removes checkpoints whose runs are all recorded: who recorded them was killed before it did, or meanwhile."""
-        for folder in self.checkpoints.glob("*"):
-            if folder.suffix == GONE or self._is_recorded(folder):
-                self._remove(folder)
-
-    def _is_recorded(self, folder: Path) -> bool:
-        """Whether all runs of a folder of checkpoints have ended well."""
-        with suppress(OSError, ValueError):  # others are using it, or a newer cetsim wrote it
-            lanes = (Checkpoints(folder, {}).saved_config() or {"lanes": []})["lanes"]
-            found = [self.records.records.get(config_hash(lane)) for lane in lanes]
-            return bool(found) and all(record is not None and "error" not in record for record in found)
-        return False
-
-    def _remove(self, folder: Path) -> None:
-        """Removes a folder of checkpoints, at once: a part of them would be a batch left in the midst."""
-        gone = folder.with_suffix(GONE)
-        with suppress(OSError):  # there is none
-            folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
-
-    def _train(self, job: "Job", checkpoints: Checkpoints, asked: Interrupts) -> tuple[list[list[dict]], float]:
-        """The rows of each condition, and the seconds that training took, those before an interruption too."""
-        runs, lanes, before = len(job.todo), job.lanes, 0.0
-        self.reporter.working_on(job.description, runs)
-        began = time.monotonic()
+    def _train(self, batch, todo, slots, checkpoints: Checkpoints, asked) -> tuple[list[list[dict]], float]:
+        """The rows of each slot, and the seconds that training took, those before an interruption too."""
+        more = f" and {len(todo) - 1} more" if len(todo) > 1 else ""
+        what, work = self.plan.describe(todo[0]) + more, self.plan.steps * len(todo)
+        self._reporter.working_on(what, len(todo))
+        began, before = time.monotonic(), 0.0
         with _failing():
-            program = self._program(job)
-            state = program.begin(lanes)
+            if self._made[0] != (batch.group, batch.width):
+                self._made = (batch.group, batch.width), self.plan.program(slots[0], batch.width)
+            program = self._made[1]
+            state = program.begin(slots)
             like, _ = program.save(state)
-        rows: list[list[dict]] = [[] for _ in lanes]
-        found, step = checkpoints.latest(like), 0
-        if found is not None:
+        rows, step, last = [[] for _ in slots], 0, program.ends[-1]
+        if (found := checkpoints.latest(like)) is not None:
             with _failing():
                 state = program.restore(found.tree, found.notes["program"])
             step, rows, before = found.step, found.notes["rows"], found.notes["seconds"]
-            self.reporter.skip(job.progress(step / program.ends[-1]))
-        pace = _Pace(self.every)
+            self._reporter.advance(work * step / last, timed=False)
+        saved, cost = time.monotonic(), 0.0
         for start, end in itertools.pairwise((0, *program.ends)):
             if end <= step:
                 continue
+            asked.work = f"steps {start} to {end} of {what}"
             with _failing():
-                state, new = program.advance(state, lanes, start, end)
-            rows = [old + own for old, own in zip(rows, new, strict=True)]
-            self.reporter.advance(job.progress((end - start) / program.ends[-1]), _latest(rows[0]))
-            if end < program.ends[-1] and (pace.is_due() or asked.requested is not None):
-                with pace.saving():
-                    with _failing():
-                        tree, own = program.save(state)
-                    seconds = before + time.monotonic() - began
-                    checkpoints.save(end, tree, {"rows": rows, "seconds": seconds, "program": own})
-                _stop_if(asked)
-        return [rows[lanes.index(each)] for each in job.todo], before + time.monotonic() - began
+                state, new = program.advance(state, slots, start, end)
+            rows = [old + added for old, added in zip(rows, new, strict=True)]
+            self._reporter.advance(work * (end - start) / last, _latest(rows[0]))
+            now = time.monotonic()
+            if end < last and (now - saved >= max(self.every, SHARE * cost) or asked.requested is not None):
+                with _failing():
+                    tree, notes = program.save(state)
+                checkpoints.save(end, tree, {"rows": rows, "seconds": before + now - began, "program": notes})
+                saved = time.monotonic()
+                cost = saved - now if self.every else 0.0
+                stop_if(asked)
+        return rows, before + time.monotonic() - began
 
-    def _program(self, job: "Job") -> Program:
-        """The batch's program, that of the batch before if it is the same."""
-        of, program = self._made
-        wanted = job.plan, job.batch.group, job.batch.width
-        if of != wanted:
-            program = job.plan.program(job.lanes[0], job.batch.width)
-            self._made = wanted, program
-        return program
-
-    def _record(self, job: "Job", rows: list[list[dict]], seconds: float, error: str | None) -> None:
-        plan, batch, each, origin = job.plan, job.batch, round(seconds / len(job.todo), 3), self._described
+    def _record(self, batch: Batch, todo: list, rows: list[list[dict]], seconds: float, error: str | None) -> None:
+        plan, wall, records = self.plan, round(seconds / len(todo), 3), []
         together = {"width": batch.width, "of": [plan.key(condition) for condition in batch.conditions]}
-        records = [
-            {
+        for condition, measured in zip(todo, rows, strict=True):
+            step = next((row["step"] for row in reversed(measured) if "step" in row), 0)
+            end = [{"metric": "wall_s", "step": step, "value": wall}]
+            end += [] if error is None else [{"metric": "failed", "step": step, "value": 1.0}]
+            record = {
                 "schema": SCHEMA,
                 "hash": plan.key(condition),
                 "config": plan.config(condition),
-                "wall_s": each,
+                "wall_s": wall,
                 "finished": provenance.now(),
-                "batch": together | {"lane": batch.conditions.index(condition)},
+                "batch": together | {"slot": batch.conditions.index(condition)},
                 "columns": plan.columns(condition),
-                "rows": _ended(own, each, error),
+                "rows": measured + end,
             }
-            | ({} if error is None else {"error": error})
-            | origin
-            for condition, own in zip(job.todo, rows, strict=True)
-        ]
-        self.records.append(records)
-        self.reporter.finished(len(job.todo), plan.lines(job.todo, records))
+            records.append(record | ({} if error is None else {"error": error}) | self._described)
+        self.records.add(records)
+        told = [(plan.describe(c), plan.outcome(record)) for c, record in zip(todo, records, strict=True)]
+        self._reporter.finished(len(todo), [f"{what}: {outcome}" for what, outcome in told if outcome])
 
     @functools.cached_property
     def _described(self) -> dict:
         return provenance.describe()
 
 
-class Job(NamedTuple):
-    """What is still to be trained of a batch."""
-
-    plan: Plan
-    batch: Batch
-    todo: list
-
-    @property
-    def lanes(self) -> list:
-        """A condition for each lane, in its place; those of conditions that are done repeat another."""
-        lanes = [condition if condition in self.todo else self.todo[0] for condition in self.batch.conditions]
-        return lanes + [self.todo[0]] * (self.batch.width - len(lanes))
-
-    @property
-    def config(self) -> dict:
-        """All that the numbers depend on."""
-        return {"lanes": [self.plan.config(condition) for condition in self.lanes]}
-
-    @property
-    def description(self) -> str:
-        """What is trained, in words."""
-        more = f" and {len(self.todo) - 1} more" if len(self.todo) > 1 else ""
-        return self.plan.describe(self.todo[0]) + more
-
-    def progress(self, part: float) -> float:
-        """Steps of training that a part of it is."""
-        return part * self.plan.steps * len(self.todo)
-
-
-class _Pace:
-    """When the next checkpoint is due."""
-
-    def __init__(self, every: float):
-        self._every, self._cost, self._last = every, 0.0, time.monotonic()
-
-    def is_due(self) -> bool:
-        return time.monotonic() - self._last >= max(self._every, SHARE * self._cost)
-
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self._last = time.monotonic()
-        self._cost = self._last - began if self._every else 0.0
+def _remove(folder: Path) -> None:
+    """Removes a folder of checkpoints, at once: a part of them would be a batch left in the midst."""
+    gone = folder.with_suffix(GONE)
+    with suppress(OSError):  # there is none
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager
@@ -293,25 +215,13 @@ def _failing() -> Iterator[None]:
         raise _Failed(f"{type(error).__name__}: {error}") from error
 
 
-def _stop_if(asked: Interrupts) -> None:
+def stop_if(asked: Interrupts) -> None:
+    """Raises Interrupted if the process was asked to end."""
     if asked.requested is not None:
         raise Interrupted(asked.status)
 
 
-def _ended(rows: list[dict], seconds: float, error: str | None) -> list[dict]:
-    step = next((row["step"] for row in reversed(rows) if "step" in row), 0)
-    end = [{"metric": "wall_s", "step": step, "value": seconds}]
-    return [*rows, *end, *([] if error is None else [{"metric": "failed", "step": step, "value": 1.0}])]
-
-
 def _latest(rows: list[dict]) -> str:
     """The metric measured last, in words."""
-    for row in reversed(rows):
-        if row["value"] is not None and row["metric"] not in ("diverged", "alignment"):
-            return f"{row['metric'].replace('_', ' ')} {row['value']:.3g}"
-    return ""
-
-
-def failures(records: Records, keys: Sequence[str]) -> list[str]:
-    """A line for each of the runs whose training failed."""
-    return [f"{key}: {records.records[key]['error']}" for key in keys if "error" in records.records[key]]
+    told = [row for row in rows if row["value"] is not None and row["metric"] != "diverged" and not row.get("layer")]
+    return f"{told[-1]['metric'].replace('_', ' ')} {told[-1]['value']:.3g}" if told else ""

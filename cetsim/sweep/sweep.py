@@ -2,36 +2,46 @@
 
 import itertools
 import json
+import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from cetsim import checks
 from cetsim.sweep import hosts
-from cetsim.sweep.batches import Batch, config_hash, in_batches, parse_shard, share
-from cetsim.sweep.checkpoint import Checkpoints
-from cetsim.sweep.progress import Reporter, format_seconds
-from cetsim.sweep.records import RUNS, Records
-from cetsim.sweep.runner import CHECKPOINTS, EVERY, Interrupted, Plan, Runner, failures
-from cetsim.sweep.training import Mapped, Training
-from cetsim.sweep.writers import Table
+from cetsim.sweep.files import digest
+from cetsim.sweep.grid import entries, in_batches, naming, parse_shard, plain, share, words
+from cetsim.sweep.interrupts import graceful
+from cetsim.sweep.locks import claimed
+from cetsim.sweep.progress import format_seconds
+from cetsim.sweep.records import OLD_RUNS, RUNS, TABLE, Records
+from cetsim.sweep.runner import CHECKPOINTS, EVERY, Interrupted, Plan, Runner, stop_if
+from cetsim.sweep.table import Table, final_values
+from cetsim.sweep.training import Trainer, Training
+
+POLL = 0.5  # seconds between two looks at what other shards have recorded
 
 
 def run(
     folder: str | Path,
-    conditions: Iterable[dict[str, Any]],
+    conditions: Iterable,
     training: Training | Callable[..., Training],
     *,
     static: Sequence[str] = (),
-    config: dict | None = None,
+    config: Any = None,
+    defaults: dict[str, Any] | None = None,
+    columns: dict[str, Any] | Callable[[Any], dict] | None = None,
+    describe: Callable[[Any], str] = words,
+    stage: str = "training",
     batch: int = 16,
     shard: str = "1/1",
+    wait: bool = False,
     checkpoint_every: float = EVERY,
     devices: Sequence[jax.Device] | None = None,
     fresh: bool = False,
@@ -43,184 +53,153 @@ def run(
 
     **Arguments:**
 
-    - `folder`: of this sweep: `runs.jsonl` holds what is finished, `checkpoints` what is not.
-    - `conditions`: such as `grid(...)` gives: dicts of one set of names. `seed`, 0 if there is none, gives the key.
-    - `training`: what is done with each; a function of the `static` axes, by name, that returns it where there are any.
-    - `static`: names of axes that are compiled in, such as widths: conditions that differ there share no batch.
-    - `config`: JSON values that results depend on besides, such as the data; they are part of what names a run.
+    - `folder`: of the sweep: `runs` holds what is finished, `checkpoints` what is not.
+    - `conditions`: dicts of one set of names, such as `grid(...)` gives, or dataclasses of one kind. `seed`, 0 if there
+      is none, gives the key.
+    - `training`: what is done with each; a function of the `static` names that returns it where there are any.
+    - `static`: names that are compiled in, such as widths: conditions that differ there share no batch.
+    - `config`: a dict or dataclass of what results depend on besides, such as the data; it is part of what names a run.
+    - `defaults`: values in dicts that do not name a run, as defaults of a dataclass do not.
+    - `columns`: what rows of a run have beside its condition, or a function of the condition that gives it.
+    - `describe`: of a condition, in words.
+    - `stage`: names this part of a folder's work, such as choosing hyperparameters.
     - `batch`: conditions trained side by side at most. They are batched by the conditions and this alone.
     - `shard`: `"i/n"` to be the i-th of n processes that share the folder and the work. Processes joined by
       `initialize` share it by themselves.
+    - `wait`: wait for what other shards train, so that the table has all runs.
     - `checkpoint_every`: seconds between two checkpoints, at least.
-    - `devices`: over which lanes are spread; all of this process by default.
-    - `fresh`: remove first what was recorded in the folder.
+    - `devices`: over which slots are spread; all of this process by default.
+    - `fresh`: remove first what was recorded in the folder, tables of it too.
 
-    **Raises:** ValueError for conditions or a batch that cannot be, or a folder with an unfinished sweep of another
-    config. BlockingIOError if another process has the folder, OSError if it cannot be written. `Interrupted`, a
-    SystemExit of status 130 or 143, when SIGINT or SIGTERM came.
+    **Raises:** ValueError for conditions or a batch that cannot be. BlockingIOError if another process has the folder,
+    OSError if it cannot be written. `Interrupted`, a SystemExit of status 130 or 143, when SIGINT or SIGTERM came.
     """
-    shared = _shared(shard, fresh)
-    own = _Sweep(conditions, training, tuple(static), config or {}, batch, devices)
-    with Records(folder, read=False).exclusive(parse_shard(shared)[1] > 1):
+    parse_shard(shard)
+    if (joined := hosts.share_of_process()) != "1/1" and shard != "1/1":
+        raise ValueError(f"`shard` must be 1/1 in processes that were joined, which share by themselves, got {shard}")
+    shard = shard if joined == "1/1" else joined
+    if fresh and shard != "1/1":
+        raise ValueError(f"`fresh` must be False where processes share a folder, which others use, got {shard}")
+    checks.require_whole("batch", batch)
+    conditions, folder = list(conditions), Path(folder)
+    devices = tuple(jax.local_devices() if devices is None else devices)
+    declared = _Declared(conditions, training, tuple(static), config, defaults, columns)
+    program = lambda condition, width: Trainer(declared.training(condition), width, devices)  # noqa: E731
+    steps = max(declared.training(condition).steps for condition in conditions)
+    plan = Plan(declared.config, declared.columns, describe, _outcome, program, steps)
+    size, multiple = (1, 1) if declared.training(conditions[0]).on_host else (batch, len(devices))
+    batches = share(in_batches(conditions, declared.group, size, multiple), shard)
+    with _explaining_interruption(folder), claimed(folder, shard):
         if fresh:
-            for path in (Path(folder) / RUNS, Path(folder) / f"{RUNS}.damaged"):
-                path.unlink(missing_ok=True)
-            shutil.rmtree(Path(folder) / CHECKPOINTS, ignore_errors=True)
+            for name in (RUNS, CHECKPOINTS, OLD_RUNS, f"{OLD_RUNS}.damaged", TABLE):
+                shutil.rmtree(folder / name, ignore_errors=True)
+                (folder / name).unlink(missing_ok=True)
         records = Records(folder)
-        own.require_no_other(Runner(records, Reporter()))
-        with Reporter() as reporter, _telling(folder):
-            runner, plan, mine = Runner(records, reporter, checkpoint_every), own.plan, share(own.batches, shared)
-            left = sum(len(runner.unfinished(plan, each.conditions)) for each in mine)
-            reporter.expect("training", left, plan.steps)
-            runner.run(plan, mine)
-        hosts.exchange(records, own.keys)
-    failed = failures(records, [key for key in own.keys if key in records.records])
-    if failed:
-        print(f"error: {len(failed)} runs failed; they are tried again next time", *failed, sep="\n", file=sys.stderr)
-    return Table({key: records.records[key] for key in own.keys if key in records.records})
+        failed = {key: record for key, record in records.records.items() if "error" in record}
+        runner, keys = Runner(plan, records, checkpoint_every, stage), [plan.key(condition) for condition in conditions]
+        runner.run(batches)
+        if shard == "1/1" and (others := len(list(runner.checkpoints.glob("*")))):
+            which = (
+                "batch that was declared otherwise is" if others == 1 else "batches that were declared otherwise are"
+            )
+            print(f"note: {others} unfinished {which} left alone", file=sys.stderr)
+        hosts.exchange(records, keys)
+        if wait:
+            _wait(records, keys, failed)
+    records.refresh()
+    table = Table({key: records.records[key] for key in keys if key in records.records})
+    errors = [f"{key}: {record['error']}" for key, record in table.records.items() if "error" in record]
+    if errors:
+        print(f"error: {len(errors)} runs failed; they are tried again next time", *errors, sep="\n", file=sys.stderr)
+    return table
 
 
-class _Sweep:
-    """The conditions with what is done with each; arguments as of `run`."""
+class _Declared:
+    """What is trained under each condition, and how that is named; arguments as of `run`.
 
-    def __init__(self, conditions, training, static, config, batch, devices):
-        checks.require_whole("batch", batch)
-        self.conditions, self.static, self.config, self.batch = _plain(conditions), static, config, batch
-        self.devices = tuple(jax.local_devices() if devices is None else devices)
-        absent = [name for name in static if name not in self.conditions[0]]
-        if absent:
-            raise ValueError(f"`static` must name axes of the conditions, {list(self.conditions[0])}, got {absent}")
-        self._made: dict[tuple, Training] = {}
-        self._make = training if static else lambda: training
-        steps = max(self.training_of(condition).steps for condition in self.conditions)
-        self.plan = Plan(self.config_of, dict, self._program, _words, _lines, steps)
-        self.batches: list[Batch] = in_batches(self.conditions, self._group_of, batch, len(self.devices))
-        self.keys = [self.plan.key(condition) for condition in self.conditions]
+    **Raises:** ValueError unless there are conditions, of one set of names, with JSON values, and all are different.
+    """
 
-    def training_of(self, condition: dict) -> Training:
-        """The condition's training; one for all that agree in what is static."""
-        fixed = tuple(json.dumps(condition[name]) for name in self.static)
+    def __init__(self, conditions: list, training, static: tuple[str, ...], config, defaults, columns):
+        self._static, self._make, self._made = static, training if static else lambda: training, {}
+        self._columns, self._defaults = columns if callable(columns) else lambda condition: columns or {}, defaults
+        self._config = naming({} if config is None else config, defaults)
+        if not conditions:
+            raise ValueError("`conditions` must be at least one, got none")
+        seen, names = set(), list(entries(conditions[0]))
+        for condition in conditions:
+            if sorted(entries(condition)) != sorted(names):
+                raise ValueError(f"conditions must have one set of names, {names}, got {list(entries(condition))}")
+            if (key := digest(naming(condition, defaults))) in seen:
+                raise ValueError(f"conditions must differ, got {words(condition)} twice")
+            seen.add(key)
+        if absent := [name for name in static if name not in names]:
+            raise ValueError(f"`static` must name axes of the conditions, {names}, got {absent}")
+
+    def training(self, condition) -> Training:
+        """One for all conditions that agree in what is static. Raises ValueError if it is none."""
+        fixed = self._fixed(condition)
         if fixed not in self._made:
-            made = self._make(**{name: condition[name] for name in self.static})
+            made = self._make(**{name: entries(condition)[name] for name in self._static})
             if not isinstance(made, Training):
-                wanted = "return a Training" if self.static else "be a Training where no axis is static"
+                wanted = "return a Training" if self._static else "be a Training where no axis is static"
                 raise ValueError(f"`training` must {wanted}, got {made!r}")
             made.check()
             self._made[fixed] = made
         return self._made[fixed]
 
-    def config_of(self, condition: dict) -> dict:
-        """All that the condition's run depends on, as far as it is known here."""
-        training = self.training_of(condition)
-        return {"condition": condition, "steps": training.steps, "looks": training.ends[0], "settings": self.config}
+    def _fixed(self, condition) -> tuple:
+        return tuple(json.dumps(plain(entries(condition)[name], name)) for name in self._static)
 
-    def _group_of(self, condition: dict) -> tuple:
-        training = self.training_of(condition)
+    def group(self, condition) -> tuple:
+        """What is compiled for the condition."""
         try:
-            return tuple(json.dumps(condition[name]) for name in self.static), training.shape_of(condition)
+            return self._fixed(condition), self.training(condition).shape_of(condition)
         except Exception:  # it fails again where it is trained, and is recorded then
-            return "alone", config_hash(condition)
+            return "alone", digest(plain(entries(condition)))
 
-    def _program(self, condition: dict, width: int) -> Mapped:
-        return Mapped(self.training_of(condition), width, self.devices)
+    def config(self, condition) -> dict:
+        """What names the condition's run: all that it depends on and that is not a default."""
+        training, named = self.training(condition), {"condition": naming(condition, self._defaults)}
+        every = {} if training.every is None else {"every": plain(training.every)}
+        return named | {"config": self._config, "steps": training.steps} | every
 
-    def require_no_other(self, runner: Runner) -> None:
-        """Raises ValueError if the folder holds unfinished batches that are not of this sweep."""
-        runner.tidy()
-        known = [({self.plan.key(each) for each in batch.conditions}, batch.width) for batch in self.batches]
-        for folder in sorted(runner.checkpoints.glob("*")):
-            lanes = [config_hash(lane) for lane in _lanes(folder)]
-            if lanes and not any(own.issuperset(lanes) and width == len(lanes) for own, width in known):
-                raise ValueError(
-                    f"{runner.records.folder} holds an unfinished batch of another config, {self._difference(folder)}: "
-                    "finish that sweep as it was declared, choose another folder, or start over with fresh=True"
-                )
-
-    def _difference(self, folder: Path) -> str:
-        """What differs between a batch that was left in a folder and this sweep, in words."""
-        lanes = _lanes(folder)
-        own = {config_hash(condition): self.config_of(condition) for condition in self.conditions}
-        for lane in lanes:
-            now = own.get(config_hash(lane.get("condition", {})))
-            if now is None:
-                return f"with the condition {_words(lane.get('condition', {}))}, which is none of this sweep"
-            differ = [
-                f"`{name}` was {lane.get(name)} and is {now[name]}" for name in now if lane.get(name) != now[name]
-            ]
-            if differ:
-                return ", ".join(differ)
-        return f"with {len(lanes)} lanes, where `batch` is now {self.batch} on {len(self.devices)} devices"
-
-
-def _lanes(folder: Path) -> list[dict]:
-    """The configs of the lanes of a batch that was left in a folder; none if there is nothing to go on from."""
-    return (Checkpoints(folder, {}).saved_config() or {}).get("lanes", [])
-
-
-def _shared(shard: str, fresh: bool) -> str:
-    """The share of this process, by its own word or as one of several that were joined."""
-    parse_shard(shard)
-    joined = hosts.share_of_process()
-    if joined != "1/1" and shard != "1/1":
-        raise ValueError(f"`shard` must be 1/1 in processes that were joined, which share by themselves, got {shard}")
-    shared = shard if joined == "1/1" else joined
-    if fresh and shared != "1/1":
-        raise ValueError(f"`fresh` must be False where processes share a folder, which others use, got {shared}")
-    return shared
-
-
-def _plain(conditions) -> list[dict]:
-    """The conditions with JSON values alone.
-
-    **Raises:** ValueError unless there are some, of one set of names, and all are different.
-    """
-    plain = [{name: _value(name, value) for name, value in condition.items()} for condition in conditions]
-    if not plain:
-        raise ValueError("`conditions` must be at least one, got none")
-    for condition in plain:
-        if condition.keys() != plain[0].keys():
-            raise ValueError(f"conditions must have one set of names, {list(plain[0])}, got {list(condition)}")
-    seen = set()
-    for condition in plain:
-        if (key := config_hash(condition)) in seen:
-            raise ValueError(f"conditions must differ, got {_words(condition)} twice")
-        seen.add(key)
-    return plain
-
-
-def _value(name: str, value):
-    if isinstance(value, np.generic | np.ndarray | jax.Array):
-        value = value.tolist()
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`{name}` must be a JSON value, got {value!r}") from error
-
-
-def _words(condition: dict) -> str:
-    return ", ".join(f"{name} {value}" for name, value in condition.items())
-
-
-def _lines(conditions: list[dict], records: list[dict]) -> list[str]:
-    return [f"{_words(condition)}: {_outcome(record)}" for condition, record in zip(conditions, records, strict=True)]
+    def columns(self, condition) -> dict:
+        """What rows of the condition's run share."""
+        return plain(self._columns(condition), "columns") | plain(entries(condition), "conditions")
 
 
 def _outcome(record: dict) -> str:
     if "error" in record:
         return f"failed: {record['error']}"
-    last = {row["metric"]: row["value"] for row in record["rows"]}
-    if last["diverged"]:
+    last = final_values(record)
+    if last.get("diverged"):
         return "diverged; recorded as such"
-    shown = itertools.islice((n for n in last if n not in ("diverged", "wall_s")), 4)
-    return ", ".join(f"{name} {last[name]:.4g}" for name in shown) + f" ({format_seconds(record['wall_s'])})"
+    shown = [(name, value) for name, value in last.items() if name not in ("diverged", "wall_s") and value is not None]
+    text = ", ".join(f"{name} {value:.4g}" for name, value in itertools.islice(shown, 4))
+    return f"{text} ({format_seconds(record['wall_s'])})"
+
+
+def _wait(records: Records, keys: list[str], failed: dict[str, dict]) -> None:
+    """Waits until the other shards have recorded theirs, those which had `failed` before once more."""
+    waiting = lambda: sum(records.records.get(key) == failed.get(key) for key in keys)  # noqa: E731
+    records.refresh()
+    if waiting():
+        print(f"waiting for {waiting()} runs of other shards", flush=True)
+    with graceful() as asked:
+        asked.work = "nothing: what is waited for is of other shards"
+        while waiting():
+            time.sleep(POLL)
+            stop_if(asked)
+            records.refresh()
 
 
 @contextmanager
-def _telling(folder: str | Path):
+def _explaining_interruption(folder: str | Path):
     """Says how a sweep goes on that is interrupted."""
     try:
         yield
     except Interrupted:
-        command = " ".join(sys.orig_argv)
+        command = shlex.join(argument for argument in sys.orig_argv if argument != "--fresh")
         print(f"\ninterrupted; what was done is kept in {folder}\nto go on: {command}", file=sys.stderr)
         raise

@@ -8,18 +8,36 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from cetsim import checks
-from cetsim.sweep.devices import over_lanes, place
-from cetsim.sweep.runner import Infeasible, Program
+from cetsim.sweep.grid import entries
+from cetsim.sweep.runner import Infeasible
 
-LOOKS = 10  # of a run, by default
+EVALS = 10  # of a run, by default
+SLOTS = PartitionSpec("slots")
 
 
-def numbers(condition: dict[str, Any]) -> dict[str, Any]:
-    """The condition without its seed: the hyperparameters where nothing else is said."""
-    return {name: value for name, value in condition.items() if name != "seed"}
+class Evaluation(NamedTuple):
+    """What is measured of a run on the way.
+
+    **Fields:**
+
+    - `function(state, *arguments)`: gives numbers by name, pure as all of `Training`. Numbers of a dict or an array
+      inside are of layers.
+    - `at`: steps at which it is made, some of the training's `ends` and 0, before the first step; all but 0 by default.
+    - `over`: tuples of arguments, for each of which `function` is called. The mean is recorded, in which each weighs as
+      much as its last array is long: parts of a test set that is too large, say.
+    - `prefix`: put before the names of what is measured.
+    - `columns`: of its rows, beside those of the condition, which they replace: those of a probe, say.
+    """
+
+    function: Callable[..., PyTree]
+    at: Sequence[int] | None = None
+    over: Sequence[tuple] = ((),)
+    prefix: str = ""
+    columns: dict[str, Any] | None = None
 
 
 class Training(NamedTuple):
@@ -30,147 +48,245 @@ class Training(NamedTuple):
     - `init(hyperparameters, key)`: the state before the first step, a tree of arrays.
     - `advance(state, steps)`: the state after so many steps (a Python int), and a tree of what was measured, numbers
       or one a step, of which the mean is recorded.
-    - `evaluate(state)`: a dict of numbers; None for nothing.
+    - `evaluate`: a function of the state that gives a dict of numbers, an `Evaluation`, or several; None for nothing.
     - `steps`: of a whole run.
-    - `every`: steps between two looks of the host, which record, evaluate and make checkpoints; a tenth of the run by
-      default.
+    - `every`: steps between two moments at which the host evaluates, records and makes checkpoints, or all these
+      moments; a tenth of the run by default.
     - `hyperparameters(condition)`: a tree of arrays and numbers, made on the host; by default the condition itself
       but for its `seed`, which gives the key. Conditions whose trees have one structure, and leaves of the same shapes
       and types, are trained side by side.
+    - `chunk`: steps that are compiled into one program, at most.
+    - `frames_per_step`: what a step counts as where it is recorded, such as the frames of an update.
+    - `on_host`: whether all is plain Python, of one condition at a time: nothing is compiled or vmapped. `evaluate`
+      may then give rows as they are recorded, too.
+    - `save(state)`, `restore(tree, notes)`: of a state on the host, a tree of arrays with JSON notes, and back.
 
     What these functions close over is compiled in: hand large arrays over in an Equinox module, whose methods may
-    stand here (`run.init`), or in `eqx.Partial(run.evaluate, x=x, labels=labels)`.
+    stand here (`run.init`), in `eqx.Partial(run.evaluate, x=x, labels=labels)` or in `Evaluation(over=...)`.
     """
 
     init: Callable[[PyTree, Array], Any]
     advance: Callable[[Any, int], tuple[Any, PyTree]]
-    evaluate: Callable[[Any], dict] | None
+    evaluate: Callable[[Any], dict] | Evaluation | Sequence[Callable | Evaluation] | None
     steps: int
-    every: int | None = None
-    hyperparameters: Callable[[dict[str, Any]], PyTree] = numbers
+    every: int | Sequence[int] | None = None
+    hyperparameters: Callable[[Any], PyTree] = lambda condition: {
+        n: v for n, v in entries(condition).items() if n != "seed"
+    }
+    chunk: int | None = None
+    frames_per_step: int = 1
+    on_host: bool = False
+    save: Callable[[Any], tuple[PyTree, dict]] | None = None
+    restore: Callable[[PyTree, dict], Any] | None = None
 
     def check(self) -> None:
-        """Raises ValueError for numbers of steps that are none."""
-        checks.require_whole("steps", self.steps)
-        if self.every is not None:
-            checks.require_whole("every", self.every)
+        """Raises ValueError for numbers of steps that are none, and moments that are not."""
+        for name, value in (("steps", self.steps), ("every", self.every), ("chunk", self.chunk)):
+            if value is not None and not np.ndim(value):
+                checks.require_whole(name, value)
+        ends = self.ends
+        if ends[0] < 1 or ends[-1] != self.steps or sorted({*ends}) != ends:
+            raise ValueError(f"`every` must be a number or steps that ascend to the last, {self.steps}, got {ends}")
+        if odd := sorted({step for each in self.evaluations for step in each.at or ()} - {0, *ends}):
+            raise ValueError(f"`at` must be 0 or steps at which the host evaluates, {ends}, got {odd}")
 
     @property
     def ends(self) -> list[int]:
-        """Steps after which the host looks."""
-        every = max(1, self.steps // LOOKS) if self.every is None else self.every
+        """Steps after which the host evaluates."""
+        if np.ndim(self.every):
+            return list(map(int, self.every))
+        every = max(1, self.steps // EVALS) if self.every is None else self.every
         return [*range(every, self.steps, every), self.steps]
 
-    def arrays(self, condition: dict[str, Any]) -> PyTree:
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """What is measured, one by one."""
+        several = isinstance(self.evaluate, list | tuple) and not isinstance(self.evaluate, Evaluation)
+        each = self.evaluate if several else [] if self.evaluate is None else [self.evaluate]
+        return [one if isinstance(one, Evaluation) else Evaluation(one) for one in each]
+
+    def arrays(self, condition) -> PyTree:
         """The hyperparameters with their numbers as arrays."""
         as_array = lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf  # noqa: E731
         return jax.tree.map(as_array, self.hyperparameters(condition))
 
-    def shape_of(self, condition: dict[str, Any]) -> tuple:
+    def shape_of(self, condition) -> tuple:
         """What conditions that are trained side by side have in common."""
         leaves, structure = jax.tree.flatten(self.arrays(condition))
         return structure, tuple((x.shape, str(x.dtype)) if eqx.is_array(x) else x for x in leaves)
 
 
-class Mapped(Program):
-    """A training of several conditions at once, on all devices.
+class Trainer:
+    """A training of several conditions side by side, a slot each, on all devices, or of one on the host.
 
-    **Arguments:** `training`. `width`: lanes, a multiple of the number of devices. `devices`: of this process.
+    **Arguments:** `training`. `width`: slots, a multiple of the number of devices. `devices`: of this process.
+
+    **Attributes:** `ends`: steps after which the host evaluates, ascending to the last.
     """
 
     def __init__(self, training: Training, width: int, devices: Sequence[jax.Device]):
-        self.training, self.width, self.devices = training, width, devices
-        self.ends = training.ends
+        self.training, self.width, self.devices, self.ends = training, width, devices, training.ends
         self._compiled: dict[int, Callable] = {}  # by the steps it makes
 
-    def begin(self, lanes: list[dict[str, Any]]):
-        """The runs before their first step."""
-        hyper = [self.training.arrays(condition) for condition in lanes]
+    def begin(self, slots: list):
+        """The state before the first step, of a condition in each slot; several slots may have the same."""
+        hyper = [self.training.arrays(condition) for condition in slots]
+        keys = [jax.random.key(entries(condition).get("seed", 0)) for condition in slots]
+        if self.training.on_host:
+            return self.training.init(hyper[0], keys[0])
         arrays, rest = eqx.partition(hyper[0], eqx.is_array)
-        stacked = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), arrays, *(eqx.filter(other, eqx.is_array) for other in hyper[1:])
-        )
-        keys = jnp.stack([jax.random.key(condition.get("seed", 0)) for condition in lanes])
-        return _init(self.training.init, rest, *place((stacked, keys), self.devices), self.devices)
+        others = [eqx.filter(other, eqx.is_array) for other in hyper[1:]]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), arrays, *others)
+        return _init(self.training.init, rest, *place((stacked, jnp.stack(keys)), self.devices), self.devices)
 
-    def advance(self, state, lanes: list[dict[str, Any]], start: int, end: int):
-        """The runs after the steps from `start` to `end`, and what was measured of each."""
-        arguments = self.training.advance, state, end - start, self.devices
-        if end - start not in self._compiled:
-            self._compiled[end - start] = _advance.lower(*arguments).compile()
-            self._require_room(self._compiled[end - start])
-        state, measured = self._compiled[end - start](*arguments)
-        found = _named(measured)
-        if self.training.evaluate is not None:
-            found |= _named(_evaluate(self.training.evaluate, state, self.devices))
-        values = {name: np.asarray(value, float).reshape(len(lanes), -1).mean(axis=1) for name, value in found.items()}
-        if end == self.ends[-1]:
-            values["diverged"] = ~np.isfinite(np.stack(list(values.values()) or [np.zeros(len(lanes))])).all(axis=0)
-        return state, [
-            [
-                {"metric": name, "step": end, "value": float(own[lane]) if np.isfinite(own[lane]) else None}
-                for name, own in values.items()
-            ]
-            for lane in range(len(lanes))
-        ]
+    def advance(self, state, slots: list, start: int, end: int):
+        """The state after the steps from `start` to `end`, and the rows of what was measured in each slot.
+
+        A row is a dict of `metric`, `step`, `value`, a number or None, and what else sets it apart.
+        """
+        rows: list[list[dict]] = [[] for _ in slots]
+        if start == 0:
+            self._measure(rows, state, 0)
+        parts, chunk = [], self.training.chunk or end - start
+        for steps in (min(chunk, end - done) for done in range(start, end, chunk)):
+            state, measured = self._advance(state, steps)
+            parts.append((steps, {name: _mean(name[0], each, steps) for name, each in _named(measured).items()}))
+        self._add(rows, end, parts, Evaluation(self.training.advance))
+        self._measure(rows, state, end)
+        if end == self.ends[-1] and not any(row["metric"] == "diverged" for row in rows[0]):
+            step = end * self.training.frames_per_step
+            for own in rows:
+                lost = any(row["value"] is None for row in own if row["step"] == step)
+                own.append({"metric": "diverged", "step": step, "value": float(lost)})
+        return state, rows
+
+    def save(self, state):
+        """The state as a tree of arrays and keys, and as JSON what does not fit one."""
+        return (state, {}) if self.training.save is None else self.training.save(state)
 
     def restore(self, tree, notes):
-        """The state on the devices it was on."""
-        return place(tree, self.devices)
+        """The state that was saved, on the devices it was on."""
+        if self.training.restore is not None:
+            return self.training.restore(tree, notes)
+        return tree if self.training.on_host else place(tree, self.devices)
 
-    def _require_room(self, compiled) -> None:
-        """Raises Infeasible unless what a device has to hold at once fits its memory."""
-        need, limit = _need(compiled), _memory(self.devices[0])
-        if limit is None or need is None or need <= limit:
+    def _advance(self, state, steps: int):
+        if self.training.on_host:
+            state, measured = self.training.advance(state, steps)
+            return state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], measured)
+        arguments = self.training.advance, state, steps, self.devices
+        if steps not in self._compiled:
+            self._compiled[steps] = _advance.lower(*arguments).compile()
+            self._require_room(self._compiled[steps].compiled.memory_analysis())
+        return self._compiled[steps](*arguments)
+
+    def _measure(self, rows: list[list[dict]], state, step: int) -> None:
+        """Adds what the evaluations due at this step find to the rows of each slot."""
+        for evaluation in self.training.evaluations:
+            parts = []
+            for arguments in evaluation.over if step in (self.ends if evaluation.at is None else evaluation.at) else ():
+                if not self.training.on_host:
+                    measured = _evaluate(evaluation.function, state, arguments, self.devices)
+                elif isinstance(measured := evaluation.function(state, *arguments), list):
+                    rows[0] += [{"step": step * self.training.frames_per_step} | row for row in measured]
+                    continue
+                else:
+                    measured = jax.tree.map(lambda leaf: np.asarray(leaf)[None], measured)
+                lengths = [len(leaf) for leaf in jax.tree.leaves(arguments) if np.ndim(leaf)]
+                parts.append((lengths[-1] if lengths else 1, _named(measured)))
+            self._add(rows, step, parts, evaluation)
+
+    def _add(self, rows, step: int, parts: list[tuple[int, dict]], evaluation: Evaluation) -> None:
+        """Adds the weighted mean of what was measured in parts, `[slots]` or `[slots, layers]`, to rows."""
+        for metric, layer in parts[0][1] if parts else ():
+            arrays = [measured[metric, layer] for _, measured in parts]
+            values = np.average(arrays, 0, [weight for weight, _ in parts]) if len(parts) > 1 else arrays[0]
+            if values.ndim > 2 or (values.ndim == 2 and layer is not None):
+                shape = list(values.shape[1:])
+                raise ValueError(f"what is measured must be a number, or one a layer, got {metric!r} of shape {shape}")
+            layers = [layer] if values.ndim == 1 else map(str, range(values.shape[1]))
+            for name, of_layer in zip(layers, values.reshape(len(values), -1).T, strict=True):
+                more = ({} if name is None else {"layer": name}) | (evaluation.columns or {})
+                for own, value in zip(rows, of_layer, strict=True):
+                    row = {"metric": evaluation.prefix + metric, "step": step * self.training.frames_per_step}
+                    own.append(row | {"value": float(value) if np.isfinite(value) else None} | more)
+
+    def _require_room(self, program) -> None:
+        """Raises Infeasible unless what a device has to hold at once fits its memory, as far as that is told."""
+        limit = _memory(self.devices[0])
+        if program is None or limit is None:
             return
-        needs, has = (f"{size / 2**30:.1f} GiB" for size in (need, limit))
-        raise Infeasible(
-            f"`batch` must be so small that its runs fit in memory: {self.width} runs on {len(self.devices)} devices "
-            f"need {needs} on each, which has {has}; about {max(1, int(limit / need * self.width))} would fit"
-        )
+        need = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
+        if (need := need - program.alias_size_in_bytes) > limit:
+            raise Infeasible(
+                f"`batch` must be so small that its runs fit in memory: {self.width} runs on {len(self.devices)} "
+                f"devices need {need / 2**30:.1f} GiB on each, which has {limit / 2**30:.1f} GiB; about "
+                f"{max(1, int(limit / need * self.width))} would fit"
+            )
+
+
+def over_slots(function: Callable, devices: Sequence[jax.Device]) -> Callable:
+    """`function` of trees of arrays, vmapped over their first axis, of which each device has its part.
+
+    No device waits for another: what is mapped needs no word from its neighbours. What `function` closes over is the
+    same for all. A single slot is not vmapped: large matrix products and convolutions gain nothing from it.
+    """
+
+    def mapped(*trees):
+        if any(leaf.shape[0] != 1 for leaf in jax.tree.leaves(trees)):
+            return jax.vmap(function)(*trees)
+        alone = function(*jax.tree.map(lambda leaf: leaf[0], trees))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], alone)
+
+    if len(devices) == 1:
+        return mapped
+    mesh = Mesh(np.asarray(devices), SLOTS)
+    return jax.shard_map(mapped, mesh=mesh, in_specs=SLOTS, out_specs=SLOTS, check_vma=False)
+
+
+def place(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """The tree of stacked slots with each on its device."""
+    if len(devices) == 1:
+        return jax.device_put(tree, devices[0])
+    return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), SLOTS), SLOTS))
 
 
 # Functions are arguments, not closures, so that arrays of the modules they are methods of are no constants.
 @eqx.filter_jit
 def _init(init, rest, hyper, key, devices):
-    return over_lanes(lambda own, key: init(eqx.combine(own, rest), key), devices)(hyper, key)
+    return over_slots(lambda own, key: init(eqx.combine(own, rest), key), devices)(hyper, key)
 
 
 @eqx.filter_jit
 def _advance(advance, state, steps, devices):
-    return over_lanes(lambda own: advance(own, steps), devices)(state)
+    return over_slots(lambda own: advance(own, steps), devices)(state)
 
 
 @eqx.filter_jit
-def _evaluate(evaluate, state, devices):
-    return over_lanes(evaluate, devices)(state)
+def _evaluate(function, state, arguments, devices):
+    return over_slots(lambda own: function(own, *arguments), devices)(state)
 
 
-def _named(measured: PyTree) -> dict[str, Array]:
-    """What was measured by name, `[lanes, ...]`; a single array is a loss."""
+def _named(measured: PyTree) -> dict[tuple[str, str | None], np.ndarray]:
+    """What was measured by metric and layer, `[slots, ...]`; a single array is a loss."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(measured)
-    named = {jax.tree_util.keystr(path, simple=True, separator=".") or "loss": leaf for path, leaf in leaves}
-    for name, leaf in named.items():
-        if leaf.ndim > 2:
-            shape = list(leaf.shape[1:])
-            raise ValueError(f"what is measured must be a number, or one a step, got {name!r} of shape {shape}")
-    return named
+    text = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")  # noqa: E731
+    return {(text(p[:1]) or "loss", text(p[1:]) or None): np.asarray(leaf, float) for p, leaf in leaves}
 
 
-def _need(compiled) -> int | None:
-    """Bytes that a compiled program holds at once on a device, where XLA tells."""
-    told = compiled.compiled.memory_analysis()
-    if told is None:
-        return None
-    once = told.argument_size_in_bytes + told.output_size_in_bytes - told.alias_size_in_bytes
-    return once + told.temp_size_in_bytes
+def _mean(metric: str, values: np.ndarray, steps: int) -> np.ndarray:
+    """The mean over steps of what `advance` measured at each."""
+    if values.ndim > 1 and values.shape[1] != steps:
+        shape = list(values.shape[1:])
+        raise ValueError(f"what `advance` measures must be a number, or one a step, got {metric!r} of shape {shape}")
+    return values.mean(axis=1) if values.ndim > 1 else values
 
 
 def _memory(device: jax.Device) -> int | None:
     """Bytes of a device's memory; where devices are the processor's, each could have all of it."""
-    told = device.memory_stats() or {}
-    if "bytes_limit" in told:
-        return told["bytes_limit"]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):  # Windows

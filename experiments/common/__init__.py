@@ -1,0 +1,1 @@
+"""What experiments share: options, conditions, training, tables and plots."""

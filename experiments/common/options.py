@@ -1,0 +1,188 @@
+"""Options that experiments share, and their checks: a dataclass of them is an experiment's command line."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.common import checks
+from experiments.common.checks import STRETCH, UserError
+
+FORMS = Literal["activation", "preactivation", "authors_linear", "authors"]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where an experiment writes. It is named after the file that its options are in."""
+
+    out: Path = Path("results")
+    """Output folder; files go to a folder of the experiment's name in it."""
+    plot_only: bool = False
+    """Redraw the figures from results.csv; run nothing."""
+    fresh: bool = False
+    """Start over: remove what this experiment wrote to its folder before."""
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return type(self).__module__.rpartition(".")[2].replace("_", "-")
+
+    @property
+    def folder(self) -> Path:
+        """Where this experiment writes."""
+        return self.out / self.name
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        if self.plot_only and self.fresh:
+            raise UserError("--plot-only redraws what --fresh would remove: give one of them")
+
+
+@dataclass(frozen=True)
+class Sweep(Files):
+    """Many runs, chosen, shared among processes and repeated."""
+
+    preset: str = "demo"
+    """Values of the options that are not given."""
+    seeds: int = 3
+    """Number of runs of each condition; they differ in all that is random."""
+    learning_rates: tuple[float, ...] = (1e-3,)
+    """Learning rates to choose from, per condition (one: no choice)."""
+    selection_seed: int = 1000
+    """Seed of the runs that choose; not one of the seeds reported."""
+    batch_conditions: int = 1
+    """Conditions trained at once at most."""
+    shard: str = "1/1"
+    """i/n: be the i-th of n processes that share work and output folder; the first waits for all and reports."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.counts(self, "seeds", "batch_conditions")
+        checks.each("learning_rates", self.learning_rates, lambda v: v > 0, "above 0")
+        apart = not 0 <= self.selection_seed < self.seeds
+        checks.require("selection_seed", apart, f"outside the {self.seeds} seeds reported", self.selection_seed)
+        checks.require("selection_seed", self.selection_seed >= 0, "at least 0", self.selection_seed)
+        shard = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard)
+        within = shard is not None and int(shard[1]) <= int(shard[2])
+        checks.require("shard", within, "i/n with 1 <= i <= n", self.shard)
+        if self.fresh and int(shard[2]) > 1:
+            raise UserError("--fresh would remove what other shards do: start over in a new folder with --out")
+
+
+@dataclass(frozen=True)
+class Vision(Sweep):
+    """Training on images seen one after the other, 0.2 s each, from credit that comes late."""
+
+    warmup = 0.1  # share of a run in which the learning rate rises
+    stretch = STRETCH  # an option where credit travels from layer to layer
+
+    data_dir: Path | None = None
+    """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
+    dataset: Literal["digits", "mnist", "cifar10", "tinyimagenet"] = "digits"
+    """Images to learn: scikit-learn's 8x8 digits, MNIST, CIFAR-10 or TinyImageNet."""
+    network: Literal["mlp", "cnn", "resnet20"] = "mlp"
+    """mlp: fully connected; cnn: three convolutions and two linear layers; resnet20 (with form preactivation)."""
+    hidden: tuple[int, ...] = (128, 128)
+    """Sizes of the hidden layers of an mlp."""
+    form: FORMS = "activation"
+    """Form of the three-factor rule; authors: authors_linear in linear layers, activation in convolutions."""
+    steps: int = 1000
+    """Length of a run, in stretches of 128 images."""
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Peak learning rates to choose from, per condition, on held-out training images (one: no choice)."""
+    selection_steps: int = 1000
+    """Length of a run that only serves to choose the learning rate; far fewer than steps favour high rates."""
+    validation: float = 0.2
+    """Fraction of the training set that is held out for that choice."""
+    batch_conditions: int = 16
+    """Conditions trained at once: many for small networks, 1 where one fills the processor."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.counts(self, "steps", "selection_steps")
+        checks.each("hidden", self.hidden, lambda v: v >= 1, "at least 1", distinct=False)
+        checks.require("validation", 0 < self.validation < 1, "between 0 and 1", self.validation)
+        if self.network != "mlp":
+            images = ("cifar10", "tinyimagenet")
+            checks.require(
+                "dataset", self.dataset in images, f"{' or '.join(images)} for a {self.network}", self.dataset
+            )
+        if self.network == "resnet20":
+            why = "preactivation for a resnet20, whose batch norm stands between layer and activation"
+            checks.require("form", self.form == "preactivation", why, self.form)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How images come, where that is one for all runs; mixed into options on images."""
+
+    mode: Literal["reset", "carry"] = "reset"
+    """reset: every stretch of 128 images starts with empty traces and loses the signals still under way;
+    carry: traces and signals go on without end, and weights change every --update-every images."""
+    update_every: int = STRETCH
+    """Images between two updates in the mode carry; divides the images of a run, 128 a step."""
+    run_length: int = 1
+    """Images of one class in a row; 1 shuffles all images."""
+    interpolation: int = 1
+    """Steps of 0.2 s from one image to the next, blended in between; 1 shows each image once."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.counts(self, "update_every", "run_length", "interpolation")
+        if self.mode == "reset":
+            whole = f"{STRETCH} with --mode reset, where a stretch is an update"
+            checks.require("update_every", self.update_every == STRETCH, whole, self.update_every)
+        for steps in (self.steps, self.selection_steps):
+            images = steps * STRETCH
+            divides = images % self.update_every == 0
+            checks.require("update_every", divides, f"a divisor of the {images} images of a run", self.update_every)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Orders of cascades; mixed into other options, as those below."""
+
+    orders: tuple[int, ...] = (2, 6, 10)
+    """Orders of the cascading traces, 2 to 64."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.orders(self.orders)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One error gate for all runs."""
+
+    error_gate: float = 1e-8
+    """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.gate("error_gate", (self.error_gate,))
+
+
+@dataclass(frozen=True)
+class Delays(Stream):
+    """Delays of credit, and how images come meanwhile."""
+
+    delays: tuple[float, ...] = (2.0, 6.0)
+    """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.delays("delays", self.delays, self.mode)
+
+
+@dataclass(frozen=True)
+class SelectionDelay:
+    """One delay at which learning rates are chosen."""
+
+    selection_delay: float | None = None
+    """Choose each trace's learning rate at this delay alone, in seconds, for all delays; by default at each."""

@@ -1,0 +1,274 @@
+"""Tables of results: reading and writing them, what runs ended with, one printed form, and the paper's numbers."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cetsim import sweep
+from cetsim.sweep.files import write_atomic
+from experiments.common.checks import STRETCH, UserError
+from experiments.common.conditions import DEFAULTS, WITHOUT_DELAY
+from experiments.common.options import Files
+
+CITATION = "Learning From the Past with Cascading Eligibility Traces, arXiv:2506.14598"
+DATASETS = {"digits": "digits (8x8)", "mnist": "MNIST", "cifar10": "CIFAR-10", "tinyimagenet": "TinyImageNet"}
+SUBJECT = ("dataset", "network", "form", "mode")  # what one figure is of
+NEEDED = ("trace", "order", "delay_s", "metric", "step", "value")
+_PAPERS_TASKS = {"LunarLander-v3": "LunarLander-v2", "MinAtar SpaceInvaders": "MinAtar/SpaceInvaders-v0"}
+_RANK = (*WITHOUT_DELAY, "delay line", "CET", "double exponential", "ET")
+
+
+# Files.
+
+
+def require_writable(folder: Path) -> None:
+    """Makes `folder` and writes a file there once, so that an unwritable one is found before any training.
+
+    **Raises:** UserError if that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"the output folder {folder} cannot be written: {error.strerror or error}") from error
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Rows of a results.csv, of this version or an older one.
+
+    **Raises:** UserError if the file is missing, lacks a column or holds text where a number belongs.
+    """
+    if not path.exists():
+        raise UserError(f"there is no {path} to draw from: run the experiment first, without --plot-only")
+    try:
+        rows = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if absent := [name for name in NEEDED if name not in rows]:
+        raise UserError(f"{path} lacks the columns {', '.join(absent)}")
+    for name in ("order", "delay_s", "step", "value"):
+        if not pd.api.types.is_numeric_dtype(rows[name]):
+            raise UserError(f"{path} must hold numbers in the column {name}, got {rows[name].iloc[0]!r}")
+    return tidy(rows)
+
+
+def tidy(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with every field of a condition, those that a table leaves out as by default."""
+    rows = rows.reset_index(drop=True)
+    for name, default in (DEFAULTS | {"layer": "", "variant": ""}).items():
+        rows[name] = rows[name].fillna(default) if name in rows and rows[name].notna().any() else default
+    if "run" not in rows:  # as in tables of version 0.1.0
+        alike = [name for name in rows if name not in ("layer", "step", "metric", "value")]
+        rows["run"] = rows.groupby(alike, dropna=False, sort=False).ngroup()
+    whole = {name: int for name, default in DEFAULTS.items() if type(default) is int}
+    return rows.astype(whole | {"step": "Int64"})
+
+
+def of_options(rows: pd.DataFrame, options: Files) -> pd.DataFrame:
+    """Rows of the runs that were measured on the test set, those of the dataset and form asked for if there are any.
+
+    **Raises:** UserError if there are none.
+    """
+    if "dataset" not in rows or rows["dataset"].isna().all():  # nothing was trained
+        return rows
+    rows = rows[rows["run"].isin(rows.loc[rows["metric"].isin(["test_accuracy", "test_return"]), "run"])]
+    if rows.empty:
+        raise UserError("there are no rows of test results to draw: the experiment has not finished any run")
+    for name in ("dataset", "form", "variant"):
+        wanted = rows[name] == getattr(options, name, None)
+        rows = rows[wanted] if wanted.any() else rows
+    return rows
+
+
+def write(folder: Path) -> None:
+    """Regenerates results.csv from all that is recorded in a folder, without columns that hold defaults alone."""
+    rows = sweep.load(folder).rows
+    plain = [name for name, value in DEFAULTS.items() if name in rows and (rows[name].dropna() == value).all()]
+    first = ["experiment", "scenario", "dataset", "network", "form"]
+    order = [name for name in first if name in rows] + [name for name in rows if name not in first]
+    kept = [name for name in order if name not in plain or name in NEEDED]
+    write_atomic(folder / "results.csv", rows[kept].to_csv(index=False, lineterminator="\n"))
+
+
+# What runs ended with.
+
+
+def finals(rows: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
+    """The last value of a metric in each run, a row each with the run's columns; NaN in runs that diverged.
+
+    **Raises:** UserError if there is none.
+    """
+    found = rows[rows["metric"] == metric]
+    if found.empty:
+        raise UserError(f"there are no rows of {metric} to draw: the experiment has not finished any run")
+    ends = found.loc[found.groupby("run", sort=False)["step"].idxmax()].reset_index(drop=True)
+    lost = ends["run"].isin(diverged(rows)) | ends["value"].isna()
+    return ends.assign(value=ends["value"].where(~lost), lost=lost)
+
+
+def diverged(rows: pd.DataFrame) -> set:
+    """The runs that diverged."""
+    return set(rows.loc[(rows["metric"] == "diverged") & (rows["value"] > 0), "run"])
+
+
+def like_last(frame: pd.DataFrame, names: Sequence[str], **asked) -> pd.DataFrame:
+    """Rows that agree in `names` with the last one, or with the last that has what was `asked` for.
+
+    Backprop, which has no gate, goes with any.
+    """
+    late = ~frame["trace"].isin(WITHOUT_DELAY)
+    of_interest = frame[late] if late.any() else frame
+    for name, value in asked.items():
+        of_interest = of_interest[of_interest[name] == value] if (of_interest[name] == value).any() else of_interest
+    same = pd.Series(True, frame.index)
+    for name in names:
+        same &= (frame[name] == of_interest[name].iloc[-1]) | ((name == "error_gate") & ~late)
+    return frame[same]
+
+
+def latest(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Of rows that agree in `names` the longest, then the last: runs that differ only in length or learning rate."""
+    return frame.sort_values("step", kind="stable").drop_duplicates(list(names), keep="last").sort_index()
+
+
+def everywhere(frame: pd.DataFrame, across: str, values: Sequence) -> pd.DataFrame:
+    """The rows, those without delay once at each of the values: what does not wait is the same everywhere."""
+    still = frame["trace"].isin(WITHOUT_DELAY)
+    return pd.concat([frame[~still], *(frame[still].assign(**{across: value}) for value in values)])
+
+
+def traces(frame: pd.DataFrame) -> list[tuple[str, int]]:
+    """The traces of a frame, the one that remembers best first."""
+    found = set(zip(frame["trace"], frame["order"].astype(int), strict=True))
+    return sorted(found, key=lambda key: (_RANK.index(key[0]), -key[1]))
+
+
+def of_trace(frame: pd.DataFrame, key: tuple[str, int]) -> pd.DataFrame:
+    """The rows of a trace."""
+    return frame[(frame["trace"] == key[0]) & (frame["order"] == key[1])]
+
+
+# Words.
+
+
+def label(trace: str, order: float) -> str:
+    """Name of a trace as readers know it, CET(10)."""
+    return f"CET({order:g})" if trace == "CET" else trace
+
+
+def gate_name(gate: float) -> str:
+    """The error gate in words."""
+    return f"error gate {f'{gate:g}'.replace('e-0', 'e-')}" if gate else "no error gate"
+
+
+def subject(frame: pd.DataFrame) -> str:
+    """Dataset, network and form of the rule."""
+    first = frame.iloc[0]
+    return f"{DATASETS.get(first['dataset'], first['dataset'])}, {first['network']}, form {first['form']}"
+
+
+def plural(count: int, thing: str) -> str:
+    """A number of things."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def settings(frame: pd.DataFrame, gated: bool = True, images: int = STRETCH) -> str:
+    """What the runs of a frame have in common, for titles and captions.
+
+    **Arguments:**
+
+    - `frame`: a row a run.
+    - `gated`: whether to name the error gate.
+    - `images`: of a step.
+    """
+    late = frame[~frame["trace"].isin(WITHOUT_DELAY)]
+    gate = f", {gate_name((late if len(late) else frame)['error_gate'].iloc[-1])}" if gated else ""
+    steps = " or ".join(f"{step:,}" for step in sorted(set(frame["step"])))
+    text = f"{subject(frame)}{gate}, {plural(frame['seed'].nunique(), 'seed')}, {steps} steps of {images:,} images"
+    rates = [f"{rate:g}" for rate in sorted(set(frame["learning_rate"]))]
+    chosen = f"s chosen on held-out images ({', '.join(rates)})"
+    return f"{text}, learning rate{f' {rates[0]}' if len(rates) == 1 else chosen}"
+
+
+def left_out(frame: pd.DataFrame) -> str:
+    """How many runs diverged, as a sentence; empty if none."""
+    lost = frame.loc[frame["lost"], "run"].nunique()
+    return f" Left out: {plural(lost, 'run')} that diverged." if lost else ""
+
+
+# Printed tables.
+
+
+def cell(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
+    """Mean ± standard deviation, and how many of the runs diverged (have NaN)."""
+    values = np.asarray(values, float)
+    sound = scale * values[~np.isnan(values)]
+    if not values.size or not sound.size:
+        return "diverged" if values.size else ""
+    text = f"{sound.mean():.{digits}f}" + (f" ± {sound.std(ddof=1):.{digits}f}" if sound.size > 1 else "")
+    return text + (f" ({values.size - sound.size} div.)" if sound.size < values.size else "")
+
+
+def text(title: str, head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]], width: int = 14) -> str:
+    """A table as it is printed.
+
+    **Arguments:**
+
+    - `title`: above it.
+    - `head`: name of the rows, then of each column.
+    - `body`: name of a row and its cells.
+    - `width`: of a cell, in letters.
+    """
+    first = max(len(name) for name in (head[0], *(name for name, _ in body))) + 2
+    lines = [(head[0], head[1:]), *body]
+    return "\n".join(
+        ["", title, *(f"{name:<{first}}" + "".join(f"{one:>{width}}" for one in row).rstrip() for name, row in lines)]
+    )
+
+
+def table(title: str, frame: pd.DataFrame, across: str, head: str = "", paper: pd.DataFrame | None = None,
+          scale: float = 100.0, digits: int = 1) -> str:  # fmt: skip
+    """Mean ± standard deviation over seeds of each trace (rows) at each place, the paper's below it.
+
+    **Arguments:**
+
+    - `title`: above it.
+    - `frame`: a row a run, with its `value`.
+    - `across`: the column whose values head the table's columns.
+    - `head`: what they are called.
+    - `paper`: published values, from `published`.
+    - `scale`, `digits`: of the values.
+    """
+    places, body = list(dict.fromkeys(frame[across].sort_values())), []
+    for key in traces(frame):
+        own = of_trace(frame, key)
+        body.append((label(*key), [cell(own.loc[own[across] == place, "value"], scale, digits) for place in places]))
+        theirs = [] if paper is None else of_trace(paper, key)
+        theirs = [theirs.loc[theirs[across] == place, "value"] for place in places] if len(theirs) else []
+        if any(len(values) for values in theirs):
+            body.append(("  paper", ["" if values.empty else f"{scale * values.iloc[0]:.0f}" for values in theirs]))
+    return text(title, [head, *(place if isinstance(place, str) else f"{place:g}" for place in places)], body)
+
+
+# The paper's numbers.
+
+
+def published(task: str, metric: str, scenario: str = "behavioral") -> pd.DataFrame:
+    """The paper's values of a task, as rows of `trace`, `order`, `delay_s` and `value`.
+
+    **Arguments:**
+
+    - `task`: a dataset or environment, as in our tables.
+    - `metric`: "test accuracy", "top-1 accuracy", "mean return", ...
+    - `scenario`: with those of no delay, whose trace is named as in our tables.
+    """
+    rows = pd.read_csv(Path(__file__).with_name("paper.csv"))
+    name = _PAPERS_TASKS.get(task, DATASETS.get(task, task))
+    rows = rows[(rows["task"] == name) & (rows["metric"] == metric) & rows["scenario"].isin([scenario, "none"])]
+    still = "backprop" if task in DATASETS else "no delay"
+    found = rows.assign(trace=rows["trace"].replace("backprop", still), order=rows["order"].fillna(0).astype(int))
+    return found.assign(order=found["order"].where(found["trace"] != still, 0))[["trace", "order", "delay_s", "value"]]
