@@ -18,10 +18,13 @@ class Options(rl.Control):
     exponential one, are chosen at one delay.
     """
 
-    preset: Literal["demo", "quick", "paper", "authors", "space_invaders", "lunarlander"] = "demo"
-    """demo: CartPole at two delays, in minutes; quick: in an hour; paper: at all delays with falling learning rates, in
-    half a day; authors: the same with what the authors' code does; space_invaders and lunarlander: two delays each, in
-    hours."""
+    preset: Literal[
+        "demo", "quick", "paper", "authors", "authors_lunarlander", "authors_space_invaders", "space_invaders",
+        "lunarlander",
+    ] = "demo"  # fmt: skip
+    """demo: CartPole at two delays, in minutes; quick: in an hour; paper: at all delays, in half a day; authors: the
+    same with the authors' whole setting, of CartPole or another environment; space_invaders and lunarlander: two delays
+    each, in hours."""
     delays: tuple[float, ...] = (2.0, 8.0)
     """Delays of credit in seconds, multiples of 0.2 s."""
     selection_delay: float = 8.0
@@ -40,22 +43,22 @@ class Options(rl.Control):
         super().check()
 
 
-_CARTPOLE = rl.PAPER["cartpole"]
-_PAPER = Options(
-    preset="paper", frames=_CARTPOLE.frames, anneal=_CARTPOLE.anneal, delays=(2.0, 8.0, 32.0, 64.0, 128.0),
-    selection_delay=64.0, **rl.CHOICES,
-)  # fmt: skip
-_TWO_DELAYS = dict(selection_delay=8.0, seeds=1, orders=(2, 10), betas=(0.9, 0.99), learning_rates=(1e-4, 5e-4),
-                   frames=2_000_000, anneal=False)  # fmt: skip
+_PAPER = Options(preset="paper", frames=rl.PAPER["cartpole"].frames, delays=(2.0, 8.0, 32.0, 64.0, 128.0), **rl.CHOICES)
+_TWO_DELAYS = dict(seeds=1, orders=(2, 10), betas=(0.9, 0.99), learning_rates=(1e-4, 5e-4), frames=2_000_000)
+_OTHERS = {"lunarlander": (8.0, 32.0, 128.0), "space_invaders": (2.0, 8.0)}
 PRESETS = {
-    "demo": Options(seeds=1, frames=250_000),
+    "demo": Options(seeds=1, frames=500_000),
     "quick": Options(preset="quick", frames=500_000, delays=(2.0, 8.0, 32.0), seeds=2),
     "paper": _PAPER,
-    "authors": replace(_PAPER, preset="authors", normalization=_CARTPOLE.normalization, **rl.AUTHORS_CODE),
-    "space_invaders": replace(
-        _PAPER, preset="space_invaders", environment="space_invaders", delays=(2.0, 8.0), **_TWO_DELAYS
-    ),
-    "lunarlander": replace(_PAPER, preset="lunarlander", environment="lunarlander", delays=(8.0, 32.0), **_TWO_DELAYS),
+    "authors": replace(_PAPER, preset="authors", **rl.authors("cartpole")),
+    **{
+        f"authors_{name}": replace(_PAPER, preset=f"authors_{name}", delays=delays, **rl.authors(name))
+        for name, delays in _OTHERS.items()
+    },
+    **{
+        name: replace(_PAPER, preset=name, environment=name, delays=_OTHERS[name][:2], **_TWO_DELAYS)
+        for name in ("space_invaders", "lunarlander")
+    },
 }
 
 

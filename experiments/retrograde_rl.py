@@ -34,11 +34,10 @@ class Options(rl.Control):
         super().check()
 
 
-_CARTPOLE = rl.PAPER["cartpole"]
 PRESETS = {
-    "demo": Options(seeds=1, frames=250_000),
+    "demo": Options(seeds=1, frames=500_000),
     "quick": Options(preset="quick", frames=500_000, seeds=2),
-    "paper": Options(preset="paper", frames=_CARTPOLE.frames, anneal=_CARTPOLE.anneal, **rl.CHOICES),
+    "paper": Options(preset="paper", frames=rl.PAPER["cartpole"].frames, **rl.CHOICES),
 }
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from experiment import copied, error_of, output_of, require_same_pictures, trained
+from networks import jit
 
 from cetsim import CascadingTrace, FixedDelay, data, nn
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
@@ -196,7 +197,7 @@ def test_what_is_recorded(tiny):
 def test_a_second_run_trains_nothing_and_the_figure_is_redrawn_from_the_table(tiny, tmp_path):
     table = output_of(*TINY, "--out", tiny.parent).partition("\nresults:")[0]
     assert "seed 0: " not in table
-    for name in ("Peak learned for a delay of 1 s, digits (8x8)", "CET(10)", "held", "alignment", "perturbation"):
+    for name in ("Peak learned for a delay of 1 s, CET(10), digits (8x8)", "held", "alignment", "perturbation"):
         assert name in table
     folder = copied(tiny, tmp_path)
     assert output_of(*TINY, "--plot-only", "--out", tmp_path).partition("\nresults:")[0] == table

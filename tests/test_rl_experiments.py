@@ -71,7 +71,7 @@ def test_traces_and_delays_of_a_condition():
     hyper = stage.hyperparameters(Condition("CET", 10, 8.0, learning_rate=1e-3))
     assert isinstance(hyper.trace, CascadingTrace)
     assert int(np.argmax(hyper.trace.weights(np.arange(200)))) == int(hyper.delay.steps) == 40
-    assert (float(hyper.learning_rate), float(hyper.critic_rate)) == (1e-3, 10.0)
+    assert (float(hyper.learning_rate), float(hyper.critic_rate)) == (1e-3, 1.0)
     hyper = stage.hyperparameters(Condition("ET", 1, 8.0, beta=0.9, learning_rate=1e-3))
     assert isinstance(hyper.trace, ExponentialTrace)
     weights = hyper.trace.weights(np.arange(1, 4))
@@ -110,28 +110,29 @@ def test_flags_reach_the_agent():
     for flag in flags:
         settings = Course(Options(**{flag: True}), "test").settings()
         assert [getattr(settings, name) for name in flags] == [name == flag for name in flags]
-    assert Course(Options(truncation="terminate"), "test").settings().truncation == "terminate"
+    own = dict(truncation="terminate", anneal="both", actor_gradient="sum", form="preactivation", random_lam=(0.1, 0.9))
+    settings = Course(Options(**own), "test").settings()
+    assert {name: getattr(settings, name) for name in own} == own
 
 
 def test_the_authors_code():
     stage = Course(PRESETS["authors"], "test")
     settings, hyper = stage.settings(), stage.hyperparameters(Condition("CET", 10, 8.0, learning_rate=1e-3))
-    assert (settings.truncation, settings.late_flag, settings.anneal) == ("terminate", True, True)
+    assert (settings.truncation, settings.late_flag, settings.anneal) == ("terminate", True, "critic")
     assert float(hyper.critic_rate) == 1.0
     assert isinstance(hyper.trace, FirstStageCascade)
     assert float(hyper.trace.weights(np.arange(200)).max()) == 1.0
     assert settings.updates * settings.frames == pytest.approx(5_000_000, abs=512)
-    stage = Stage("test", PRESETS["authors_lunarlander"], PRESETS["authors_lunarlander"].frames)
-    assert (stage.settings().anneal, stage.options.normalization, stage.options.environment) == (
-        "none", "area", "lunarlander",
-    )  # fmt: skip
-    settings = Stage("test", PRESETS["authors_space_invaders"], 10**7).settings()
-    assert (settings.random_lam, settings.frames, settings.anneal) == ((0.1, 0.99), 32 * 32, "none")
+    others = [PRESETS[f"authors_{name}"] for name in ("lunarlander", "space_invaders")]
+    assert [(o.environment, o.anneal, o.normalization, o.critic, o.random_lam) for o in others] == [
+        ("lunarlander", "none", "area", "mlp", None),
+        ("space_invaders", "none", "peak", "conv", (0.1, 0.99)),
+    ]
 
 
 def test_runs_of_other_settings_are_not_drawn_together(tiny):
     rows = tables.of_options(tables.read(tiny / "results.csv"), Options())
-    assert Options(anneal=True, lam=0.9).variant == "anneal, lam=0.9"
+    assert Options(anneal="both", lam=0.9).variant == "anneal=both, lam=0.9"
     others = rows.assign(variant="anneal", run=rows["run"] + ", too")
     assert set(returns.select(pd.concat([others, rows]))["variant"]) == {""}
     assert returns.settings(returns.select(pd.concat([rows, others]))).endswith(", options: anneal")

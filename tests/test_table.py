@@ -1,9 +1,12 @@
 """What is made of records: data frames and arrays, from folders and files of any version; what is chosen by them."""
 
+import csv
 import math
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +15,7 @@ from test_records import TABLE, old, record, write_lines
 
 from cetsim import sweep
 from cetsim.sweep.files import write_atomic
-from cetsim.sweep.records import Records
+from cetsim.sweep.records import Records, parse_cell
 
 
 def row(metric, value, step=20, **more):
@@ -102,6 +105,23 @@ def test_folders_and_files_of_earlier_versions(tmp_path):
     read = sweep.load(tmp_path)
     assert read.runs.index.tolist() == ["12e4567890123456", "b"]
     assert read.runs.error.isna().tolist() == [True, False]
+
+
+COMMITTED = sorted((Path(__file__).parents[1] / "figures").rglob("results.csv"))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)
+def test_every_committed_table_is_read_to_the_last_row(path):
+    table = sweep.load(path)
+    read = [(run, row) for run, record in table.records.items() for row in record["rows"]]
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ("metric", "step", "layer", "value")
+    written = Counter((row["run"], *(str(parse_cell(row[name])) for name in names)) for row in rows)
+    shared = {run: record["columns"] for run, record in table.records.items()}
+    cells = [(run, {"layer": None, "step": None} | shared[run] | row) for run, row in read]
+    assert Counter((run, *(str(row[name]) for name in names)) for run, row in cells) == written
+    assert len(table.rows) == len(rows)
 
 
 def test_where_there_is_nothing_it_is_said(tmp_path):

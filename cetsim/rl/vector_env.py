@@ -206,11 +206,3 @@ def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment
     if len(observations.shape) == 3 and not split:
         image = observations.shape
     return HostEnvironment(name, size, int(actions.n), open_vector_env, image)
-
-
-def _gymnasium():
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise ImportError(f"this environment needs Gymnasium: {EXTRA} ({error})") from error
-    return gymnasium

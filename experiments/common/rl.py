@@ -34,30 +34,43 @@ VALUE = 0.5  # weight of the critic's loss
 
 class Paper(NamedTuple):
     """How the paper trains in an environment: frames of a run, environments side by side, steps of each between two
-    updates, whether observations are split into positive and negative parts, whether rates fall to 0, and the norm of
-    traces.
+    updates, whether observations are split into positive and negative parts, whose rates fall to 0, the norm of traces,
+    the critic's networks, and the ends between which λ of every synapse is drawn.
     """
 
     frames: int
     environments: int
     rollout: int
     split: bool
-    anneal: bool
+    anneal: str
     normalization: str
+    critic: str = "mlp"
+    random_lam: tuple[float, float] | None = None
 
 
 PAPER = {
-    "cartpole": Paper(5_000_000, 4, 128, split=True, anneal=True, normalization="peak"),
-    "lunarlander": Paper(5_000_000, 4, 128, split=True, anneal=False, normalization="area"),
-    "space_invaders": Paper(10_000_000, 32, 32, split=False, anneal=False, normalization="peak"),
+    "cartpole": Paper(5_000_000, 4, 128, split=True, anneal="critic", normalization="peak"),
+    "lunarlander": Paper(5_000_000, 4, 128, split=True, anneal="none", normalization="area"),
+    "space_invaders": Paper(
+        10_000_000, 32, 32, split=False, anneal="none", normalization="peak", critic="conv", random_lam=(0.1, 0.99)
+    ),
 }
 CHOICES = {"orders": (2, 5, 8, 10), "betas": (0.5, 0.7, 0.9, 0.99), "learning_rates": (1e-4, 2.5e-4, 5e-4, 9e-4)}
 AUTHORS_CODE = {
-    "critic_rate": 1.0,  # the critic's learning rate is the actor's
-    "truncation": "terminate",  # an episode that is broken off counts as one that ended
-    "cascade": "first_stage",  # which alone is fed
-    "late_flag": True,  # ends of episodes come a step later than TD errors
+    "critic_rate": 1.0,  # one learning rate for both
+    "actor_gradient": "mean",  # their loss is the mean log-probability over steps and environments
+    "form": "authors_linear",  # errors of their hidden layers are taken by z, and f' enters the trace besides
+    "truncation": "terminate",  # their done flag holds both, and no value is bootstrapped from
+    "cascade": "first_stage",  # they take the first row of the exact input matrix for its first column; ET: from lag 0
+    "late_flag": True,  # the done flag that cuts λ-traces is read one step later than the TD error
 }
+
+
+def authors(environment: str) -> dict:
+    """All options of the authors' setting of an environment: those of their code, and of the environment's own."""
+    own = PAPER[environment]._asdict()
+    names = ("frames", "anneal", "normalization", "critic", "random_lam")
+    return AUTHORS_CODE | CHOICES | {"environment": environment} | {name: own[name] for name in names}
 
 
 # Options.
@@ -67,16 +80,24 @@ AUTHORS_CODE = {
 class Agent:
     """What the agent is: options that name runs. Those that `rl.Settings` and `rl.Hyperparameters` have go there."""
 
-    critic_rate: float = 10.0
-    """Learning rate of the critic in units of the actor's: 1 in the paper, where broad traces fail to learn here."""
+    critic_rate: float = 1.0
+    """Learning rate of the critic in units of the actor's."""
     environments: int | None = None
     """Environments side by side; by default as many as in the paper."""
     rollout: int | None = None
     """Steps of each environment between two updates; by default as in the paper."""
     hidden: tuple[int, ...] = (256, 256)
     """Units of the hidden layers of actor and critic."""
-    anneal: bool = False
-    """Whether learning rates fall to 0 over a run, as in the paper in CartPole."""
+    anneal: Literal["none", "critic", "both"] = "none"
+    """Whose learning rate falls to 0 over a run: in the authors' CartPole the critic's."""
+    actor_gradient: Literal["mean", "sum"] = "mean"
+    """Whether the actor's gradient is a mean over steps, as in the paper, or a sum, which is larger by a rollout."""
+    critic: Literal["mlp", "conv"] = "mlp"
+    """Networks of the critic: hidden layers as the actor's, or convolutions, for images."""
+    form: Literal["activation", "preactivation", "authors_linear"] = "activation"
+    """What enters the traces and what they meet (cetsim.credit.synaptic_factors)."""
+    random_lam: tuple[float, float] | None = None
+    """Ends between which λ of every synapse is drawn, as in the authors' SpaceInvaders; by default --lam in all."""
     normalization: Literal["area", "peak"] = "area"
     """Whether the weights of a trace sum to 1, or the largest is 1 (the paper in CartPole and SpaceInvaders)."""
     cascade: Literal["exact", "first_stage"] = "exact"
@@ -107,6 +128,8 @@ class Agent:
         for name in ("discount", "lam"):
             checks.each(name, (getattr(self, name),), lambda v: 0 <= v <= 1, "0 to 1")
         checks.each("entropy", (self.entropy,), lambda v: v >= 0, "at least 0")
+        low, high = self.random_lam or (0.0, 1.0)
+        checks.require("random_lam", 0 <= low <= high <= 1, "two ends in 0 to 1, the lower first", self.random_lam)
 
     @property
     def agent(self) -> "Agent":
@@ -116,7 +139,7 @@ class Agent:
     @property
     def variant(self) -> str:
         """Options of the agent that are not as by default and have no column, such as `"anneal, lam=0.9"`."""
-        told = ("critic_rate", "environments", "rollout", "hidden")
+        told = ("critic_rate", "environments", "rollout", "hidden", "form")
         changed = {own.name: getattr(self, own.name) for own in fields(Agent) if own.name not in told}
         changed = {name: value for name, value in changed.items() if value != getattr(Agent, name)}
         return ", ".join(name if value is True else f"{name}={value}" for name, value in changed.items())
@@ -136,8 +159,8 @@ class Control(Agent, Sweep):
     """Orders of the cascading traces, 2 to 64."""
     betas: tuple[float, ...] = (0.9,)
     """Decays per step of the exponential trace to choose from, between 0 and 1."""
-    learning_rates: tuple[float, ...] = (1e-4,)
-    """Learning rates of the actor to choose from, per trace."""
+    learning_rates: tuple[float, ...] = (5e-4,)
+    """Learning rates to choose from, per trace."""
     selection_frames: int = 1_000_000
     """Length of a run that only serves to choose the learning rate and β."""
     episodes: int = 100
@@ -227,7 +250,8 @@ class Course:
         if delay == 0 or condition.trace == "delay line":
             return DelayLine(delay, options.dt, delay)
         if condition.trace == "ET":
-            return ExponentialTrace.from_decay(condition.beta, options.dt, normalization=options.normalization)
+            read = "after" if options.cascade == "first_stage" else "before"
+            return ExponentialTrace.from_decay(condition.beta, options.dt, read, options.normalization)
         kind = FirstStageCascade if options.cascade == "first_stage" else CascadingTrace
         return kind(condition.order, delay, options.dt, "after", options.normalization)
 
@@ -297,7 +321,7 @@ class Course:
             "scenario": "none" if condition.trace == UNDELAYED[0] else scenario,
             "dataset": self.options.dataset,
             "network": "actor and critic " + "-".join(map(str, self.options.hidden)),
-            "form": getattr(self.options, "form", "activation"),
+            "form": self.options.form,
             "critic_rate": self.options.critic_rate,
             "variant": self.options.variant,
         }

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import pandas as pd
@@ -72,7 +72,11 @@ def complete(
     tried = [[standing(candidate) for candidate in group] for group in groups]
     trials, best = list(dict.fromkeys(one for group in tried if len(group) > 1 for one in group)), [0] * len(groups)
     if trials:
-        best = sweep.choose(train(trials, "validation", wait=True, fresh=options.fresh), tried, score)
+        records = train(trials, "validation", wait=True, fresh=options.fresh).records
+        # A table leaves defaults out, so that records which are read from one are told their conditions again.
+        pairs = zip(records.items(), trials, strict=True)
+        told = {run: record | {"columns": asdict(trial)} for (run, record), trial in pairs}
+        best = sweep.choose(sweep.Table(told), tried, score)
     chosen = [group[i] for group, i in zip(groups, best, strict=True)]
     runs = list(dict.fromkeys(replace(one, seed=seed) for seed in range(options.seeds) for one in chosen))
     table = train(runs, "test", wait=index == 1, fresh=options.fresh and not trials)
