@@ -27,6 +27,7 @@ LAYERS = (
     ("train", "rl"),
     ("sweep", "runs"),
     ("__init__",),
+    ("__main__",),
 )
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 FILES = sorted(PACKAGE.rglob("*.py"))

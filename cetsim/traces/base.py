@@ -10,7 +10,7 @@ import numpy as np
 import wadler_lindig as wl
 from jaxtyping import Array, Float, Shaped
 
-from cetsim import checks, display, state_space, steps
+from cetsim import checks, display, extras, state_space, steps
 from cetsim.state_space import LinearSystem
 
 READS = ("before", "after")
@@ -103,6 +103,26 @@ class AbstractTrace(eqx.Module):
 
         size = checks.require_whole("size", size)
         return FIRTrace(jnp.moveaxis(self.weights(jnp.arange(size)), 0, -1), dt=self.dt)
+
+    def plot(self, axes=None, seconds: float | None = None):
+        """Draws the impulse response against the lag in seconds, one line per kernel.
+
+        **Arguments:**
+
+        - `axes`: of matplotlib; new ones if None.
+        - `seconds`: the longest lag shown; by default all but 1 % of the area.
+
+        **Returns:** the axes.
+
+        **Raises:** ImportError without matplotlib, which is in the extra `experiments`.
+        """
+        if axes is None:
+            axes = extras.require("matplotlib.pyplot", extra="experiments").subplots()[1]
+        lags = np.arange(self.window(1e-2) if seconds is None else round(seconds / self.dt) + 1)
+        weights = np.asarray(self.weights(lags)).reshape(len(lags), -1)
+        axes.plot(lags * self.dt, weights, marker="." if len(lags) < 60 else None)
+        axes.set(xlabel="time since the activity, s", ylabel="weight in the trace", title=display.describe(self))
+        return axes
 
     def _concrete(self, tail: float) -> list[np.ndarray]:
         """The parameters on the host, to tell the window that leaves `tail` of the area out."""
