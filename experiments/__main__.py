@@ -9,9 +9,8 @@ NEEDED = ("tyro", "matplotlib", "pandas", "filelock")
 def main(arguments: list[str]) -> int:
     """Runs the command line, if what it needs is installed; returns its exit status."""
     if missing := [package for package in NEEDED if importlib.util.find_spec(package) is None]:
-        print(
-            f"error: the experiments need {' and '.join(missing)}: pip install 'cetsim[experiments]'", file=sys.stderr
-        )
+        what = f"the experiments need {', '.join(missing)}"
+        print(f"error: {what}: pip install 'cetsim[experiments]'", file=sys.stderr)
         return 2
     from experiments.common import command_line
 
