@@ -14,6 +14,7 @@ from experiment import copied, error_of, output_of, require_same_pictures, tidy,
 
 from cetsim import data, sweep
 from cetsim.train import SupervisedRun
+from experiments import __main__ as entry
 from experiments import behavioral_vision
 from experiments.behavioral_vision import PRESETS, Options
 from experiments.common import command_line, tables, vision
@@ -360,3 +361,9 @@ def test_table_shows_the_papers_numbers_beside_ours_on_mnist(tmp_path, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[lines.index(["CET(6)", "95.0"]) + 1] == ["paper", "95"]
     assert lines[lines.index(["backprop", "95.0"]) + 1] == ["paper", "99"]
+
+
+def test_packages_that_are_missing_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(entry.importlib.util, "find_spec", lambda name: None if name in ("pandas", "tyro") else name)
+    assert entry.main(["kernels"]) == 2
+    assert capsys.readouterr().err == ("error: the experiments need tyro, pandas: pip install 'cetsim[experiments]'\n")

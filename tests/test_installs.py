@@ -170,7 +170,7 @@ def test_what_is_missing_is_named_with_its_extra(bare, tmp_path):
 def test_experiments_say_what_they_take(bare):
     """From the checkout, where they lie."""
     done = ended(bare, "-m", "experiments", "kernels", cwd=ROOT)
-    said = "error: the experiments need tyro and matplotlib: pip install 'cetsim[experiments]'\n"
+    said = "error: the experiments need tyro, matplotlib, pandas, filelock: pip install 'cetsim[experiments]'\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 

@@ -85,11 +85,10 @@ def test_the_gate_closes_on_the_same_images_however_many_there_are_to_an_update(
 
 
 def test_a_run_of_more_frequent_updates_sees_as_many_images():
-    few = np.zeros((1, 1, 2, 2), np.float32), np.zeros(1, np.int32)
+    few = np.zeros((256, 1, 2, 2), np.float32), np.arange(256, dtype=np.int32) % 3
     course = vision.Course(replace(OPTIONS, steps=10), data.Dataset("few", *few, *few), "test")
-    shown = ("mode", "update_every", "run_length", "interpolation", "derivative")
     for condition in conditions_of(OPTIONS):
-        settings = course.settings(**{name: getattr(condition, name) for name in shown})
+        settings = course.supervised(**{name: getattr(condition, name) for name in vision.STATIC}).settings
         assert settings.steps * settings.batch == 10 * 128
         assert settings.batch == condition.update_every
 
