@@ -116,6 +116,11 @@ def exponential_weights(lags: Float[Array, "*lags"], rate: Float[Array, ""], rea
     return jnp.where(since >= 0, weights, 0.0)
 
 
+def largest(weights: Float[Array, " lags"]) -> Float[Array, ""]:
+    """The largest of a few weights; the derivative of `jnp.max` is NaN where XLA rounds it unlike its arguments."""
+    return weights[jnp.argmax(jax.lax.stop_gradient(weights))]
+
+
 def cascade_laplace(s, order: int, rate):
     """Laplace transform (α/(s + α))^n of an area-normalised cascade; tends to e^(-sT) as n grows at fixed peak.
 

@@ -35,7 +35,7 @@ def largest(dtype) -> int:
     return min(2 ** (jnp.finfo(dtype).nmant - 1), LARGEST)
 
 
-def from_seconds(name: str, seconds, dt: float) -> Int[Array, "..."]:
+def from_seconds(name: str, seconds, dt: float | int) -> Int[Array, "..."]:
     """Seconds in whole steps, exact for numbers known on the host; `name` is said in errors.
 
     **Raises:** ValueError for more than 2^31 - 1 steps. A traced time is rounded in its own dtype; see `exact`.
@@ -48,7 +48,7 @@ def from_seconds(name: str, seconds, dt: float) -> Int[Array, "..."]:
     return jnp.asarray(steps.astype(np.int32))
 
 
-def exact(name: str, seconds, dt: float) -> Float[Array, "..."]:
+def exact(name: str, seconds, dt: float | int) -> Float[Array, "..."]:
     """The time as an array of jax's default float, in which it is rounded to the right step, or refused.
 
     **Raises:** ValueError beyond 2^22 steps in float32; where the time is traced, an error when the program runs.

@@ -275,7 +275,7 @@ def test_what_stands_behind_may_want_another_shape():
         (dict(overrides={"layers.0": {"lr": 1}}), r"`overrides\['layers.0'\]` must be one of 'trace', .*, got 'lr'"),
         (dict(overrides={"layers.0": {"trace": 3.0}}), "`trace` must be one of cetsim's traces, got 3.0"),
         (dict(overrides={"layers.0": {"delay": 0.6}}), "`delay` must be one of cetsim.s delays, got 0.6"),
-        (dict(overrides={"layers.0": {"delay": FixedDelay(1.0, 1.0)}}), "must have one dt, got 0.2 s and 1 s"),
+        (dict(overrides={"layers.0": {"delay": FixedDelay(1.0, 1.0)}}), r"must have one dt, got 0.2 s and 1.0 s"),
         (
             dict(overrides={"layers.0": {"trace": CascadingTrace(3, jnp.ones(4))}}),
             r"'layers.0': a trace must be shared or have shape \(5,\), got \(4,\)",

@@ -98,7 +98,7 @@ def test_the_wheel_says_what_it_needs(wheel):
     metadata = message_from_bytes(archive.read(name))
     needs = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
     assert {need.name for need in needs if need.marker is None} == {
-        *("jax", "equinox", "optax", "numpy", "scipy", "jaxtyping")
+        *("jax", "equinox", "optax", "numpy", "scipy", "jaxtyping", "wadler-lindig")
     }
     assert {*metadata.get_all("Provides-Extra")} == {
         *("all", "cluster", "data", "experiments", "log", "rl", "sweep", "test")
@@ -128,6 +128,7 @@ MISSING = """
 import sys
 from pathlib import Path
 from cetsim import data, rl, sweep
+from cetsim.sweep import progress
 
 sys.path.append(sys.argv[1])
 import toy_sweep
@@ -140,12 +141,11 @@ uses = {
     "sklearn": lambda: data.load("digits"),
     "pooch": lambda: data.load("mnist"),
     "PIL": lambda: data.load("tinyimagenet", "."),
-    "rich": lambda: sweep.run("sweep", toy_sweep.CONDITIONS, toy_sweep.DESCENT),
-    "pandas": lambda: sweep.Table({}).dataframe(),
+    "filelock": lambda: sweep.run("sweep", toy_sweep.CONDITIONS, toy_sweep.DESCENT),
+    "pandas": lambda: sweep.Table({}).runs,
+    "rich": lambda: progress.Reporter().__enter__(),
     "gymnax": rl.environments.cartpole,
     "gymnasium": lambda: rl.from_gymnasium("LunarLander-v3"),
-    "tensorboardX": lambda: sweep.to_tensorboard("sweep", "logs"),
-    "wandb": lambda: sweep.to_wandb("sweep", "project"),
 }
 for module, use in uses.items():
     try:
@@ -160,8 +160,8 @@ for module, use in uses.items():
 
 def test_what_is_missing_is_named_with_its_extra(bare, tmp_path):
     told = run(bare, "-c", MISSING, ROOT / "tests", cwd=tmp_path).splitlines()
-    extras = {"sklearn": "data", "pooch": "data", "PIL": "data", "rich": "sweep", "pandas": "sweep"}
-    extras |= {"gymnax": "rl", "gymnasium": "rl", "tensorboardX": "log", "wandb": "log"}
+    extras = {"sklearn": "data", "pooch": "data", "PIL": "data", "filelock": "sweep", "pandas": "sweep"}
+    extras |= {"rich": "sweep", "gymnax": "rl", "gymnasium": "rl"}
     assert [line.partition(" (")[0] for line in told] == [
         f"this needs {module}: pip install 'cetsim[{extra}]'" for module, extra in extras.items()
     ]

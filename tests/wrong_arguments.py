@@ -139,7 +139,6 @@ FLAGS = [
     (cetsim.FixedDelay, "keep_late", True, {}),
     (cetsim.RandomDelay, "keep_late", True, {"mean": 2.0, "spread": 1.0}),
     (Presentation, "flip", True, {}),
-    (rl.Settings, "anneal", True, {"updates": 3}),
     (rl.Settings, "late_critic", True, {"updates": 3}),
 ]
 # Arguments that may be arrays, one entry a post-neuron.

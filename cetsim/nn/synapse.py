@@ -105,7 +105,7 @@ def _nothing(*tree) -> Int[Array, ""]:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
     keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
     leaves = [jax.random.key_data(leaf) if key else leaf for leaf, key in zip(leaves, keys, strict=True)]
-    return sum(0 * jnp.ravel(leaf)[0].astype(jnp.int32) for leaf in leaves)
+    return sum((0 * jnp.ravel(leaf)[0].astype(jnp.int32) for leaf in leaves), jnp.zeros((), jnp.int32))
 
 
 def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | None):

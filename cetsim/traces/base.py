@@ -61,8 +61,7 @@ class AbstractTrace(eqx.Module):
 
         **Returns:** weights, shape `[*lags.shape, *self.shape]`.
         """
-        checks.require_numbers("lags", lags)
-        lags = steps.count(lags)
+        lags = steps.count(checks.require_numbers("lags", lags))
         if self._rounds:  # others look their lags up, and those are counted exactly
             lags = lags.astype(jax.tree.leaves(self)[0].dtype)
         return self._mapped(type(self)._weights, (None,), lags.ndim)(self, lags)

@@ -66,7 +66,7 @@ class CascadingTrace(AbstractTrace):
             return 1.0
         below = jnp.floor(self.delay / self.dt)
         around = jnp.stack([below, below + 1])  # a delay between two lags has its largest weight at one of them
-        return 1 / jnp.max(kernels.cascade_weights(around, self.order, self._rate_per_step(), self.read))
+        return 1 / kernels.largest(kernels.cascade_weights(around, self.order, self._rate_per_step(), self.read))
 
     def _weights(self, lags):
         return self._gain() * kernels.cascade_weights(lags, self.order, self._rate_per_step(), self.read)

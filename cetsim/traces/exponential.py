@@ -110,7 +110,7 @@ class DoubleExponentialTrace(AbstractTrace):
         first = jnp.log(fast * -jnp.expm1(-q) * q / (slow * -jnp.expm1(-p) * p)) / (q - p)
         first = jnp.floor(jnp.clip(jnp.where(jnp.isfinite(first), first, 0.0), 0.0, 1e9))
         candidates = jnp.stack([jnp.zeros_like(first), first, first + 1]) + kernels.first_lag(self.read)
-        peak = jnp.max(jnp.abs(self._sum(candidates, slow, fast)))
+        peak = kernels.largest(jnp.abs(self._sum(candidates, slow, fast)))
         return slow / peak, fast / peak
 
     def _sum(self, lags, slow, fast):
