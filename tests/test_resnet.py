@@ -265,6 +265,6 @@ def test_bad_options(options, message):
 def test_other_forms_need_to_know_the_activation():
     model, _ = small()
     with pytest.raises(
-        ValueError, match="its activation is unknown, but form='activation' has to know.*use form='preactivation'"
+        ValueError, match=r"its activation is unknown, but form='activation' has to know.*use form='preactivation'"
     ):
         cetsim.attach(model, DelayLine(0.0, DT), FixedDelay(0.0, DT))

@@ -23,7 +23,7 @@ class FirstStageCascade(CascadingTrace):
             system = self._unit_system()
             return 1 / jnp.linalg.solve(-system.increment, system.input)[-1]
         continuous = (self.order - 1) / self._rate_per_step() + kernels.first_lag(self.read)
-        return 1 / jnp.max(self._unit_weights(jnp.floor(continuous) + jnp.arange(2.0, dtype=continuous.dtype)))
+        return 1 / kernels.largest(self._unit_weights(jnp.floor(continuous) + jnp.arange(2.0, dtype=continuous.dtype)))
 
     def _unit_weights(self, lags):
         """c Φ^j Γ with Γ in the first stage: the chances of n - 1 events in j steps."""
