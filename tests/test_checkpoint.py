@@ -25,6 +25,8 @@ from cetsim.sweep import provenance
 from cetsim.sweep.checkpoint import Checkpoints, CheckpointWarning
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {"learning_rate": 0.1, "trace": {"order": 4, "delay": 2.0}, "seeds": [0, 1]}
 TREE = {"weights": np.arange(6.0).reshape(2, 3), "count": 3, "none": None}
 

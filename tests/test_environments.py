@@ -10,6 +10,8 @@ from networks import jit
 
 from cetsim.rl.environments import STICKY, cartpole, from_gymnax, space_invaders
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("gymnax", reason="needs gymnax: pip install 'cetsim[rl]'")
 
 LEFT, UP, RIGHT, FIRE = 1, 2, 3, 5

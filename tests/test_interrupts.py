@@ -16,6 +16,8 @@ from cetsim.sweep import interrupts
 from cetsim.sweep.checkpoint import Checkpoints
 from cetsim.sweep.interrupts import graceful
 
+pytestmark = pytest.mark.slow
+
 BOTH = pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 
 

@@ -15,6 +15,8 @@ from cetsim import metrics
 from cetsim.presentation import Presentation
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
+pytestmark = pytest.mark.slow
+
 CLASSES, EXAMPLES = 3, 48
 SETTINGS = Settings(steps=4, batch=16)
 X = np.random.default_rng(0).normal(size=(EXAMPLES, 5))

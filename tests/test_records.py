@@ -16,6 +16,8 @@ from cetsim.sweep.files import SCHEMA, digest, write_atomic
 from cetsim.sweep.locks import claimed
 from cetsim.sweep.records import Records
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def servers():

@@ -13,6 +13,8 @@ from worlds import corridor
 from cetsim.rl import ActorCriticRun, Learner, Settings, images, networks, without_delay
 from cetsim.rl.environments import Environment, split_signs
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (8, 7, 2)
 SETTINGS = Settings(updates=4, environments=3, rollout=11, hidden=(6,), critic="conv")
 

@@ -12,6 +12,8 @@ from cetsim.sweep.grid import Batch, grid, share
 from cetsim.sweep.records import Records
 from cetsim.sweep.runner import Infeasible, Interrupted, Runner
 
+pytestmark = pytest.mark.slow
+
 FEW = CONDITIONS[:6]  # of one kind
 
 

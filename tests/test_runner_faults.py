@@ -19,6 +19,8 @@ from cetsim.sweep.files import SCHEMA
 from cetsim.sweep.records import Records
 from cetsim.sweep.runner import Interrupted
 
+pytestmark = pytest.mark.slow
+
 FEW = CONDITIONS[:6]
 
 

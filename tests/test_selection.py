@@ -14,6 +14,8 @@ from experiments.common.conditions import Condition
 from experiments.common.options import Sweep, UserError
 from experiments.common.selection import complete
 
+pytestmark = pytest.mark.slow
+
 RATES = {"a": (0.1, 0.2), "b": (0.1, 0.2), "c": (0.1, 0.2), "d": (0.3,)}
 
 

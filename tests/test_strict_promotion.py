@@ -11,6 +11,8 @@ from cetsim import metrics, salience
 from cetsim.presentation import Presentation
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
+pytestmark = pytest.mark.slow
+
 TRACES = {
     "cascade": lambda **o: cetsim.CascadingTrace(4, 1.0, **o),
     "wide": lambda **o: cetsim.CascadingTrace(8, 10.0, **o),

@@ -19,6 +19,8 @@ from cetsim.sweep.records import Records
 from cetsim.sweep.training import Trainer
 from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
+pytestmark = pytest.mark.slow
+
 
 def descent(condition):
     """The norm at the end of a run and its losses, from the definition."""

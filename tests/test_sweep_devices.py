@@ -13,6 +13,8 @@ from cetsim import sweep
 from cetsim.sweep import hosts
 from cetsim.sweep.locks import claimed
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from cetsim import sweep
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
 OWN, LAYERS, CHOOSING, CONTROL, SUBMITIT, LOGGING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 

@@ -17,6 +17,8 @@ from cetsim import sweep
 from cetsim.sweep.files import write_atomic
 from cetsim.sweep.records import Records, parse_cell
 
+pytestmark = pytest.mark.slow
+
 
 def row(metric, value, step=20, **more):
     return {"metric": metric, "step": step, "value": value} | more

@@ -18,6 +18,8 @@ from cetsim.sweep.files import digest
 from cetsim.sweep.runner import Interrupted
 from cetsim.sweep.training import Trainer
 
+pytestmark = pytest.mark.slow
+
 FEW = CONDITIONS[:2]
 
 
