@@ -5,6 +5,7 @@ makes an array of numbers of. Strings, booleans and masked entries are no number
 its dtype and shape are checked and nothing else.
 """
 
+import contextlib
 import operator
 
 import jax
@@ -19,6 +20,15 @@ _ROUNDING = 1e-7  # relative; of float32, in which a dt may have been computed
 def is_traced(value) -> bool:
     """Whether `value` is an abstract value inside `jit`, `vmap` or `grad`, which no host check can read."""
     return isinstance(value, jax.core.Tracer)
+
+
+def once(*trees):
+    """A context in which what depends on `trees` alone is computed while a program is traced, if they are known then.
+
+    It is a constant of the program, computed once and not every time the program runs.
+    """
+    traced = any(map(is_traced, jax.tree.leaves(trees)))
+    return contextlib.nullcontext() if traced else jax.ensure_compile_time_eval()
 
 
 def shown(value) -> str:

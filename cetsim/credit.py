@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Real, Shaped
 
 from cetsim import checks, state_space, steps
@@ -74,16 +75,18 @@ def credit_matrix(
 
     **Returns:** `[signals, writes, *trace.shape]`.
     """
-    arrival_steps, write_steps = steps.count(arrival_steps), steps.count(write_steps)
-    dtype = steps.wider(arrival_steps.dtype, write_steps.dtype)
-    arrival_steps, write_steps = arrival_steps.astype(dtype), write_steps.astype(dtype)
-    signals, writes = arrival_steps.shape[0], write_steps.shape[0]
+    with checks.once(trace, arrival_steps, write_steps):
+        arrival_steps, write_steps = steps.count(arrival_steps), steps.count(write_steps)
+        dtype = steps.wider(arrival_steps.dtype, write_steps.dtype)
+        arrival_steps, write_steps = arrival_steps.astype(dtype), write_steps.astype(dtype)
+        signals, writes = arrival_steps.shape[0], write_steps.shape[0]
+        if regular:
+            lags = arrival_steps[0] - write_steps[0] + jnp.arange(1 - writes, signals, dtype=dtype)
+        else:
+            lags = arrival_steps[:, None] - write_steps[None, :]
+        matrix = trace.weights(lags)
     if regular:
-        lags = arrival_steps[0] - write_steps[0] + jnp.arange(1 - writes, signals, dtype=dtype)
-        index = jnp.arange(signals)[:, None] - jnp.arange(writes)[None, :] + writes - 1
-        matrix = trace.weights(lags)[index]
-    else:
-        matrix = trace.weights(arrival_steps[:, None] - write_steps[None, :])
+        matrix = matrix[np.arange(signals)[:, None] - np.arange(writes)[None, :] + writes - 1]
     met = arrival_steps >= 0
     if horizon is not None:
         met &= arrival_steps < horizon
@@ -238,10 +241,10 @@ def chunk_update(
 
     def one_kernel(trace, state, x, gain, arriving):
         # `out` is absent here when kernels differ per post-neuron, present when they are shared.
-        system = trace.system()
-        reads, kicks, transition = state_space.powers(system, length)
-        reads = reads[:-1] if trace.read == "before" else reads[1:]
-        now = jnp.arange(length)
+        with checks.once(trace):
+            reads, kicks, transition = state_space.powers(trace.system(), length)
+            reads = reads[:-1] if trace.read == "before" else reads[1:]
+            now = jnp.arange(length)
         within = remember(credit_matrix(trace, now, now, regular=True) * met.astype(x.dtype), arriving)
         old = jnp.einsum("uk,u,u...->k...", reads, from_before, arriving, precision="highest")
         total = jnp.einsum("k...,k...i->...i", old, state, precision="highest")

@@ -15,7 +15,7 @@ import scipy.special
 from jaxtyping import Array, ArrayLike, Float
 
 # Eight nodes integrate a pulse at least one step wide (standard deviation) to better than float32.
-_NODES, _NODE_WEIGHTS = (array.tolist() for array in np.polynomial.legendre.leggauss(8))
+_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(8)
 
 
 def poisson(count: int | np.ndarray, mean: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -52,6 +52,7 @@ def cascade_rate(delay: ArrayLike, order: int, read: str):
     return (order - 1) / (delay + 0.5 - first_lag(read))
 
 
+@functools.partial(jax.jit, static_argnames=("order", "read"))
 def cascade_weights(
     lags: Float[Array, "*lags"], order: int, rate: Float[Array, ""], read: str
 ) -> Float[Array, "*lags"]:
@@ -73,11 +74,9 @@ def cascade_weights(
     quadrature_rate = jnp.where(narrow, math.sqrt(order), rate)
     difference = gamma_cdf(order, difference_rate * end) - gamma_cdf(order, difference_rate * start)
     middle, half = (start + end) / 2, (end - start) / 2
-    quadrature = sum(
-        weight * poisson(order - 1, quadrature_rate * (middle + half * node))
-        for node, weight in zip(_NODES, _NODE_WEIGHTS, strict=True)
-    )
-    return jnp.where(narrow, difference, half * quadrature_rate * quadrature)
+    nodes, node_weights = (jnp.asarray(array, half.dtype) for array in (_NODES, _NODE_WEIGHTS))
+    density = poisson(order - 1, quadrature_rate * (middle[..., None] + half[..., None] * nodes))
+    return jnp.where(narrow, difference, half * quadrature_rate * jnp.sum(density * node_weights, axis=-1))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -91,11 +90,10 @@ def gamma_cdf(order: int, x: Float[Array, "..."]) -> Float[Array, "..."]:
     **Arguments:** `order`: n ≥ 1, known before tracing. `x`: any shape; P is 0 where it is negative.
     """
     below, above = jnp.clip(x, 0.0, order), jnp.maximum(x, order)
-    series = fraction = jnp.ones_like(x)
-    for k in range(order + 20 + 9 * math.isqrt(order), order, -1):  # what is left out is below float64's rounding
-        series = 1.0 + series * below / k
-    for k in range(1, order):
-        fraction = 1.0 + fraction * k / above
+    terms = 20 + 9 * math.isqrt(order)  # what is left out is below float64's rounding
+    # A loop, since its terms written out were most of what XLA compiled of a network.
+    series = jax.lax.fori_loop(0, terms, lambda i, sum: 1.0 + sum * below / (order + terms - i), jnp.ones_like(x))
+    fraction = jax.lax.fori_loop(1, order, lambda k, sum: 1.0 + sum * k / above, jnp.ones_like(x))
     return jnp.where(x < order, poisson(order, below) * series, 1.0 - poisson(order - 1, above) * fraction)
 
 

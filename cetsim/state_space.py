@@ -5,6 +5,7 @@ times the slope at its start, where Euler's is dt times it. In this form nothing
 an error of G is an error of the rate; errors of Φ = e^{A dt} add up over the stages (2e-5 at n = 64 in float32).
 """
 
+import functools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -50,6 +51,7 @@ class LinearSystem(eqx.Module):
         return jnp.pad(self.response[..., 1:], [(0, 0)] * (self.response.ndim - 1) + [(0, 1)]) - self.response
 
 
+@functools.partial(jax.jit, static_argnames=("order", "first_only"))
 def cascade_system(
     order: int, rate: Float[Array, ""], gain: Float[Array, ""] | float = 1.0, first_only: bool = False
 ) -> LinearSystem:
@@ -118,6 +120,7 @@ class Powers(NamedTuple):
     transition: Float[Array, "stages stages"]
 
 
+@functools.partial(jax.jit, static_argnames="steps")
 def powers(system: LinearSystem, steps: int) -> Powers:
     """Powers of the system over a chunk of `steps` ≥ 1 steps, by iteration on increments."""
 

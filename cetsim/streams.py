@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from cetsim.checks import once
 from cetsim.credit import credit_matrix, remember
 from cetsim.delays import AbstractDelay
 from cetsim.events import Events
@@ -93,13 +94,16 @@ def carry(
     window, pending, rows = state.gain.shape[0], state.signal.shape[0], gain.shape[0]
     if events is None:
         steps, regular = rows if length is None else length, delay.regular
-        written, sent = (jnp.arange(-past, rows) for past in (window, pending))
+        with once(delay):
+            written, sent = (jnp.arange(-past, rows) for past in (window, pending))
+            arrivals = delay.arrivals(sent)
     else:
         steps, regular = events.steps, False
         written, sent = (
             jnp.concatenate([past.astype(events.times.dtype), events.times]) for past in (state.written, state.sent)
         )
-    matrix = credit_matrix(trace, delay.arrivals(sent), written, horizon=steps, regular=regular)
+        arrivals = delay.arrivals(sent)
+    matrix = credit_matrix(trace, arrivals, written, horizon=steps, regular=regular)
     xs, gains, signals = (
         jnp.concatenate([old, new.astype(old.dtype)])
         for old, new in ((state.x, x), (state.gain, gain), (state.signal, signal))

@@ -12,9 +12,9 @@ from cetsim.delays import AbstractDelay, LayerwiseDelay
 from cetsim.events import Events
 from cetsim.nn import surgery
 from cetsim.nn.activations import Behind, look_behind
-from cetsim.nn.block import Absorbed, Held, TracedBlock, path_name, plain_layer
+from cetsim.nn.block import Absorbed, TracedBlock, path_name, plain_layer
 from cetsim.nn.surgery import Place, Site
-from cetsim.nn.synapse import DERIVATIVES, Synapses
+from cetsim.nn.synapse import DERIVATIVES, NonTrainable, Synapses
 from cetsim.traces import AbstractTrace
 
 BOUNDARIES = ("reset", "carry")
@@ -257,7 +257,7 @@ def _block(
     activation, pool = (None if place is None else place.node for place in behind[:2])
     gate = jnp.asarray(error_gate, dtype=float)
     synapses = Synapses(trace, delay, gate, signal, form, window, pool, derivative, events, length, name)
-    block = TracedBlock(site.layer, activation, pool, Held(feedback), Held(synapses))
+    block = TracedBlock(site.layer, activation, pool, NonTrainable(feedback), NonTrainable(synapses))
     return _Built(block, tuple(place for place in behind[:2] if place is not None))
 
 

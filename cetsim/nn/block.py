@@ -8,25 +8,10 @@ import jax.numpy as jnp
 import wadler_lindig as wl
 
 from cetsim import display, streams
-from cetsim.nn.synapse import TIME, Synapses, learn_from_traces, place_in_time, why_nothing_arrives
+from cetsim.nn.synapse import TIME, NonTrainable, Synapses, learn_from_traces, place_in_time, why_nothing_arrives
 from cetsim.streams import StreamState
 
 Affine = (eqx.nn.Linear, eqx.nn.Conv, eqx.nn.ConvTranspose, eqx.nn.Embedding)
-
-
-class Held:
-    """Keeps a value out of the tree of arrays, where an optimiser would find it and decay its delays."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __jax_array__(self):
-        """Raises ValueError: Equinox saves what has this method, and without it would drop a trace without a word."""
-        raise ValueError("a trace is no array: save an attached model by `cetsim.save`, or `detach` it first")
-
-    def __array__(self, *args, **options):
-        """Raises ValueError, as `__jax_array__`."""
-        return self.__jax_array__()
 
 
 class Absorbed(eqx.Module):
@@ -80,9 +65,9 @@ class TracedBlock(eqx.Module):
     affine: eqx.Module
     activation: Callable | None
     pool: Callable | None
-    feedback: Held
-    held: Held
-    state: StreamState | Held | None = None
+    feedback: NonTrainable
+    held: NonTrainable
+    state: StreamState | NonTrainable | None = None
 
     def __pdoc__(self, **_):
         """How it is shown, alone and in a model: its layer, activation and pool, and the rule of its synapses."""
@@ -94,7 +79,7 @@ class TracedBlock(eqx.Module):
             for part in (self.affine, self.activation, self.pool)
             if part is not None
         ]
-        if not isinstance(self.held, Held):  # of a gradient
+        if not isinstance(self.held, NonTrainable):  # of a gradient
             return parts
         rule = self.synapses
         boundary = "'reset'" if rule.window is None else f"'carry', window={rule.window} steps"
@@ -134,7 +119,7 @@ class TracedBlock(eqx.Module):
             below = None
         else:
             activity = jax.lax.stop_gradient(activity)
-        if isinstance(self.state, Held):
+        if isinstance(self.state, NonTrainable):
             return self.state.value.note(m, x, z, activity)
         state = self.state
         if state is None and self.synapses.window is not None:
@@ -147,7 +132,8 @@ class TracedBlock(eqx.Module):
             past = past(_as_input(self.affine, state.x)).astype(z.dtype)
         warning = why_nothing_arrives(self.synapses, jax.lax.psum(1, TIME))
         z = self.affine(x)
-        return learn_from_traces(warning, z, past, activity, below, derivative, x, state, self.synapses, m)
+        synapses = self.synapses.with_constants()
+        return learn_from_traces(warning, z, past, activity, below, derivative, x, state, synapses, m)
 
     def _errors_travel(self, x):
         """The layer's output, differentiable in its input alone."""
@@ -219,7 +205,8 @@ def streaming_init(model, example, *buffers, batch: int | tuple[int, ...] = ()) 
     """
     batch = (batch,) if isinstance(batch, int) else tuple(batch)
     recorders = {name: Recorder(name) for name in blocks(model)}
-    inference = eqx.nn.inference_mode(bind(model, {name: Held(recorder) for name, recorder in recorders.items()}))
+    standing = {name: NonTrainable(recorder) for name, recorder in recorders.items()}
+    inference = eqx.nn.inference_mode(bind(model, standing))
     step = jax.vmap(lambda x: inference(x, *buffers), axis_name=TIME)
     for _ in batch:
         step = jax.vmap(step)

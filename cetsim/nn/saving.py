@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from cetsim import checks
-from cetsim.nn.block import Held, TracedBlock, blocks, plain_layer
+from cetsim.nn.block import TracedBlock, blocks, plain_layer
+from cetsim.nn.synapse import NonTrainable
 
 _MAGIC = b"cetsim model 1\n"
 _SHORT = 64  # numbers of an array that are written out; of a longer one, a digest
@@ -66,12 +67,12 @@ def _write(file, model) -> None:
 
 
 def _write_leaf(file, leaf) -> None:
-    if not isinstance(leaf, Held):
+    if not isinstance(leaf, NonTrainable):
         eqx.default_serialise_filter_spec(file, leaf)
 
 
 def _read_leaf(file, leaf):
-    return leaf if isinstance(leaf, Held) else eqx.default_deserialise_filter_spec(file, leaf)
+    return leaf if isinstance(leaf, NonTrainable) else eqx.default_deserialise_filter_spec(file, leaf)
 
 
 def _rule(block: TracedBlock) -> dict:

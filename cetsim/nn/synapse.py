@@ -27,6 +27,27 @@ DERIVATIVES = ("ideal", "cascade")
 TIME = "time"
 
 
+class NonTrainable:
+    """Keeps a value out of the tree of arrays, where an optimiser would find it and decay its delays."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __jax_array__(self):
+        """Raises ValueError: Equinox saves what has this method, and without it would drop a trace without a word."""
+        raise ValueError("a trace is no array: save an attached model by `cetsim.save`, or `detach` it first")
+
+    def __array__(self, *args, **options):
+        """Raises ValueError, as `__jax_array__`."""
+        return self.__jax_array__()
+
+
+class _Constant(eqx.Module):
+    """An array whose values are known while a program is traced, kept from becoming an argument of its parts."""
+
+    kept: NonTrainable = eqx.field(static=True)
+
+
 class Synapses(eqx.Module):
     """The rule that one layer's synapses obey.
 
@@ -55,6 +76,21 @@ class Synapses(eqx.Module):
     events: Events | None = None
     length: Int[Array, ""] | None = None
     name: str = eqx.field(static=True, default="")
+
+    def with_constants(self) -> "Synapses":
+        """The same with all of trace and time that is known by now a constant, from which others are computed.
+
+        The gate stays an argument: by it a `lax.cond` along time, which copies its arguments, is seen and refused.
+        """
+        constant = lambda leaf: leaf if checks.is_traced(leaf) else _Constant(NonTrainable(leaf))  # noqa: E731
+        when = lambda synapses: (synapses.trace, synapses.delay, synapses.events, synapses.length)  # noqa: E731
+        none = lambda node: node is None  # noqa: E731
+        return eqx.tree_at(when, self, jax.tree.map(constant, when(self)), is_leaf=none)
+
+    def whole(self) -> "Synapses":
+        """The same with its constants back in their places."""
+        constant = lambda node: isinstance(node, _Constant)  # noqa: E731
+        return jax.tree.map(lambda node: node.kept.value if constant(node) else node, self, is_leaf=constant)
 
     def unpool(self, like, rows):
         """The transpose of the pool, from rows behind it, `[time, *pooled]`, to rows of the shape of `like`."""
@@ -110,18 +146,21 @@ def _nothing(*tree) -> Int[Array, ""]:
 
 def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | None):
     """Credit of a stretch, cotangents of the pre-activations, `[time, *out]`; what errors pass; what is carried on."""
+    synapses = synapses.whole()
     rows, events, delay = error.shape[0], synapses.events, synapses.delay
     if events is not None and events.times.shape[0] != rows:
         many = f"over {rows} steps, but there are {events.times.shape[0]} events"
         raise ValueError(f"layer {synapses.name!r}: the model is mapped {many}")
-    now, steps = (jnp.arange(rows), rows) if events is None else (events.times, events.steps)
+    with checks.once(delay, events):
+        now, steps = (jnp.arange(rows), rows) if events is None else (events.times, events.steps)
+        arrivals = delay.arrivals(now) if state is None else None
     end = steps if synapses.length is None else synapses.length
     from_above, error = synapses.real(error), synapses.real(synapses.handed(error))
     cascades = synapses.derivative == "cascade" and derivative is not None
     matrix, passed = None, derivative
     if state is None:
         horizon, regular = None if delay.keep_late else end, delay.regular and events is None
-        matrix = credit.credit_matrix(synapses.trace, delay.arrivals(now), now, horizon, regular)
+        matrix = credit.credit_matrix(synapses.trace, arrivals, now, horizon, regular)
         _warn_of_lost_signals(synapses.name, error, matrix)
         if cascades:
             passed = credit.recall(matrix, synapses.real(derivative)).astype(derivative.dtype)
