@@ -69,7 +69,12 @@ class ActorCriticRun(eqx.Module):
 
     def advance(self, state: TrainState, updates: int) -> tuple[TrainState, Progress]:
         """Makes `updates` (static) updates; returns the state after them and the metrics of each, `[updates]`."""
-        return jax.lax.scan(lambda state, _: self._update(state), state, length=updates)
+        known = state.agent.hyper  # not a part of the loop, in which nothing would be a constant
+
+        def update(state, _):
+            return self._update(eqx.tree_at(lambda state: state.agent.hyper, state, known))
+
+        return jax.lax.scan(update, state, length=updates)
 
     def evaluate(
         self, state: TrainState, key: Array, episodes: int = 100, max_steps: int = 10_000
