@@ -71,6 +71,6 @@ def _compiled_programs_are_freed():
     """Frees compiled programs before they pass Linux's limit of 65,530 memory maps in a process, and not sooner."""
     yield
     maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > 40_000:
+    if not maps.exists() or maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
         gc.collect()

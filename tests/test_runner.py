@@ -308,8 +308,11 @@ def test_a_keyboard_interrupt_is_no_failure(tmp_path, watch):
 # When checkpoints are made.
 
 
-def saves(folder, monkeypatch, watch, clock, every, costs, chunks=5000):
-    """When checkpoints are made, of which each takes so long, and when they are done; a chunk is a second."""
+CHUNK = 8.0  # seconds
+
+
+def saves(folder, monkeypatch, watch, clock, every, costs, chunks=600):
+    """When checkpoints are made, of which each takes so long, and when they are done."""
     times = []
 
     def save(self, step, tree, notes):
@@ -319,22 +322,22 @@ def saves(folder, monkeypatch, watch, clock, every, costs, chunks=5000):
 
     monkeypatch.setattr(runner.Checkpoints, "save", save)
     monkeypatch.setattr(Walk, "ends", range(1, chunks + 1))
-    watch.do = lambda what, *_: setattr(clock, "now", clock.now + (what == "advance"))
+    watch.do = lambda what, *_: setattr(clock, "now", clock.now + CHUNK * (what == "advance"))
     walk(folder, FEW[:1], every)
     return np.asarray(times)
 
 
 @pytest.mark.parametrize("costs", [(0.0,), (0.5,), (4.0,), (4.0, 0.5, 20.0)])
-@pytest.mark.parametrize("every", [10.0, 60.0])
+@pytest.mark.parametrize("every", [16.0, 60.0])
 def test_checkpoints_are_as_rare_as_keeps_their_cost_small(tmp_path, monkeypatch, watch, clock, every, costs):
     began = clock.now
     times = saves(tmp_path, monkeypatch, watch, clock, every, costs)
     trained = times[1:, 0] - times[:-1, 1]
     cost = times[:-1, 1] - times[:-1, 0]
-    assert times[0, 0] - began == every
+    assert every <= times[0, 0] - began < every + CHUNK
     least = np.maximum(every, 50 * cost)
     assert (trained >= least - 1e-6).all()
-    assert (trained <= least + 1.0 + 1e-6).all()  # at the end of a chunk
+    assert (trained < least + CHUNK).all()  # at the end of a chunk
     assert (cost / (cost + trained) < 1 / 50).all()
 
 

@@ -122,15 +122,16 @@ class _Declared:
 
     def __init__(self, conditions: list, training, static: tuple[str, ...], config, defaults, columns):
         self._static, self._make, self._made = static, training if static else lambda: training, {}
-        self._columns, self._defaults = columns if callable(columns) else lambda condition: columns or {}, defaults
+        self._columns = columns if callable(columns) else lambda condition: columns or {}
         self._config = naming({} if config is None else config, defaults)
         if not conditions:
             raise ValueError("`conditions` must be at least one, got none")
-        seen, names = set(), list(entries(conditions[0]))
+        seen, names, self._named = set(), list(entries(conditions[0])), {}
         for condition in conditions:
             if sorted(entries(condition)) != sorted(names):
                 raise ValueError(f"conditions must have one set of names, {names}, got {list(entries(condition))}")
-            if (key := digest(naming(condition, defaults))) in seen:
+            named = self._named[id(condition)] = naming(condition, defaults)  # asked for often
+            if (key := digest(named)) in seen:
                 raise ValueError(f"conditions must differ, got {words(condition)} twice")
             seen.add(key)
         if absent := [name for name in static if name not in names]:
@@ -160,7 +161,7 @@ class _Declared:
 
     def config(self, condition) -> dict:
         """What names the condition's run: all that it depends on and that is not a default."""
-        training, named = self.training(condition), {"condition": naming(condition, self._defaults)}
+        training, named = self.training(condition), {"condition": self._named[id(condition)]}
         every = {} if training.every is None else {"every": plain(training.every)}
         return named | {"config": self._config, "steps": training.steps} | every
 
