@@ -23,6 +23,7 @@ from cetsim.rl import (
 )
 from cetsim.rl.actor_trace import ActorState, Arriving, WindowState
 from cetsim.rl.environments import split_signs
+from cetsim.rl.policies import Categorical
 
 pytestmark = pytest.mark.slow
 
@@ -143,7 +144,9 @@ def test_late_credit_is_the_literal_rule(option):
     rollout, td_error, _, layers, grads = first_rollout(run, state)
     assert option != "window" or all(isinstance(layer.synapses, WindowState) for layer in layers)
     model = run.learner.networks(state.agent.params)
-    pairs = [(model.actor, grads.actor, lambda env: networks.factors_of_policy(model.actor, *seen(env)), 1 / 11)]
+    policy = Categorical(2)
+    of_policy = lambda env: networks.factors_of_policy(model.actor, policy, *seen(env))  # noqa: E731
+    pairs = [(model.actor, grads.actor, of_policy, 1 / 11)]
     seen = lambda env: (rollout.observation[:, env], rollout.action[:, env])  # noqa: E731
     if late_critic:
         pairs.append((model.critic, grads.critic, lambda env: networks.factors_of_value(model.critic, seen(env)[0]),

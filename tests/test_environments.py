@@ -9,6 +9,7 @@ import pytest
 from networks import jit
 
 from cetsim.rl.environments import STICKY, cartpole, from_gymnax, space_invaders
+from cetsim.rl.policies import Categorical, Gaussian
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +107,7 @@ def test_space_invaders_is_minatars(player):
 
 def test_space_invaders_as_in_the_paper():
     environment = space_invaders()
-    assert (environment.size, environment.actions) == (10 * 10 * 6, 6)
+    assert (environment.size, environment.policy) == (10 * 10 * 6, Categorical(6))
     state, first = environment.reset(jax.random.key(3))
     assert set(np.unique(first)) == {0.0, 1.0}
     old = state.replace(env_state=state.env_state.replace(time=state.env_state.time + 10**8))
@@ -121,7 +122,7 @@ def test_actions_stick_one_time_in_ten():
     environment, many = space_invaders(), 6000
 
     def step(key, state, _):
-        wanted = (state.last_action + 1) % environment.actions
+        wanted = (state.last_action + 1) % environment.policy.actions
         after, told = environment.step(key, state, wanted)
         return after, (after.last_action == state.last_action, after.last_action == wanted, told.terminated)
 
@@ -131,9 +132,9 @@ def test_actions_stick_one_time_in_ten():
     assert abs(repeated.mean() - STICKY) < 4 * np.sqrt(STICKY * (1 - STICKY) / many)
 
 
-def test_actions_must_be_discrete():
-    with pytest.raises(ValueError, match="Pendulum-v1 must have discrete actions, got Box"):
-        from_gymnax("Pendulum-v1")
+def test_real_actions_have_a_gaussian_policy():
+    environment = from_gymnax("Pendulum-v1")
+    assert (environment.size, environment.policy) == (3, Gaussian((-2.0,), (2.0,)))
 
 
 def test_without_gymnax_it_says_what_to_install(monkeypatch):

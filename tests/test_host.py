@@ -12,6 +12,7 @@ from cetsim import CascadingTrace, DelayLine, FixedDelay
 from cetsim.rl import ActorCriticRun, Hyperparameters, Settings, policy_alignment, without_delay
 from cetsim.rl.environments import Environment
 from cetsim.rl.host import HostRun
+from cetsim.rl.policies import Categorical
 from cetsim.rl.vector_env import from_gymnasium
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,7 @@ class Corridor(gymnasium.Env):
 
 
 class Continuous(Corridor):
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
 
 
 class Numbered(Corridor):
@@ -62,6 +63,7 @@ def lacking():
 for each in (Corridor, Continuous, Numbered, FromOne):
     gymnasium.register(f"{each.__name__}-v0", each, max_episode_steps=LIMIT, disable_env_checker=True)
 gymnasium.register("Lacking-v0", lacking)
+IN_JAX = Environment("corridor", 3, Categorical(2), lambda key: None, lambda *arguments: None)
 RUN = HostRun(from_gymnasium("Corridor-v0"), SETTINGS)
 PATHS = [(1, 2), (1, 0), (-1, 0), (-1, -2)]  # places after one and two steps, from the first
 
@@ -96,7 +98,7 @@ def test_a_rollout_tells_what_happened():
 
 
 def test_it_learns_from_a_rollout_what_the_jax_run_does():
-    twin = ActorCriticRun(Environment("corridor", 3, 2, lambda key: None, lambda *arguments: None), SETTINGS)
+    twin = ActorCriticRun(IN_JAX, SETTINGS)
     assert twin.learner == RUN.learner
     state = RUN.init(late(), jax.random.key(3))
     first = state.agent
@@ -236,7 +238,7 @@ def test_observations_split_by_sign():
 def test_lunar_lander_is_the_same_for_the_same_key():
     pytest.importorskip("Box2D", reason="needs Box2D: pip install 'cetsim[rl]'")
     environment = from_gymnasium("LunarLander-v3", max_episode_steps=60)
-    assert (environment.size, environment.actions) == (8, 4)
+    assert (environment.size, environment.policy) == (8, Categorical(4))
     actions, runs = np.random.default_rng(0).integers(0, 4, (150, 2)), []
     for _ in range(2):
         vector_env = environment.open(2)
@@ -252,16 +254,16 @@ def test_lunar_lander_is_the_same_for_the_same_key():
         (
             lambda: from_gymnasium("Continuous-v0"),
             ValueError,
-            "Continuous-v0 must have discrete actions that count fro",
+            "Continuous-v0 must have discrete actions that count fro.* between finite bounds, got Box",
         ),
         (
             lambda: from_gymnasium("FromOne-v0"),
             ValueError,
-            r"discrete actions that count from 0, got Discrete\(2, star",
+            r"discrete actions that count from 0, .*, got Discrete\(2, star",
         ),
         (lambda: from_gymnasium("Numbered-v0"), ValueError, r"must have observations in a Box, got Discrete\(9\)"),
         (
-            lambda: HostRun(Environment("corridor", 3, 2, lambda key: None, lambda *arguments: None), SETTINGS),
+            lambda: HostRun(IN_JAX, SETTINGS),
             ValueError,
             "`environment` must be of `from_gymnasium`, got Environment corridor",
         ),

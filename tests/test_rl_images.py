@@ -12,6 +12,7 @@ from worlds import corridor
 
 from cetsim.rl import ActorCriticRun, Learner, Settings, images, networks, without_delay
 from cetsim.rl.environments import Environment, split_signs
+from cetsim.rl.policies import Categorical
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +96,7 @@ def test_a_run_learns_values_with_it():
         ),
         (lambda: ActorCriticRun(corridor(), SETTINGS).learner, "must be 'mlp' where observations are no images"),
         (lambda: ActorCriticRun(split_signs(pictures()), SETTINGS).learner, "where observations are no images"),
-        (lambda: Learner(4, 2, SETTINGS), "where observations are no images"),
+        (lambda: Learner(4, Categorical(2), SETTINGS), "where observations are no images"),
     ],
 )
 def test_mistakes(make, message):

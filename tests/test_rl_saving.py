@@ -35,7 +35,7 @@ def test_a_policy_does_the_same_again(tmp_path):
     save_policy(tmp_path / "policy.npz", policy)
     again = load_policy(tmp_path / "policy.npz")
     assert again.environment == "corridor"
-    same(again.logits(seen), policy.logits(seen))
+    same(again.outputs(seen), policy.outputs(seen))
     same(again.act(seen, jax.random.key(2)), policy.act(seen, jax.random.key(2)))
     assert again.act(seen, jax.random.key(2)).shape == (20,)
     assert [path.name for path in tmp_path.iterdir()] == ["policy.npz"]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cetsim.rl.environments import Environment, Step
+from cetsim.rl.policies import Categorical
 
 LENGTH = 7
 
@@ -28,4 +29,4 @@ def corridor() -> Environment:
         after = jax.tree.map(lambda first, on: jnp.where(ended, first, on), reset(key)[0], moved)
         return after, Step(observe(after), reward, terminated, truncated & ~terminated, observe(moved))
 
-    return Environment("corridor", 3, 2, reset, step)
+    return Environment("corridor", 3, Categorical(2), reset, step)

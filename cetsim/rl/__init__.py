@@ -1,6 +1,6 @@
 """Reinforcement learning with late credit: an actor-critic whose actor learns through cascading traces."""
 
-from cetsim.rl import actor_trace, environments
+from cetsim.rl import actor_trace, environments, policies
 from cetsim.rl.a2c import ActorCriticRun
 from cetsim.rl.agent import Learner
 from cetsim.rl.alignment import policy_alignment
@@ -21,6 +21,7 @@ __all__ = [
     "from_gymnasium",
     "load_agent",
     "load_policy",
+    "policies",
     "policy_alignment",
     "policy_of",
     "save_agent",

@@ -59,7 +59,7 @@ class ActorCriticRun(eqx.Module):
     @property
     def learner(self) -> Learner:
         """What learns from the rollouts."""
-        return Learner(self.environment.size, self.environment.actions, self.settings, self.environment.image)
+        return Learner(self.environment.size, self.environment.policy, self.settings, self.environment.image)
 
     def init(self, hyper: Hyperparameters, key: Array) -> TrainState:
         """The run before its first update; `key` sets weights, actions and what happens in the environments."""
@@ -113,7 +113,7 @@ class ActorCriticRun(eqx.Module):
         action_key, env_key = jax.random.split(key)
         actions = self.learner.act(params, observations, action_key)
         keys = jax.random.split(env_key, observations.shape[0])
-        states, after = jax.vmap(self.environment.step)(keys, states, actions)
+        states, after = jax.vmap(self.environment.step)(keys, states, self.environment.policy.applied(actions))
         return (states, after.observation), actions, after
 
     def _update(self, state: TrainState) -> tuple[TrainState, Progress]:

@@ -10,11 +10,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from cetsim.delays import FixedDelay, LayerwiseDelay
 from cetsim.rl import actor_trace, delayed_layer, images, networks
 from cetsim.rl.delayed_layer import LayerState
+from cetsim.rl.policies import Categorical, Gaussian
 from cetsim.rl.settings import Hyperparameters, Settings
 from cetsim.traces import AbstractTrace
 
@@ -49,7 +50,7 @@ class Rollout(eqx.Module):
     """What happened between two updates, all fields `[time, environments, ...]`."""
 
     observation: Float[Array, "*time environments size"]
-    action: Int[Array, "*time environments"]
+    action: Shaped[Array, "..."]
     reward: Float[Array, "*time environments"]
     terminated: Bool[Array, "*time environments"]
     truncated: Bool[Array, "*time environments"]
@@ -71,14 +72,18 @@ class Metrics(eqx.Module):
 class Learner(eqx.Module):
     """What an actor-critic learns from rollouts, wherever they come from; pure.
 
-    **Arguments:** `size`: of an observation. `actions`: their number. `settings`: what is compiled in. `image`: shape
-    of an observation, `(height, width, channels)`, or None where observations are no images.
+    **Arguments:**
+
+    - `size`: of an observation.
+    - `policy`: what the actor's outputs mean.
+    - `settings`: what is compiled in.
+    - `image`: shape of an observation, `(height, width, channels)`, or None where observations are no images.
 
     **Raises:** ValueError for a convolutional critic without images.
     """
 
     size: int = eqx.field(static=True)
-    actions: int = eqx.field(static=True)
+    policy: Categorical | Gaussian = eqx.field(static=True)
     settings: Settings = eqx.field(static=True)
     image: tuple[int, int, int] | None = eqx.field(static=True, default=None)
 
@@ -116,8 +121,8 @@ class Learner(eqx.Module):
         return eqx.combine(params, eqx.filter(shapes, is_parameter, inverse=True))
 
     def act(self, params: Networks, observations: Float[Array, "environments size"], key: Array):
-        """Actions drawn from the policy, `[environments]`."""
-        return jax.random.categorical(key, jax.vmap(self.networks(params).actor)(observations))
+        """Actions drawn from the policy, led by environments."""
+        return self.policy.draw(key, jax.vmap(self.networks(params).actor)(observations))
 
     def learn(self, state: AgentState, rollout: Rollout) -> tuple[AgentState, Metrics]:
         """One update: the agent after a rollout, and metrics."""
@@ -163,7 +168,7 @@ class Learner(eqx.Module):
         in this rollout, divided by its steps. The critic's, always a mean, is None unless it is late.
         """
         model = self.networks(params)
-        factors = networks.factors_of_policy(model.actor, rollout.observation, rollout.action)
+        factors = networks.factors_of_policy(model.actor, self.policy, rollout.observation, rollout.action)
         if self.settings.late_critic:
             factors += networks.factors_of_value(model.critic, rollout.observation)
         after, updates = [], []
@@ -190,7 +195,7 @@ class Learner(eqx.Module):
 
     def _make(self, actor_key, critic_key) -> Networks:
         sizes = (self.size, *self.settings.hidden)
-        own = networks.actor((*sizes, self.actions), key=actor_key)
+        own = networks.actor((*sizes, self.policy.outputs), key=actor_key)
         if self.settings.critic == "conv":
             return Networks(own, images.critic(self.image, key=critic_key))
         return Networks(own, networks.critic(sizes, key=critic_key))
@@ -236,8 +241,7 @@ class Learner(eqx.Module):
 
     def _plain_loss(self, model: Networks, hyper: Hyperparameters, rollout: Rollout, targets):
         """What is learned by ordinary backprop: the entropy bonus, and the critic unless it is late."""
-        logits = networks.outputs(model.actor, rollout.observation)
-        entropy = -jnp.mean(jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), axis=-1))
+        entropy = jnp.mean(self.policy.entropy(networks.outputs(model.actor, rollout.observation)))
         value = networks.outputs(model.critic, rollout.observation)[..., 0]
         value_loss = 0.5 * jnp.mean((value - jax.lax.stop_gradient(targets)) ** 2)
         critics = jax.lax.stop_gradient(value_loss) if self.settings.late_critic else value_loss

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cetsim.extras import require
+from cetsim.rl import policies
+from cetsim.rl.policies import Categorical, Gaussian
 
 STICKY = 0.1  # odds that MinAtar repeats the last action
 
@@ -29,16 +31,21 @@ class Step(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """One environment with discrete actions, which begins a new episode by itself where one ends.
+    """One environment, which begins a new episode by itself where one ends.
 
-    **Fields:** `name`. `size`: of an observation, a vector. `actions`: their number. `reset`: of a key, gives
-    `(state, observation)`. `step`: of a key, a state and an action, gives `(state, Step)`. `image`: shape of the image,
-    `(height, width, channels)`, that an observation holds row by row; None if it is none.
+    **Fields:**
+
+    - `name`.
+    - `size`: of an observation, a vector.
+    - `policy`: what its actions are drawn from.
+    - `reset`: of a key, gives `(state, observation)`.
+    - `step`: of a key, a state and an action, gives `(state, Step)`.
+    - `image`: shape of the image, `(height, width, channels)`, that an observation holds row by row, or None.
     """
 
     name: str
     size: int
-    actions: int
+    policy: Categorical | Gaussian
     reset: Callable[[Array], tuple[Any, Array]]
     step: Callable[[Array, Any, Array], tuple[Any, Step]]
     image: tuple[int, int, int] | None = None
@@ -82,15 +89,14 @@ def space_invaders(sticky: float = STICKY, max_steps: int = 10**9) -> Environmen
 def from_gymnax(name: str) -> Environment:
     """An environment of gymnax by its name.
 
-    **Raises:** ImportError, with what to install; ValueError for actions that are not discrete.
+    **Raises:** ImportError, with what to install; ValueError for actions that no policy has (see `cetsim.rl.policies`).
     """
     environment, parameters = _gymnax().make(name)
     return _wrap(name, environment, parameters, environment.action_space(parameters))
 
 
 def _wrap(name: str, environment, parameters, actions) -> Environment:
-    if not hasattr(actions, "n"):
-        raise ValueError(f"{name} must have discrete actions, got {type(actions).__name__}")
+    policy = policies.of_space(name, actions)
 
     def reset(key):
         observation, state = environment.reset(key, parameters)
@@ -104,7 +110,7 @@ def _wrap(name: str, environment, parameters, actions) -> Environment:
 
     observation, _ = jax.eval_shape(environment.reset, jax.random.key(0), parameters)
     image = observation.shape if observation.ndim == 3 else None
-    return Environment(name, observation.size, int(actions.n), reset, step, image)
+    return Environment(name, observation.size, policy, reset, step, image)
 
 
 def _gymnax() -> ModuleType:

@@ -17,6 +17,7 @@ from cetsim import checks
 from cetsim.rl.a2c import Progress, count_returns
 from cetsim.rl.agent import AgentState, Learner, Networks, Rollout
 from cetsim.rl.environments import Environment
+from cetsim.rl.policies import Categorical, Gaussian
 from cetsim.rl.settings import Hyperparameters, Settings
 from cetsim.rl.vector_env import HostEnvironment, VectorEnv
 
@@ -67,7 +68,7 @@ class HostRun:
                 "ActorCriticRun"
             )
         self.environment, self.settings = environment, settings
-        self.learner = Learner(environment.size, environment.actions, settings, environment.image)
+        self.learner = Learner(environment.size, environment.policy, settings, environment.image)
         self._update = jax.jit(self._learn)
 
     def init(self, hyper: Hyperparameters, key: Array) -> HostState:
@@ -140,7 +141,7 @@ class HostRun:
         try:
             observation = vector_env.reset(env_key)
             while left.any():
-                step = vector_env.step(act(observation))
+                step = vector_env.step(self.learner.policy.applied(act(observation)))
                 observation, episode = step.observation, episode + step.reward
                 for i in np.flatnonzero(step.terminated | step.truncated):
                     if left[i]:
@@ -162,7 +163,7 @@ class HostRun:
         act, rows = self.policy(state.agent.params, key), []
         for _ in range(self.settings.rollout):
             actions = act(observation)
-            after = vector_env.step(actions)
+            after = vector_env.step(self.learner.policy.applied(actions))
             rows.append((observation, actions, after.reward, after.terminated, after.truncated, after.final))
             observation = after.observation
         # `np.stack` would take each of these many small arrays apart.
@@ -172,8 +173,7 @@ class HostRun:
     def policy(self, params: Networks, key: Array):
         """Actions drawn from the policy, of observations, step by step.
 
-        In NumPy: to call a compiled program costs about as much as a step of the simulators. Gumbel noise on the logits
-        makes the largest of them a draw from the policy.
+        In NumPy: to call a compiled program costs about as much as a step of the simulators.
         """
         linear = [layer for layer in params.actor.layers if isinstance(layer, eqx.nn.Linear)]
         *hidden, last = (np.asarray(layer.weight).T for layer in linear)
@@ -182,15 +182,15 @@ class HostRun:
         def act(observations):
             for weight in hidden:
                 observations = np.maximum(observations.dot(weight), 0)
-            return (observations.dot(last) + next(noise)).argmax(axis=1)
+            return self.learner.policy.pick(observations.dot(last), next(noise))
 
         return act
 
     def _noise(self, key: Array):
-        """Gumbel noise step by step, drawn a rollout at a time."""
-        shape = (self.settings.rollout, self.settings.environments, self.environment.actions)
+        """Noise of the policy step by step, drawn a rollout at a time."""
+        shape = (self.settings.rollout, self.settings.environments)
         while True:
-            key, noise = _draw(key, shape)
+            key, noise = _draw(key, self.learner.policy, shape)
             yield from np.asarray(noise)
 
     def _learn(self, agent: AgentState, episode, happened, simulator_s):
@@ -207,11 +207,11 @@ def _split(key: Array) -> tuple[Array, Array]:
     return first, second
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def _draw(key: Array, shape: tuple[int, ...]) -> tuple[Array, Float[Array, "..."]]:
-    """The next key, and Gumbel noise."""
+@functools.partial(jax.jit, static_argnames=("policy", "shape"))
+def _draw(key: Array, policy: Categorical | Gaussian, shape: tuple[int, ...]) -> tuple[Array, Float[Array, "..."]]:
+    """The next key, and the policy's noise."""
     key, own = jax.random.split(key)
-    return key, jax.random.gumbel(own, shape)
+    return key, policy.noise(own, shape)
 
 
 def _named(environment) -> str:

@@ -6,11 +6,13 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+
+from cetsim.rl.policies import Categorical, Gaussian
 
 
 def actor(sizes: tuple[int, ...], *, key: Array) -> eqx.nn.Sequential:
-    """Layers without biases, orthogonal with gain √2, ReLU between them; from an observation to logits of actions.
+    """Layers without biases, orthogonal with gain √2, ReLU between them; from an observation to a policy's outputs.
 
     **Reference:** arXiv:2506.14598, reinforcement learning.
     """
@@ -69,14 +71,10 @@ class Factors(NamedTuple):
 
 
 def factors_of_policy(
-    model: eqx.nn.Sequential, observations: Float[Array, "*time size"], actions: Int[Array, "*time"]
+    model: eqx.nn.Sequential, policy: Categorical | Gaussian, observations: Float[Array, "*time size"], actions
 ) -> list[Factors]:
-    """The factors of each layer of an actor, from the bottom up, of the logarithm of the odds of the actions taken."""
-
-    def error(logits):
-        return jax.nn.one_hot(actions, logits.shape[-1], dtype=logits.dtype) - jax.nn.softmax(logits)
-
-    return _factors(model, observations, error)
+    """The factors of each layer of an actor, from the bottom up, of the log-probability of the actions taken."""
+    return _factors(model, observations, lambda outputs: policy.score(outputs, actions))
 
 
 def factors_of_value(model: eqx.nn.Sequential, observations: Float[Array, "*time size"]) -> list[Factors]:

@@ -8,39 +8,42 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
 from cetsim.rl import networks
 from cetsim.rl.agent import AgentState
+from cetsim.rl.policies import Categorical, Gaussian
 
 
 class Policy(eqx.Module):
     """What an actor does, without what it learns by.
 
-    **Fields:** `actor`: from an observation to logits. `environment`: the name of what it was trained in.
+    **Fields:** `actor`: from an observation to outputs. `environment`: the name of what it was trained in. `kind`: what
+    the outputs mean, see `cetsim.rl.policies`.
     """
 
     actor: eqx.nn.Sequential
     environment: str = eqx.field(static=True)
+    kind: Categorical | Gaussian = eqx.field(static=True)
 
-    def logits(self, observations: Float[Array, "*many size"]) -> Float[Array, "*many actions"]:
-        """Logits of the actions."""
+    def outputs(self, observations: Float[Array, "*many size"]) -> Float[Array, "*many outputs"]:
+        """Logits of discrete actions, or what sets means and standard deviations of real ones."""
         return networks.outputs(self.actor, observations)
 
-    def act(self, observations: Float[Array, "*many size"], key: Array) -> Int[Array, "*many"]:
-        """Actions drawn from the policy."""
-        return jax.random.categorical(key, self.logits(observations))
+    def act(self, observations: Float[Array, "*many size"], key: Array) -> Shaped[Array, "..."]:
+        """Actions drawn from the policy, as the environment takes them."""
+        return self.kind.applied(self.kind.draw(key, self.outputs(observations)))
 
 
 def policy_of(run, state) -> Policy:
     """The policy of a run, of `ActorCriticRun` or `HostRun`, at one moment."""
-    return Policy(run.learner.networks(state.agent.params).actor, run.environment.name)
+    return Policy(run.learner.networks(state.agent.params).actor, run.environment.name, run.environment.policy)
 
 
 def save_policy(path: str | Path, policy: Policy) -> None:
     """Writes a policy to `path`, all of it or nothing."""
     weights = [layer.weight for layer in policy.actor.layers if isinstance(layer, eqx.nn.Linear)]
-    _write(path, {"kind": "policy", "environment": policy.environment}, weights)
+    _write(path, {"kind": "policy", "environment": policy.environment, "actions": policy.kind._asdict()}, weights)
 
 
 def load_policy(path: str | Path) -> Policy:
@@ -52,7 +55,16 @@ def load_policy(path: str | Path) -> Policy:
     sizes = (weights[0].shape[1], *(weight.shape[0] for weight in weights))
     actor = networks.actor(sizes, key=jax.random.key(0))
     linear = lambda actor: [layer.weight for layer in actor.layers if isinstance(layer, eqx.nn.Linear)]  # noqa: E731
-    return Policy(eqx.tree_at(linear, actor, weights), header["environment"])
+    return Policy(
+        eqx.tree_at(linear, actor, weights), header["environment"], _kind_of(header.get("actions"), sizes[-1])
+    )
+
+
+def _kind_of(actions: dict | None, outputs: int) -> Categorical | Gaussian:
+    """What is said of a policy's actions; nothing in files from before real actions."""
+    if actions is None or "actions" in actions:
+        return Categorical(outputs)
+    return Gaussian(*(tuple(actions[name]) for name in Gaussian._fields))
 
 
 def save_agent(path: str | Path, agent: AgentState) -> None:

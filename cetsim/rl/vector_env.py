@@ -16,6 +16,8 @@ from jaxtyping import Array, Shaped
 
 from cetsim import checks
 from cetsim.extras import require
+from cetsim.rl import policies
+from cetsim.rl.policies import Categorical, Gaussian
 
 
 class HostStep(NamedTuple):
@@ -68,7 +70,7 @@ class ReplayWrapper:
         The digest, of the last observation and the sum of rewards, says whether a replay came to the same.
         """
         random = json.loads(json.dumps(self._random, default=np.ndarray.tolist))
-        actions = [int(action) for action in self._actions]
+        actions = [np.asarray(action).tolist() for action in self._actions]
         return {"seed": self._seed, "random": random, "actions": actions, "digest": self._digest()}
 
     def replay(self, record: dict) -> bool:
@@ -78,10 +80,14 @@ class ReplayWrapper:
             self.env.unwrapped.np_random.bit_generator.state = record["random"]
             self.reset()
         for action in record["actions"]:
-            _, _, terminated, truncated, _ = self.step(np.int64(action))
+            _, _, terminated, truncated, _ = self.step(self._as_given(action))
             if terminated or truncated:
                 return False
         return self._digest() == record["digest"]
+
+    def _as_given(self, action):
+        """An action from a record, as the simulator was given it."""
+        return np.int64(action) if isinstance(action, int) else np.asarray(action, self.env.action_space.dtype)
 
     def _digest(self) -> str:
         return hashlib.sha256(np.asarray(self.seen).tobytes() + np.float64(self._earned).tobytes()).hexdigest()
@@ -105,9 +111,10 @@ class VectorEnv:
         seeds = jax.random.bits(key, (self._vector.num_envs,), "uint32")
         return self._seen(self._timed(lambda: self._vector.reset(seed=[int(seed) for seed in seeds])[0]))
 
-    def step(self, actions: Shaped[np.ndarray, " environments"]) -> HostStep:
+    def step(self, actions: Shaped[np.ndarray, "environments *numbers"]) -> HostStep:
         """One step of every environment."""
         self.steps += 1
+        actions = np.asarray(actions, self._vector.single_action_space.dtype)  # as a replay will give them
         observation, reward, terminated, truncated, info = self._timed(lambda: self._vector.step(actions))
         observation = final = self._seen(observation)
         if "final_obs" in info:
@@ -159,16 +166,21 @@ class VectorEnv:
 
 
 class HostEnvironment(NamedTuple):
-    """An environment on the host, with discrete actions.
+    """An environment on the host.
 
-    **Fields:** `name`. `size`: of an observation, a vector. `actions`: their number. `open`: of a number of
-    environments and a number of steps after which every episode is broken off, or None, gives a `VectorEnv` of them.
-    `image`: shape of the image that an observation holds, `(height, width, channels)`; None if it is none.
+    **Fields:**
+
+    - `name`.
+    - `size`: of an observation, a vector.
+    - `policy`: what its actions are drawn from.
+    - `open`: of a number of environments and a number of steps after which every episode is broken off, or None, gives
+      a `VectorEnv` of them.
+    - `image`: shape of the image that an observation holds, `(height, width, channels)`; None if it is none.
     """
 
     name: str
     size: int
-    actions: int
+    policy: Categorical | Gaussian
     open: Callable[..., VectorEnv]
     image: tuple[int, int, int] | None = None
 
@@ -179,7 +191,7 @@ def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment
     **Arguments:** `split`: whether every observation x comes as its positive and negative parts, max(x, 0) and
     max(-x, 0). `options`: of `gymnasium.make`.
 
-    **Raises:** ImportError, with what to install; ValueError for actions that are not discrete, or observations that
+    **Raises:** ImportError, with what to install; ValueError for actions that no policy has, or observations that
     are no arrays.
     """
     gymnasium = require("gymnasium", extra="rl")
@@ -198,11 +210,10 @@ def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment
         raise ImportError(f"{name} needs more than Gymnasium: pip install 'cetsim[rl]' ({error})") from error
     actions, observations = one.action_space, one.observation_space
     one.close()
-    if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
-        raise ValueError(f"{name} must have discrete actions that count from 0, got {actions}")
+    policy = policies.of_space(name, actions)
     if not isinstance(observations, gymnasium.spaces.Box):
         raise ValueError(f"{name} must have observations in a Box, got {observations}")
     size, image = int(np.prod(observations.shape)) * (1 + split), None
     if len(observations.shape) == 3 and not split:
         image = observations.shape
-    return HostEnvironment(name, size, int(actions.n), open_vector_env, image)
+    return HostEnvironment(name, size, policy, open_vector_env, image)
