@@ -40,6 +40,10 @@ class DelayLine(AbstractTrace):
         self.dt, self.read = float(dt), "after"
         self.max_delay = max_delay
 
+    def _settled(self):
+        known = self.max_delay is None and not checks.is_traced(self.delay)
+        return DelayLine(self.delay, self.dt, float(np.max(np.asarray(self.delay)))) if known else self
+
     def _weights(self, lags):
         late = jnp.round(self.delay / self.dt)
         met = jnp.round(lags).astype(jnp.int32) == late.astype(jnp.int32)
@@ -61,6 +65,10 @@ class DelayLine(AbstractTrace):
     def window(self, tail: float = 1e-6) -> int:
         """Number of lags, from 0, up to the delay itself."""
         return self._stages()
+
+    def peak(self) -> np.ndarray:
+        """The delay in seconds, on the host."""
+        return np.asarray(self.delay)
 
     def mean(self) -> Float[Array, "..."]:
         """The delay, in seconds."""
