@@ -77,8 +77,7 @@ class AbstractTrace(eqx.Module):
         """The trace with its weights multiplied by a number, or by one for each post-neuron."""
         return NotImplemented if isinstance(amount, AbstractTrace) else self._times(amount)
 
-    def __rmul__(self, amount):
-        return self * amount
+    __rmul__ = __mul__
 
     def __truediv__(self, amount):
         return self * (1.0 / checks.require_finite("amount", amount))
@@ -156,7 +155,7 @@ class AbstractTrace(eqx.Module):
         """Lag of the largest |weight| in seconds, on the host. Needs concrete parameters."""
         with jax.ensure_compile_time_eval():
             weights = np.asarray(self.weights(jnp.arange(self.window() + 1)))
-        return np.argmax(np.abs(weights), axis=0) * self.dt
+        return np.asarray(np.argmax(np.abs(weights), axis=0) * self.dt)
 
     def tabulate(self, size: int) -> "AbstractTrace":
         """The trace's first `size` weights as a `FIRTrace`, so that traces of any kind share one program."""

@@ -73,11 +73,11 @@ class LegendreTrace(AbstractTrace):
         ]
         systems = [one._solve() for one in each]
         shape = lambda *leaves: jnp.asarray(np.reshape(leaves, (*self.shape, *leaves[0].shape)), self.delay.dtype)  # noqa: E731
-        solved = jax.tree.map(shape, *systems)
+        solved = state_space.DenseSystem(*(shape(*leaves) for leaves in zip(*systems, strict=True)))
         return eqx.tree_at(lambda trace: trace.solved, self, solved, is_leaf=lambda node: node is None)
 
-    def _solve(self) -> state_space.DenseSystem:
-        """One kernel's discrete state space, in NumPy's float64 if its parameters are NumPy's."""
+    def _solve(self) -> tuple:
+        """Φ - I, Γ and c of one kernel, in NumPy's float64 if its parameters are NumPy's."""
         host = isinstance(self.delay, np.ndarray | np.generic)
         xp = np if host else jnp
         matmul = np.matmul if host else functools.partial(jnp.matmul, precision="highest")
@@ -98,7 +98,7 @@ class LegendreTrace(AbstractTrace):
             output = xp.asarray(output, step.dtype)
         if self.rho is not None:
             output = self._balanced(increment, entering, output, xp, matmul)
-        return state_space.DenseSystem(increment, entering, output)
+        return increment, entering, output
 
     def _balanced(self, increment, entering, output, xp, matmul):
         """The balanced readout with the same weight at the delay as `output`."""
@@ -115,7 +115,7 @@ class LegendreTrace(AbstractTrace):
         return xp.vdot(output, around[0]) * readouts.solve(root, areas, around[0], slope, self.rho)
 
     def _system(self):
-        return self._solve() if self.solved is None else self.solved
+        return state_space.DenseSystem(*self._solve()) if self.solved is None else self.solved
 
     def _weights(self, lags):
         system, since = self._system(), jnp.round(lags) - kernels.first_lag(self.read)
@@ -124,6 +124,9 @@ class LegendreTrace(AbstractTrace):
 
     def _stages(self):
         return self.order
+
+    def _remarks(self) -> list[str]:
+        return [] if self.rho is None else ["readout='balanced'"]
 
     def label(self) -> str:
         """The kind of trace, its order and its readout."""
