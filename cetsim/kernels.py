@@ -80,6 +80,7 @@ def cascade_weights(
     return jnp.where(narrow, difference, half * quadrature_rate * quadrature)
 
 
+@functools.partial(jax.jit, static_argnames="read")
 def readout_weights(
     lags: Float[Array, "*lags"], coefficients: Float[Array, "stages *readouts"], rate: Float[Array, ""], read: str
 ) -> Float[Array, "..."]:
@@ -107,7 +108,7 @@ def readout_weights(
     middle, half = (start + end) / 2, (end - start) / 2
     probabilities = sum(
         weight * poisson(np.arange(order), (quadrature_rate * (middle + half * node))[..., None])
-        for node, weight in zip(_NODES, _NODE_WEIGHTS, strict=True)
+        for node, weight in zip(map(float, _NODES), map(float, _NODE_WEIGHTS), strict=True)
     )
     quadrature = combine((half * quadrature_rate)[..., None] * probabilities, coefficients)
     return jnp.where(fast, difference, quadrature)
