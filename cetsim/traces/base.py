@@ -71,6 +71,8 @@ class AbstractTrace(eqx.Module):
 
         amount = checks.require_finite("amount", amount)
         amounts, parts = self._parts()
+        # In NumPy, so that what is known stays known in a program that is being traced.
+        amounts = [each if checks.is_traced(each) else np.asarray(each) for each in amounts]
         return SumTrace([amount * each for each in amounts], parts)
 
     def __mul__(self, amount):

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Float
 
-from cetsim import checks, display, kernels, state_space
+from cetsim import checks, display, kernels, state_space, steps
 from cetsim.traces import readout as readouts
 from cetsim.traces.base import AbstractTrace, check_options
 
@@ -103,7 +103,7 @@ class CascadingTrace(AbstractTrace):
             return self
         parts = (self.delay, self.rho, self.eta), (lambda trace: (trace.readout, trace.rho, trace.eta))
         solved = _solved_on_the_host(self, *map(np.asarray, parts[0]))
-        return eqx.tree_at(parts[1], self, (jnp.asarray(solved, self.delay.dtype), None, None), is_leaf=_is_none)
+        return eqx.tree_at(parts[1], self, (steps.constant(solved, self.delay.dtype), None, None), is_leaf=_is_none)
 
     def _readout(self):
         """c of one kernel, or None for the last stage."""

@@ -34,7 +34,7 @@ class DelayLine(AbstractTrace):
         if max_delay is not None:
             max_delay = checks.require_static("max_delay", max_delay)
             checks.require_whole_steps("max_delay", max_delay, dt)
-            if not checks.is_traced(delay) and np.max(delay) > max_delay:
+            if not checks.is_traced(delay) and np.max(np.asarray(delay)) > max_delay:
                 raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {checks.shown(delay)}")
         self.delay = steps.exact("delay", delay, dt)
         self.dt, self.read = float(dt), "after"
@@ -101,8 +101,7 @@ class FIRTrace(AbstractTrace):
         taps = checks.require_finite("taps", taps)
         if np.ndim(taps) == 0 or np.shape(taps)[-1] == 0:
             raise ValueError(f"`taps` must hold at least one lag, got shape {np.shape(taps)}")
-        taps = jnp.asarray(taps)
-        self.taps = taps.astype(jnp.result_type(taps, float))
+        self.taps = steps.constant(taps, jnp.result_type(taps, float))
         self.dt, self.read = float(dt), "after"
 
     @property

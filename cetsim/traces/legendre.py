@@ -10,7 +10,7 @@ import scipy.linalg
 import scipy.special
 from jaxtyping import Array, Float
 
-from cetsim import checks, kernels, state_space
+from cetsim import checks, kernels, state_space, steps
 from cetsim.traces import readout as readouts
 from cetsim.traces.base import AbstractTrace, check_options
 from cetsim.traces.cascade import checked_order
@@ -72,7 +72,7 @@ class LegendreTrace(AbstractTrace):
             jax.tree.map(lambda leaf, at=at: np.asarray(leaf, dtype=float)[at], self) for at in np.ndindex(self.shape)
         ]
         systems = [one._solve() for one in each]
-        shape = lambda *leaves: jnp.asarray(np.reshape(leaves, (*self.shape, *leaves[0].shape)), self.delay.dtype)  # noqa: E731
+        shape = lambda *leaves: steps.constant(np.reshape(leaves, (*self.shape, *leaves[0].shape)), self.delay.dtype)  # noqa: E731
         solved = state_space.DenseSystem(*(shape(*leaves) for leaves in zip(*systems, strict=True)))
         return eqx.tree_at(lambda trace: trace.solved, self, solved, is_leaf=lambda node: node is None)
 

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 
-from cetsim import checks, kernels, state_space
+from cetsim import checks, kernels, state_space, steps
 
 RHO, ETA = 10.0, 1e-4
 LEAST_ETA = 1e-6  # of float32: below, what the readout cancels is lost in rounding
@@ -33,22 +33,29 @@ def parameters(order: int, delay, readout, plain: str, rho, eta, peaked) -> tupl
     **Raises:** ValueError for a readout that is neither `plain` nor `"balanced"` nor one number a state, and for what
     it does not have.
     """
-    delay = jnp.asarray(delay, dtype=float)
     if isinstance(readout, str) and readout == "balanced":
         rho, eta, peaked = _checked_balance(order, rho, eta, peaked)
-        delay, rho, eta = jnp.broadcast_arrays(delay, *(jnp.asarray(each, dtype=float) for each in (rho, eta)))
+        shape = jnp.broadcast_shapes(*map(jnp.shape, (delay, rho, eta)))
+        delay, rho, eta = (spread(each, shape) for each in (delay, rho, eta))
         return delay, None, rho, eta, peaked
     for name, value in (("rho", rho), ("eta", eta), ("peaked", peaked)):
         if value is not None:
             raise ValueError(f"`{name}` is of readout='balanced' alone, got {name}={checks.shown(value)}")
     if isinstance(readout, str):
         checks.require_in("readout", readout, (plain, "balanced"))
-        return delay, None, None, None, None
-    readout = jnp.asarray(checks.require_finite("readout", readout), dtype=float)
+        return steps.constant(delay), None, None, None, None
+    readout = checks.require_finite("readout", readout)
     if readout.shape[-1:] != (order,):
         raise ValueError(f"`readout` must be [..., {order}], one number a stage, got shape {readout.shape}")
-    shape = jnp.broadcast_shapes(delay.shape, readout.shape[:-1])
-    return jnp.broadcast_to(delay, shape), jnp.broadcast_to(readout, (*shape, order)), None, None, None
+    shape = jnp.broadcast_shapes(jnp.shape(delay), readout.shape[:-1])
+    return spread(delay, shape), spread(readout, (*shape, order)), None, None, None
+
+
+def spread(value, shape, dtype=float):
+    """The value as an array of the shape; known where the value is."""
+    if checks.is_traced(value):
+        return jnp.broadcast_to(value.astype(dtype), shape)
+    return steps.constant(np.broadcast_to(np.asarray(value), shape), dtype)
 
 
 def _checked_balance(order: int, rho, eta, peaked) -> tuple:

@@ -30,9 +30,9 @@ class SumTrace(AbstractTrace):
 
     def __init__(self, amounts, parts):
         checks.require_same_dt("traces that are added", *(part.dt for part in parts))
-        amounts = [jnp.asarray(checks.require_finite("amount", amount), dtype=float) for amount in amounts]
+        amounts = [checks.require_finite("amount", amount) for amount in amounts]
         shape = jnp.broadcast_shapes(*(jnp.shape(amount) for amount in amounts), *(part.shape for part in parts))
-        self.amounts = tuple(jnp.broadcast_to(amount, shape) for amount in amounts)
+        self.amounts = tuple(readout.spread(amount, shape) for amount in amounts)
         self.parts = tuple(_spread(part, shape) for part in parts)
         self.dt = parts[0].dt
         self.read = "before" if all(part.read == "before" for part in parts) else "after"
@@ -117,9 +117,9 @@ class SumTrace(AbstractTrace):
     def _joined(self, parts: list[str]) -> str:
         text = ""
         for amount, part in zip(self.amounts, parts, strict=True):
-            one = not checks.is_traced(amount) and amount.ndim == 0 and abs(amount) == 1
-            minus = not checks.is_traced(amount) and amount.ndim == 0 and amount < 0
-            factor = "" if one else f"{display.value_text('amount', abs(amount) if minus else amount)} * "
+            number = None if checks.is_traced(amount) or amount.ndim else np.asarray(amount)
+            one, minus = number is not None and abs(number) == 1, number is not None and number < 0
+            factor = "" if one else f"{display.value_text('amount', amount if number is None else abs(number))} * "
             sign = "-" if minus else "+"
             text += f" {sign} {factor}{part}" if text else f"{sign if minus else ''}{factor}{part}"
         return text
@@ -139,4 +139,4 @@ def _spread(part: AbstractTrace, shape) -> AbstractTrace:
         return part
     if part.shape != ():
         raise ValueError(f"traces that are added must be shared or of one shape, got {part.shape} and {tuple(shape)}")
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*shape, *jnp.shape(leaf))), part)
+    return jax.tree.map(lambda leaf: readout.spread(leaf, (*shape, *leaf.shape), leaf.dtype), part)
