@@ -73,18 +73,20 @@ def backprop(model, x, labels, buffers):
     return eqx.filter_grad(loss)(model, x, labels, buffers)
 
 
-def cascade(order: int, delay: float = DELAY) -> AbstractTrace:
-    """The trace of an order, 1 being ET."""
-    return cetsim.ExponentialTrace(delay, DT) if order == 1 else cetsim.CascadingTrace(order, delay, DT)
+def cascade(order: int, delay: float = DELAY, readout: str = "last") -> AbstractTrace:
+    """The trace of an order, 1 being ET, and the readout of its stages."""
+    if order == 1:
+        return cetsim.ExponentialTrace(delay, DT)
+    return cetsim.CascadingTrace(order, delay, DT, readout=readout)
 
 
-def traced(order: int, delay: float = DELAY, error_gate: float = 0.0, form: str = "activation"):
+def traced(order: int, delay: float = DELAY, error_gate: float = 0.0, form: str = "activation", readout: str = "last"):
     """The update of CET(order), peak and signals at `delay` seconds."""
 
     def gradient(model, x, labels, buffers):
         def attached(model):
             late = cetsim.FixedDelay(delay, DT)
-            model = cetsim.attach(model, cascade(order, delay), late, form=form, error_gate=error_gate)
+            model = cetsim.attach(model, cascade(order, delay, readout), late, form=form, error_gate=error_gate)
             return loss(model, x, labels, buffers)
 
         return eqx.filter_grad(attached)(model)

@@ -21,6 +21,8 @@ from cetsim.traces import (
     ExponentialTrace,
     FirstStageCascade,
     FIRTrace,
+    LegendreTrace,
+    SumTrace,
 )
 
 __all__ = [
@@ -35,7 +37,9 @@ __all__ = [
     "FirstStageCascade",
     "FixedDelay",
     "LayerwiseDelay",
+    "LegendreTrace",
     "RandomDelay",
+    "SumTrace",
     "attach",
     "credit",
     "data",

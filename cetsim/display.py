@@ -12,10 +12,16 @@ _SHOWN = 6  # numbers of an array; of a longer one, the range
 
 
 def describe(module: eqx.Module) -> str:
-    """`Kind(field=value, ...)` of a trace or a delay; fields that are None are left out."""
+    """`Kind(field=value, ...)` of a trace or a delay, and its remarks; a sum as it is written.
+
+    Fields that are None are left out.
+    """
+    if hasattr(module, "_shown"):
+        return module._shown()
     fields = [_field(module, field.name) for field in dataclasses.fields(module)]
     shown = [f"{name}={value_text(name, value)}" for name, value in fields if value is not None]
-    return f"{type(module).__name__}({', '.join(shown)})"
+    remarks = module._remarks() if hasattr(module, "_remarks") else []
+    return f"{type(module).__name__}({', '.join([*shown, *remarks])})"
 
 
 def _field(module, name: str) -> tuple:
@@ -37,7 +43,7 @@ def value_text(name: str, value) -> str:
         return eqx.tree_pformat(value)
     array = np.asarray(value)
     if array.ndim == 0:
-        return f"{array[()]}{unit}"
+        return f"{array[()]!s}{unit}"
     if array.ndim == 1 and array.size <= _SHOWN:
         return f"[{', '.join(map(str, array))}]{unit}"
     shape = ", ".join(map(str, array.shape))

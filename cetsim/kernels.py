@@ -79,6 +79,40 @@ def cascade_weights(
     return jnp.where(narrow, difference, half * quadrature_rate * jnp.sum(density * node_weights, axis=-1))
 
 
+@functools.partial(jax.jit, static_argnames="read")
+def readout_weights(
+    lags: Float[Array, "*lags"], coefficients: Float[Array, "stages *readouts"], rate: Float[Array, ""], read: str
+) -> Float[Array, "..."]:
+    """Weight at each lag of a readout of all stages of a cascade, Σ_k c_k w_k; w_k is `cascade_weights` of order k.
+
+    As there, the density is integrated over the step that was held or, where stages pass within a step, their
+    distribution is subtracted: that of Σ c_k P(k, x) = Σ_{i≥1} p_i (c_1 + ... + c_i), p_i the Poisson probability of i.
+
+    **Arguments:** `lags`: in steps, any real. `coefficients`: c, of stages of unit area, `[stages]` or one column a
+    readout. `rate`: α dt.
+    """
+    order = coefficients.shape[0]
+    end = jnp.maximum(lags + 1 - first_lag(read), 0.0)
+    start = jnp.maximum(end - 1.0, 0.0)
+    fast = rate > 2.0  # below, eight nodes integrate each stage to float64's rounding; above, the pulse is high enough
+    difference_rate, quadrature_rate = jnp.where(fast, rate, 2.0), jnp.where(fast, 2.0, rate)
+    sums = jnp.cumsum(coefficients, axis=0)
+    combine = functools.partial(jnp.tensordot, axes=1, precision="highest")
+
+    def distribution(x):
+        below = combine(poisson(np.arange(1, order), x[..., None]), sums[:-1])
+        return below + combine(gamma_cdf(order, x)[..., None], sums[-1:])
+
+    difference = distribution(difference_rate * end) - distribution(difference_rate * start)
+    middle, half = (start + end) / 2, (end - start) / 2
+    probabilities = sum(
+        weight * poisson(np.arange(order), (quadrature_rate * (middle + half * node))[..., None])
+        for node, weight in zip(map(float, _NODES), map(float, _NODE_WEIGHTS), strict=True)
+    )
+    quadrature = combine((half * quadrature_rate)[..., None] * probabilities, coefficients)
+    return jnp.where(fast, difference, quadrature)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def gamma_cdf(order: int, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """P(n, x), the distribution of a cascade's delay: by its series below x = n, by 1 - Q(n, x) above.

@@ -50,6 +50,31 @@ class LinearSystem(eqx.Module):
             return -self.response
         return jnp.pad(self.response[..., 1:], [(0, 0)] * (self.response.ndim - 1) + [(0, 1)]) - self.response
 
+    def change(self, state: Float[Array, "stages *shape"], e: Float[Array, "*shape"]) -> Float[Array, "stages *shape"]:
+        """What one step adds to the state, G (A h + b e)."""
+        held = jnp.zeros_like(e) if self.first_only else e
+        change = jnp.tensordot(self.response, self.slope(state, held), axes=1, precision="highest")
+        return change.at[0].add(self.input[0] * e) if self.first_only else change
+
+
+class DenseSystem(eqx.Module):
+    """Any discrete linear system with one input and one output, `h ← h + (Φ - I) h + Γ e`, read as `c·h`.
+
+    **Fields:** `increment`: Φ - I, [stages, stages]. `input`: Γ, [stages]. `output`: c, [stages].
+    """
+
+    increment: Float[Array, "*kernels stages stages"]
+    input: Float[Array, "*kernels stages"]
+    output: Float[Array, "*kernels stages"]
+
+    def change(self, state: Float[Array, "stages *shape"], e: Float[Array, "*shape"]) -> Float[Array, "stages *shape"]:
+        """What one step adds to the state."""
+        entering = self.input.reshape(-1, *(1,) * e.ndim) * e
+        return jnp.tensordot(self.increment, state, axes=1, precision="highest") + entering
+
+
+System = LinearSystem | DenseSystem
+
 
 @functools.partial(jax.jit, static_argnames=("order", "first_only"))
 def cascade_system(
@@ -87,7 +112,7 @@ def shift_system(taps: Float[Array, " taps"]) -> LinearSystem:
 
 
 def advance(
-    system: LinearSystem, state: Float[Array, "rows *shape"], e: Float[Array, "*shape"]
+    system: System, state: Float[Array, "rows *shape"], e: Float[Array, "*shape"]
 ) -> Float[Array, "rows *shape"]:
     """One step of the discrete system, `h + G (A h + b e)`.
 
@@ -97,10 +122,7 @@ def advance(
     """
     stages = system.output.shape[0]
     h, lost = state[:stages], state[stages:]
-    held = jnp.zeros_like(e) if system.first_only else e
-    change = jnp.tensordot(system.response, system.slope(h, held), axes=1, precision="highest")
-    if system.first_only:
-        change = change.at[0].add(system.input[0] * e)
+    change = system.change(h, e)
     if lost.shape[0] == 0:
         return h + change
     change += lost
@@ -121,7 +143,7 @@ class Powers(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def powers(system: LinearSystem, steps: int) -> Powers:
+def powers(system: System, steps: int) -> Powers:
     """Powers of the system over a chunk of `steps` ≥ 1 steps, by iteration on increments."""
 
     def body(carry, _):

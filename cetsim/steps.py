@@ -4,6 +4,7 @@ Steps are integers wherever they can be. In floats, of whatever activity is kept
 on in bfloat16, from 2,049 in float16, from 2^24 + 1 (28 minutes at 0.1 ms) in float32.
 """
 
+import contextlib
 import functools
 
 import equinox as eqx
@@ -21,6 +22,12 @@ def wider(*dtypes):
     """The dtype that holds them all, also where jax is told to promote none by itself."""
     with jax.numpy_dtype_promotion("standard"):
         return functools.reduce(jnp.promote_types, dtypes)
+
+
+def constant(value, dtype=float) -> Array:
+    """The value as an array, which stays known in a program that is being traced if it is known now."""
+    with contextlib.nullcontext() if checks.is_traced(value) else jax.ensure_compile_time_eval():
+        return jnp.asarray(value, dtype=dtype)
 
 
 def count(steps) -> Real[Array, "..."]:
@@ -45,7 +52,7 @@ def from_seconds(name: str, seconds, dt: float | int) -> Int[Array, "..."]:
     steps = np.round(np.asarray(seconds, dtype=float) / dt)
     if np.any(steps > LARGEST):
         raise ValueError(f"`{name}` must be at most 2^31 - 1 steps of {dt:g} s, got {seconds!r}")
-    return jnp.asarray(steps.astype(np.int32))
+    return constant(steps, jnp.int32)
 
 
 def exact(name: str, seconds, dt: float | int) -> Float[Array, "..."]:
@@ -62,4 +69,4 @@ def exact(name: str, seconds, dt: float | int) -> Float[Array, "..."]:
         return eqx.error_if(seconds, seconds > limit * dt, f"{wrong}: set jax_enable_x64")
     if np.any(np.asarray(seconds, dtype=float) / dt > limit):
         raise ValueError(f"{wrong}, got {seconds!r}: set jax_enable_x64")
-    return jnp.asarray(seconds, dtype=float)
+    return constant(seconds)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 from experiments.common import alignment, vision
-from experiments.common.conditions import Condition, delayed_traces, set_to_delay
+from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import Delays, Gate, Orders, Vision
 
 
@@ -58,7 +58,7 @@ def probes(options: Options) -> list[Condition]:
     return [
         set_to_delay(options, trace, order, delay, error_gate=options.error_gate)
         for delay in options.delays
-        for trace, order in delayed_traces(options.orders)
+        for trace, order in options.delayed_traces
     ]
 
 

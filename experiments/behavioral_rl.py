@@ -64,7 +64,7 @@ PRESETS = {
 
 def conditions(options: Options) -> list[Condition]:
     """Every trace at every delay, and signals without delay."""
-    traces = delayed_traces(options.orders)
+    traces = delayed_traces(options.orders, options.balanced, options.contrasts)
     late = [Condition(*trace, delay, mode="carry") for delay in options.delays for trace in traces]
     return [Condition(*rl.UNDELAYED, mode="carry"), *late]
 

@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from experiments.common import alignment, checks, plots, tables, vision
-from experiments.common.conditions import Condition, delayed_traces, set_to_delay
+from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import Delays, Orders, SelectionDelay, Vision
 
 KEY = ("trace", "order", "delay_s", "error_gate", "seed")
@@ -73,7 +73,7 @@ def conditions(options: Options) -> list[list[Condition]]:
         [set_to_delay(options, trace, order, delay, error_gate=gate)]
         for gate in options.error_gates
         for delay in options.delays
-        for trace, order in delayed_traces(options.orders)
+        for trace, order in options.delayed_traces
     ]
     return [[set_to_delay(options, "backprop", 0, 0.0)], *delayed]
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from experiments.common import checks, plots, tables, vision
 from experiments.common.checks import DT
-from experiments.common.conditions import Condition, delayed_traces, set_to_delay
+from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import Delays, Gate, Orders, SelectionDelay, Vision
 
 NAMES = {"accuracy": "test accuracy (%)", "alignment": "alignment of the first layer (cosine)"}
@@ -53,12 +53,12 @@ PRESETS = {
 
 def conditions(options: Options) -> list[list[Condition]]:
     """The delay line, set right, and every order of trace at every multiple of every delay."""
-    gate, *_, line = options.error_gate, *delayed_traces(options.orders)
+    gate, *_, line = options.error_gate, *options.delayed_traces
     lines = [[set_to_delay(options, *line, delay, error_gate=gate)] for delay in options.delays]
     return lines + [
         [set_to_delay(options, *trace, delay, error_gate=gate, peak_s=round(factor * delay, 9))]
         for delay in options.delays
-        for trace in delayed_traces(options.orders)[:-1]
+        for trace in options.delayed_traces[:-1]
         for factor in options.factors
     ]
 
@@ -99,7 +99,8 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
             frame = own.assign(value=own[metric])
             print(tables.table(title, frame, "factor", "peak / delay", scale=1, digits=digits))
         print(f"delay line: {tables.cell(lines.loc[lines['delay_s'] == delay, 'value'])}")
-    return [*draw_maps(grid, ends, options.folder), *draw_lines(grid, lines, options.folder)]
+    staged = grid[grid["trace"].isin(["ET", "CET"])]  # a row of the map is an order, of which these are one each
+    return [*draw_maps(staged, ends, options.folder), *draw_lines(grid, lines, options.folder)]
 
 
 def draw_maps(grid: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path]:

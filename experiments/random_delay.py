@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.common import checks, plots, tables, vision
 from experiments.common.checks import DT, STRETCH
-from experiments.common.conditions import Condition, delayed_traces, set_to_delay
+from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import Gate, Orders, Stream, Vision
 
 TITLES = {"": "fixed delay", "uniform": "uniform delays", "gamma": "gamma distributed delays"}
@@ -73,7 +73,7 @@ def conditions(options: Options) -> list[list[Condition]]:
     return [
         [set_to_delay(options, *trace, options.mean, error_gate=gate, distribution=name, spread_s=spread)]
         for name, spread in delays
-        for trace in delayed_traces(options.orders)
+        for trace in options.delayed_traces
     ]
 
 

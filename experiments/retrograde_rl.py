@@ -44,7 +44,9 @@ PRESETS = {
 def conditions(options: Options) -> list[Condition]:
     """Every trace with delays that stack, and signals without delay."""
     stacked = {"delay_s": options.delay, "layers": len(options.hidden) + 1, "mode": "carry"}
-    late = [Condition(*trace, **stacked) for trace in delayed_traces(options.orders)]
+    late = [
+        Condition(*trace, **stacked) for trace in delayed_traces(options.orders, options.balanced, options.contrasts)
+    ]
     return [Condition(*rl.UNDELAYED, mode="carry"), *late]
 
 

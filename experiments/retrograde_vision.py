@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.common import alignment, checks, plots, tables, vision
 from experiments.common.checks import DT, UserError
-from experiments.common.conditions import Condition, delayed_traces
+from experiments.common.conditions import Condition
 from experiments.common.options import Gate, Orders, Vision
 
 GATES = ("quantile", "threshold", "running", "random", "none")
@@ -122,7 +122,7 @@ def conditions(options: Options) -> list[list[Condition]]:
     varied += [{"fraction": fraction} for fraction in options.fractions]
     for name, field in (("gates", "gate"), ("derivatives", "derivative"), ("placements", "placement")):
         varied += [{field: value} for value in getattr(options, name)]
-    compared = [("backprop", 0), *delayed_traces(options.orders)]
+    compared = [("backprop", 0), *options.delayed_traces]
     found = dict.fromkeys(_condition(options, *trace, change) for change in varied for trace in compared)
     return [[condition] for condition in found]
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.common import checks, plots, tables, vision
 from experiments.common.checks import DT, STRETCH
-from experiments.common.conditions import Condition, delayed_traces, set_to_delay
+from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import Gate, Orders, SelectionDelay, Vision
 
 MODES = {"reset": "stretches start empty", "carry": "time goes on"}
@@ -106,7 +106,7 @@ def _compared(options: Options, mode: str, delay: float, **varied) -> list[Condi
     shown = dict(mode=mode, error_gate=gate, **varied)
     return [
         set_to_delay(options, "backprop", 0, 0.0, mode=backprops, **varied),
-        *(set_to_delay(options, *trace, delay, **shown) for trace in delayed_traces(options.orders)),
+        *(set_to_delay(options, *trace, delay, **shown) for trace in options.delayed_traces),
     ]
 
 

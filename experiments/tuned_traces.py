@@ -15,13 +15,15 @@ from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import make_trace
 from experiments.common.options import Delays, Gate, Orders, Vision
 
-FAMILIES = ("ET", "double exponential", "CET")
+FAMILIES = ("ET", "double exponential", "CET")  # and balanced cascades, where options or rows have them
 REFERENCES = ("delay line", "backprop")  # nothing in them to tune but the learning rate
 UNTUNED_ORDER, UNTUNED_RISE = 10, 0.5
 NAMES = {"double exponential": "two exponentials"}
 KERNEL_SPAN = 2.5  # kernels are drawn up to this many delays
 _MEMBER = ("trace", "order", "delay_s", "peak_s", "rise_s", "ratio")  # what tells a trace at a delay from others
-_STYLED_AS = (("ET", 1), ("double exponential", 2), ("CET", 10), ("delay line", 0), ("backprop", 0))
+_STYLED_AS = (
+    *(("ET", 1), ("double exponential", 2), ("CET", 10), ("balanced", 10), ("delay line", 0), ("backprop", 0)),
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Options(Delays, Orders, Gate, Vision):
         budget, peaks = len(self.time_constants), len(self.peaks)
         same = f"as many with --peaks as the {budget} of --time-constants: every family has the same budget"
         checks.require("orders", len(self.orders) * peaks == budget, same, f"{len(self.orders)} x {peaks}")
+        same_many = not self.balanced or len(self.balanced) * peaks == budget
+        checks.require("balanced", same_many, same, f"{len(self.balanced)} x {peaks}")
         shapes = len(self.rises) * len(self.depressions)
         got = f"{len(self.rises)} x {len(self.depressions)} x {peaks}"
         checks.require("rises", shapes * peaks == budget, f"with --depressions {same}", got)
@@ -71,6 +75,11 @@ PRESETS = {
 }  # fmt: skip
 
 
+def families(traces) -> tuple[str, ...]:
+    """The families compared, of which `traces` are some."""
+    return (*FAMILIES, "balanced") if "balanced" in set(traces) else FAMILIES
+
+
 def candidates(options: Options, family: str, delay: float) -> list[Condition]:
     """The members of a family to choose from, as many of each family."""
     gate, at = options.error_gate, [round(share * delay, 9) for share in options.peaks]
@@ -78,10 +87,10 @@ def candidates(options: Options, family: str, delay: float) -> list[Condition]:
         case "ET":
             constants = [round(share * delay, 9) for share in options.time_constants]
             return [set_to_delay(options, "ET", 1, delay, peak_s=peak, error_gate=gate) for peak in constants]
-        case "CET":
+        case "CET" | "balanced":
             return [
-                set_to_delay(options, "CET", order, delay, peak_s=peak, error_gate=gate)
-                for order in options.orders
+                set_to_delay(options, family, order, delay, peak_s=peak, error_gate=gate)
+                for order in (options.orders if family == "CET" else options.balanced)
                 for peak in at
             ]
         case _:
@@ -95,7 +104,7 @@ def untuned(options: Options, family: str, delay: float) -> Condition:
         return two_exponentials(options, delay, 1.0, UNTUNED_RISE, 0.0)
     if family == "backprop":
         return set_to_delay(options, family, 0, 0.0)
-    order = {"ET": 1, "CET": UNTUNED_ORDER, "delay line": 0}[family]
+    order = {"ET": 1, "CET": UNTUNED_ORDER, "balanced": UNTUNED_ORDER, "delay line": 0}[family]
     return set_to_delay(options, family, order, delay, error_gate=options.error_gate)
 
 
@@ -115,11 +124,11 @@ def two_exponentials(options: Options, delay: float, share: float, rise: float, 
 
 def conditions(options: Options) -> list[list[Condition]]:
     """Backprop, and at each delay the delay line and every family, once with its candidates and once untuned."""
-    wanted = [[untuned(options, "backprop", 0.0)]]
+    wanted, compared = [[untuned(options, "backprop", 0.0)]], families(dict(options.delayed_traces))
     for delay in options.delays:
         wanted.append([untuned(options, "delay line", delay)])
-        wanted += [candidates(options, family, delay) for family in FAMILIES]
-        wanted += [[untuned(options, family, delay)] for family in FAMILIES]
+        wanted += [candidates(options, family, delay) for family in compared]
+        wanted += [[untuned(options, family, delay)] for family in compared]
     return wanted
 
 
@@ -155,8 +164,8 @@ def describe(member: pd.Series) -> tuple[str, str]:
     match member["trace"]:
         case "ET":
             return "ET", f"τ {peak} s"
-        case "CET":
-            return tables.label("CET", member["order"]), f"peak {peak} s"
+        case "CET" | "balanced":
+            return tables.label(member["trace"], member["order"]), f"peak {peak} s"
         case "double exponential":
             return "two exponentials", f"τ {peak}, {rise} s, ρ {member['ratio']:.3g}"
         case _:
@@ -170,7 +179,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     head = ["", "accuracy", "learning rate", "parameters"]
     for delay in delays:
         body = []
-        for family in FAMILIES:
+        for family in families(ends["trace"]):
             body.append(_line(f"{NAMES.get(family, family)}, tuned", tuned(ends, options, family, delay)))
             body.append(_line("  set by the delay", set_by_delay(ends, options, family, delay)))
         body += [_line(name, set_by_delay(ends, options, name, delay)) for name in REFERENCES]
@@ -183,7 +192,7 @@ def _line(name: str, runs: pd.DataFrame) -> tuple[str, list[str]]:
     if runs.empty:
         return name, []
     first = runs.iloc[0]
-    words = f"   {' '.join(describe(first))}" if first["trace"] in FAMILIES else ""
+    words = f"   {' '.join(describe(first))}" if first["trace"] not in REFERENCES else ""
     return name, [tables.cell(runs["value"]), f"{first['learning_rate']:g}", words]
 
 
@@ -207,7 +216,7 @@ def _colours() -> dict[str, str]:
 
 
 def _draw_accuracies(axis, ends: pd.DataFrame, options: Options, delay: float) -> None:
-    names, labels = [*reversed(REFERENCES), *reversed(FAMILIES)], []
+    names, labels = [*reversed(REFERENCES), *reversed(families(ends["trace"]))], []
     for level, name in enumerate(names):
         colour, chosen = _colours()[name], tuned(ends, options, name, delay if name != "backprop" else 0.0)
         labels.append("\n".join(describe(chosen.iloc[0])).strip() if len(chosen) else NAMES.get(name, name))
@@ -216,7 +225,7 @@ def _draw_accuracies(axis, ends: pd.DataFrame, options: Options, delay: float) -
             axis.plot([values.mean()] * 2, [level - 0.3, level + 0.3], color=colour, linewidth=2)
             axis.plot(values, [level] * len(values), ".", color=colour, markersize=4, alpha=0.7)
         plain = 100 * set_by_delay(ends, options, name, delay)["value"].dropna()
-        if name in FAMILIES and len(plain):
+        if name not in REFERENCES and len(plain):
             axis.plot(plain.mean(), level, "o", color=colour, markersize=5.5, markerfacecolor="none")
     axis.set_yticks(range(len(names)), labels, fontsize=6.5, linespacing=1.05)
     axis.set_title(f"delay {delay:g} s", loc="left")
@@ -225,7 +234,7 @@ def _draw_accuracies(axis, ends: pd.DataFrame, options: Options, delay: float) -
 def _draw_kernels(axis, ends: pd.DataFrame, options: Options, delay: float) -> None:
     """Weights in units of that at the delay, which is what a trace is to remember: all else is blur."""
     lags = np.arange(1, round(KERNEL_SPAN * delay / DT) + 1)
-    for family in FAMILIES:
+    for family in families(ends["trace"]):
         for member in tuned(ends, options, family, delay)[:1].to_dict("records"):
             trace = make_trace(Condition(**{name: member[name] for name in _MEMBER}))
             right = float(trace.weights(round(delay / DT)))

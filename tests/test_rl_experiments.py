@@ -29,7 +29,7 @@ def make_small(patch):
     """A world that needs no simulator in place of each, and fewer delayed traces: compiling them is what takes time."""
     patch.setattr(rl, "open_environment", lambda options: corridor())
     for module in (behavioral_rl, retrograde_rl):
-        patch.setattr(module, "delayed_traces", lambda orders: [("CET", order) for order in orders])
+        patch.setattr(module, "delayed_traces", lambda orders, *_: [("CET", order) for order in orders])
     patch.setattr(rl, "ROLLOUTS", 2)
 
 

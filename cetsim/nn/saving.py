@@ -87,6 +87,8 @@ def _plain(value):
     if isinstance(value, eqx.Module):
         fields = [field.name for field in dataclasses.fields(value) if field.name not in _OF_A_STRETCH]
         return {"kind": type(value).__name__} | {name: _plain(getattr(value, name)) for name in fields}
+    if isinstance(value, tuple):
+        return {str(index): _plain(each) for index, each in enumerate(value)}
     if checks.is_traced(value):
         raise ValueError("a trace whose values are traced cannot be saved or compared: do it outside of jit and vmap")
     if eqx.is_array(value):

@@ -4,14 +4,12 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cetsim import checks
 from cetsim.delays import FixedDelay, RandomDelay
 from cetsim.nn.block import TracedBlock, blocks, plain_layer
 from cetsim.streams import StreamState
-from cetsim.traces import CascadingTrace, DelayLine
 
 Number = int | float | None
 Range = tuple[float, float]
@@ -78,8 +76,7 @@ def _row(name: str, block: TracedBlock, state: StreamState | None) -> Row:
     layer, synapses = plain_layer(block.affine), block.synapses
     kind = type(layer).__name__ if layer is block.affine else f"WeightNorm({type(layer).__name__})"
     trace = synapses.trace
-    order = getattr(trace, "order", None)
-    named = type(trace).__name__ + (f"({order})" if order is not None else "")
+    named = trace.label()
     kept = 0 if synapses.window is None else None if state is None else _bytes(state)
     weight = tuple(layer.weight.shape)
     return Row(name, kind, weight, named, _peak(trace), _delay(synapses.delay), synapses.window, _literal(block), kept)
@@ -103,11 +100,7 @@ def _peak(trace) -> float | Range | None:
     """Lag of the largest weight, in seconds."""
     if any(map(checks.is_traced, jax.tree.leaves(trace))):
         return None
-    if type(trace) in (CascadingTrace, DelayLine):  # exactly; in float32 its neighbours may round to the same weight
-        return _one_or_range(trace.delay)
-    with jax.ensure_compile_time_eval():
-        weights = np.asarray(trace.weights(jnp.arange(trace.window() + 1)))
-    return _one_or_range(np.argmax(np.abs(weights), axis=0) * trace.dt)
+    return _one_or_range(trace.peak())
 
 
 def _delay(delay) -> float | Range | None:

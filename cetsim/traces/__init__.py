@@ -4,7 +4,8 @@ Every trace is one linear, time-invariant filter of the activity `e`, seen three
 impulse response at lags counted in steps; `init`/`step`, the same filter one step at a time; `system`, its discrete
 state space. Parameters other than the order and dt are array leaves: they may be traced, vmapped and differentiated,
 and changing one never recompiles. A parameter of shape `[out]` gives every post-neuron a kernel of its own; shapes
-lead, so that `weights(lags)` is `[*lags, out]` and the activity of a step is `[out, ...]`.
+lead, so that `weights(lags)` is `[*lags, out]` and the activity of a step is `[out, ...]`. Traces form a vector space:
+`2.0 * one - other` is a trace.
 """
 
 from cetsim.traces.base import AbstractTrace
@@ -12,6 +13,8 @@ from cetsim.traces.cascade import CascadingTrace
 from cetsim.traces.exponential import DoubleExponentialTrace, ExponentialTrace
 from cetsim.traces.finite import DelayLine, FIRTrace
 from cetsim.traces.first_stage import FirstStageCascade
+from cetsim.traces.legendre import LegendreTrace
+from cetsim.traces.sums import SumTrace
 
 __all__ = [
     "AbstractTrace",
@@ -21,4 +24,6 @@ __all__ = [
     "ExponentialTrace",
     "FIRTrace",
     "FirstStageCascade",
+    "LegendreTrace",
+    "SumTrace",
 ]

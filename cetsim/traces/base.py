@@ -11,7 +11,7 @@ import wadler_lindig as wl
 from jaxtyping import Array, Float, Shaped
 
 from cetsim import checks, display, extras, state_space, steps
-from cetsim.state_space import LinearSystem
+from cetsim.state_space import System
 
 READS = ("before", "after")
 NORMALIZATIONS = ("area", "peak")
@@ -22,6 +22,7 @@ class AbstractTrace(eqx.Module):
 
     dt: eqx.AbstractVar[float]
     read: eqx.AbstractVar[str]
+    __array_ufunc__: ClassVar[None] = None  # NumPy's numbers leave `number * trace` to the trace
     _rounds: ClassVar[bool] = True  # whether a step rounds its state; a shift register only moves it
 
     def __pdoc__(self, **_):
@@ -33,7 +34,7 @@ class AbstractTrace(eqx.Module):
         """Weights of one kernel at `lags`."""
 
     @abc.abstractmethod
-    def _system(self) -> LinearSystem:
+    def _system(self) -> System:
         """State space of one kernel."""
 
     @abc.abstractmethod
@@ -44,10 +45,63 @@ class AbstractTrace(eqx.Module):
     def window(self, tail: float = 1e-6) -> int:
         """Number of lags, from 0, outside which at most `tail` of the area lies. Needs concrete parameters."""
 
+    def label(self) -> str:
+        """The kind of trace in a few words, for tables."""
+        return type(self).__name__
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the parameters: `()` for one kernel shared by all synapses, `(out,)` for one a post-neuron."""
         return jnp.shape(jax.tree.leaves(self)[0])
+
+    def _settled(self) -> "AbstractTrace":
+        """The same trace with what can be computed on the host, once, in float64, before any program runs."""
+        return self
+
+    def _remarks(self) -> list[str]:
+        """What is shown besides the fields."""
+        return []
+
+    def _parts(self) -> tuple[tuple, tuple]:
+        """What it is a weighted sum of: amounts and traces."""
+        return (1.0,), (self,)
+
+    def _times(self, amount) -> "AbstractTrace":
+        from cetsim.traces.sums import SumTrace  # a kind of trace itself
+
+        amount = checks.require_finite("amount", amount)
+        amounts, parts = self._parts()
+        # In NumPy, so that what is known stays known in a program that is being traced.
+        amounts = [each if checks.is_traced(each) else np.asarray(each) for each in amounts]
+        return SumTrace([amount * each for each in amounts], parts)
+
+    def __mul__(self, amount):
+        """The trace with its weights multiplied by a number, or by one for each post-neuron."""
+        return NotImplemented if isinstance(amount, AbstractTrace) else self._times(amount)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, amount):
+        return self * (1.0 / checks.require_finite("amount", amount))
+
+    def __neg__(self):
+        return self * -1.0
+
+    def __add__(self, other):
+        """The trace whose weights are the sum of both, of one dt; see `SumTrace`."""
+        from cetsim.traces.sums import SumTrace
+
+        if not isinstance(other, AbstractTrace):
+            return NotImplemented
+        (own, mine), (their, theirs) = self._parts(), other._parts()
+        return SumTrace([*own, *their], [*mine, *theirs])
+
+    def __radd__(self, other):
+        """Of 0, the trace itself, so that `sum` adds traces up."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __sub__(self, other):
+        return self + -1.0 * other if isinstance(other, AbstractTrace) else NotImplemented
 
     def _mapped(self, function, in_axes, out_axes):
         for _ in self.shape:
@@ -64,7 +118,8 @@ class AbstractTrace(eqx.Module):
         lags = steps.count(checks.require_numbers("lags", lags))
         if self._rounds:  # others look their lags up, and those are counted exactly
             lags = lags.astype(jax.tree.leaves(self)[0].dtype)
-        return self._mapped(type(self)._weights, (None,), lags.ndim)(self, lags)
+        trace = self._settled()
+        return trace._mapped(type(trace)._weights, (None,), lags.ndim)(trace, lags)
 
     def init(self, shape: tuple[int, ...], compensated: bool | None = None) -> Float[Array, "rows *shape"]:
         """Empty state, `[rows, *shape]`, for activity of `shape`, whose leading axes are the trace's own.
@@ -84,7 +139,8 @@ class AbstractTrace(eqx.Module):
         """One step of dt: takes the activity `e` held over it, returns `(state, trace read at this step)`."""
         if state.shape[1:] != jnp.shape(e):
             raise ValueError(f"`e` must have the state's shape {state.shape[1:]}, got {jnp.shape(e)}")
-        return self._mapped(type(self)._step, (1, 0), (1, 0))(self, state, jnp.asarray(e, dtype=state.dtype))
+        trace = self._settled()
+        return trace._mapped(type(trace)._step, (1, 0), (1, 0))(trace, state, jnp.asarray(e, dtype=state.dtype))
 
     def _step(self, state, e):
         system = self._system()
@@ -92,9 +148,16 @@ class AbstractTrace(eqx.Module):
         read = (state if self.read == "before" else after)[: system.output.shape[0]]
         return after, jnp.tensordot(system.output, read, axes=1, precision="highest")
 
-    def system(self) -> LinearSystem:
+    def system(self) -> System:
         """Discrete state space of the trace, its fields led by `self.shape`."""
-        return self._mapped(type(self)._system, (), 0)(self)
+        trace = self._settled()
+        return trace._mapped(type(trace)._system, (), 0)(trace)
+
+    def peak(self) -> np.ndarray:
+        """Lag of the largest |weight| in seconds, on the host. Needs concrete parameters."""
+        with jax.ensure_compile_time_eval():
+            weights = np.asarray(self.weights(jnp.arange(self.window() + 1)))
+        return np.asarray(np.argmax(np.abs(weights), axis=0) * self.dt)
 
     def tabulate(self, size: int) -> "AbstractTrace":
         """The trace's first `size` weights as a `FIRTrace`, so that traces of any kind share one program."""

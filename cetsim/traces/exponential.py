@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cetsim import checks, kernels, state_space
+from cetsim import checks, kernels, state_space, steps
 from cetsim.traces.base import AbstractTrace, check_options
+from cetsim.traces.readout import spread
 
 
 class ExponentialTrace(AbstractTrace):
@@ -27,7 +28,7 @@ class ExponentialTrace(AbstractTrace):
     def __init__(self, time_constant=4.0, dt=0.2, read="before", normalization="area"):
         check_options(read, normalization, dt)
         checks.require_above("time_constant", time_constant, 0.0, " s")
-        self.time_constant = jnp.asarray(time_constant, dtype=float)
+        self.time_constant = steps.constant(time_constant)
         self.dt, self.read, self.normalization = float(dt), read, normalization
 
     @classmethod
@@ -96,8 +97,8 @@ class DoubleExponentialTrace(AbstractTrace):
         ratio = checks.require_at_least("ratio", ratio, 0.0)
         if not any(map(checks.is_traced, (decay, rise, ratio))):
             _check_double_exponential(*np.broadcast_arrays(decay, rise, ratio), normalization)
-        parameters = (jnp.asarray(parameter, dtype=float) for parameter in (decay, rise, ratio))
-        self.decay, self.rise, self.ratio = jnp.broadcast_arrays(*parameters)
+        shape = jnp.broadcast_shapes(*map(jnp.shape, (decay, rise, ratio)))
+        self.decay, self.rise, self.ratio = (spread(each, shape) for each in (decay, rise, ratio))
         self.dt, self.read, self.normalization = float(dt), read, normalization
 
     def _amplitudes(self):

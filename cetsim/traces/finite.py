@@ -34,11 +34,15 @@ class DelayLine(AbstractTrace):
         if max_delay is not None:
             max_delay = checks.require_static("max_delay", max_delay)
             checks.require_whole_steps("max_delay", max_delay, dt)
-            if not checks.is_traced(delay) and np.max(delay) > max_delay:
+            if not checks.is_traced(delay) and np.max(np.asarray(delay)) > max_delay:
                 raise ValueError(f"`delay` must be at most max_delay = {max_delay:g} s, got {checks.shown(delay)}")
         self.delay = steps.exact("delay", delay, dt)
         self.dt, self.read = float(dt), "after"
         self.max_delay = max_delay
+
+    def _settled(self):
+        known = self.max_delay is None and not checks.is_traced(self.delay)
+        return DelayLine(self.delay, self.dt, float(np.max(np.asarray(self.delay)))) if known else self
 
     def _weights(self, lags):
         late = jnp.round(self.delay / self.dt)
@@ -61,6 +65,10 @@ class DelayLine(AbstractTrace):
     def window(self, tail: float = 1e-6) -> int:
         """Number of lags, from 0, up to the delay itself."""
         return self._stages()
+
+    def peak(self) -> np.ndarray:
+        """The delay in seconds, on the host."""
+        return np.asarray(self.delay)
 
     def mean(self) -> Float[Array, "..."]:
         """The delay, in seconds."""
@@ -93,8 +101,7 @@ class FIRTrace(AbstractTrace):
         taps = checks.require_finite("taps", taps)
         if np.ndim(taps) == 0 or np.shape(taps)[-1] == 0:
             raise ValueError(f"`taps` must hold at least one lag, got shape {np.shape(taps)}")
-        taps = jnp.asarray(taps)
-        self.taps = taps.astype(jnp.result_type(taps, float))
+        self.taps = steps.constant(taps, jnp.result_type(taps, float))
         self.dt, self.read = float(dt), "after"
 
     @property

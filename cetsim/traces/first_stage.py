@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from cetsim import kernels, state_space
+from cetsim.traces.base import AbstractTrace
 from cetsim.traces.cascade import CascadingTrace
 
 
@@ -13,10 +14,15 @@ class FirstStageCascade(CascadingTrace):
     instead of integrating it over them. It then comes half a step later: with a `delay` of D steps the largest weight
     is at D or D + 1. Only comparisons with the authors' results need it.
 
-    **Arguments:** as in `CascadingTrace`.
+    **Arguments:** as in `CascadingTrace`, but the last stage is what is read.
 
     **Reference:** arXiv:2506.14598, the authors' code.
     """
+
+    def __init__(self, order=10, delay=4.0, dt=0.2, read="before", normalization="area"):
+        super().__init__(order, delay, dt, read, normalization)
+
+    peak = AbstractTrace.peak
 
     def _gain(self):
         if self.normalization == "area":

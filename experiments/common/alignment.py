@@ -133,9 +133,10 @@ def _against_order(axis: Axes, frame: pd.DataFrame, layer: str) -> None:
     """Cascades on a line, ET beside them as their first stage, the delay line across as what they tend to."""
     ends = at_end(_longest(frame))
     ends, keys = ends[ends["layer"] == layer], tables.traces(frame)[::-1]
-    cascades = ends[ends["trace"] == "CET"].groupby("order")["value"].mean()
-    axis.plot(cascades.index.to_numpy(float), cascades, color="#999999", linewidth=1.0, zorder=1)
-    staged = [key for key in keys if key[0] in ("ET", "CET")]
+    for kind in ("balanced", "CET"):
+        cascades = ends[ends["trace"] == kind].groupby("order")["value"].mean()
+        axis.plot(cascades.index.to_numpy(float), cascades, color="#999999", linewidth=1.0, zorder=1)
+    staged = [key for key in keys if key[0] in ("ET", "CET", "balanced")]
     plots.means(axis, ends[ends["trace"] != "delay line"], "order", keys=staged, ticks=False)
     line = {name: plots.styles(keys)["delay line", 0][name] for name in ("color", "linestyle")} if (
         "delay line", 0) in keys else {}  # fmt: skip

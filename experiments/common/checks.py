@@ -43,6 +43,13 @@ def orders(orders: tuple) -> None:
     each("orders", orders, lambda v: 2 <= v <= 64, "2 to 64 (one stage is ET, always there)")
 
 
+def readouts(balanced: tuple, contrasts: tuple) -> None:
+    """Raises UserError for an order that no readout of a cascade has."""
+    for name, orders, least in (("balanced", balanced, 3), ("contrasts", contrasts, 2)):
+        if orders:
+            each(name, orders, lambda v, least=least: least <= v <= 64, f"{least} to 64")
+
+
 def gate(name: str, gates: tuple) -> None:
     """Raises UserError for squared error norms that are none."""
     each(name, gates, lambda v: v >= 0, "at least 0")

@@ -13,7 +13,8 @@ class Condition:
 
     **Fields:**
 
-    - `trace`, `order`: kind of trace and its stages: ET, CET, delay line, double exponential; backprop and no delay.
+    - `trace`, `order`: kind of trace and its stages: ET, CET, balanced (a CET with all stages read), CET - ET, delay
+      line, double exponential; backprop and no delay.
     - `delay_s`: seconds by which credit is late: in all layers, or, where there are `layers`, from each to the next.
     - `learning_rate`, `seed`.
     - `peak_s`: where the trace is set: the peak of a cascade, the time constant of ET, the slower of two exponentials,
@@ -77,9 +78,12 @@ def set_to_delay(options, trace: str, order: int, delay_s: float, **more) -> Con
     return Condition(trace, order, delay_s, **({"peak_s": delay_s} | shown | more))
 
 
-def delayed_traces(orders: Iterable[int]) -> list[tuple[str, int]]:
-    """The traces compared everywhere, by kind and order."""
-    return [("ET", 1), *(("CET", order) for order in orders), ("delay line", 0)]
+def delayed_traces(
+    orders: Iterable[int], balanced: Iterable[int] = (), contrasts: Iterable[int] = ()
+) -> list[tuple[str, int]]:
+    """The traces compared everywhere, by kind and order, the delay line last."""
+    kinds = {"CET": orders, "balanced": balanced, "CET - ET": contrasts}
+    return [("ET", 1), *((kind, order) for kind, each in kinds.items() for order in each), ("delay line", 0)]
 
 
 def at_rates(groups: Iterable[list[Condition]], rates: Iterable[float]) -> list[list[Condition]]:

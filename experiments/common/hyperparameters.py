@@ -26,10 +26,19 @@ def make_trace(condition: Condition):
             return ExponentialTrace(condition.peak_s, DT)
         case "CET":
             return CascadingTrace(condition.order, condition.peak_s, DT)
+        case "balanced" | "CET - ET":
+            return readout(condition.trace, condition.order, condition.peak_s, DT)
         case "double exponential":
             return DoubleExponentialTrace(condition.peak_s, condition.rise_s, condition.ratio, DT)
         case _:  # backprop is a delay line without delay
             return DelayLine(condition.peak_s, DT)
+
+
+def readout(trace: str, order: int, peak_s: float, dt: float, **options):
+    """A cascade of which all stages are read, its largest weight at its peak from order 6 on; or CET less ET."""
+    if trace == "balanced":
+        return CascadingTrace(order, peak_s, dt, readout="balanced", peaked=order >= 6, **options)
+    return CascadingTrace(order, peak_s, dt, **options) - ExponentialTrace(peak_s, dt, **options)
 
 
 def make_delay(condition: Condition):

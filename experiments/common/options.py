@@ -7,6 +7,7 @@ from typing import Literal
 
 from experiments.common import checks
 from experiments.common.checks import STRETCH, UserError
+from experiments.common.conditions import delayed_traces
 
 FORMS = Literal["activation", "preactivation", "authors_linear", "authors"]
 
@@ -147,11 +148,21 @@ class Orders:
 
     orders: tuple[int, ...] = (2, 6, 10)
     """Orders of the cascading traces, 2 to 64."""
+    balanced: tuple[int, ...] = ()
+    """Orders of cascades with a balanced readout of all stages, 3 to 64."""
+    contrasts: tuple[int, ...] = ()
+    """Orders of cascades from which the exponential trace is taken away, areas alike, 2 to 64."""
+
+    @property
+    def delayed_traces(self) -> list[tuple[str, int]]:
+        """The traces compared, by kind and order, the delay line last."""
+        return delayed_traces(self.orders, self.balanced, self.contrasts)
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
         checks.orders(self.orders)
+        checks.readouts(self.balanced, self.contrasts)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascad
 from cetsim.rl import ActorCriticRun, HostRun, Hyperparameters, Settings, environments, from_gymnasium, policy_alignment
 from experiments.common import checks, tables
 from experiments.common.conditions import Condition
+from experiments.common.hyperparameters import readout
 from experiments.common.options import Sweep
 from experiments.common.selection import complete, users_errors
 
@@ -157,6 +158,10 @@ class Control(Agent, Sweep):
     """Length of a run, in steps over all environments."""
     orders: tuple[int, ...] = (2, 10)
     """Orders of the cascading traces, 2 to 64."""
+    balanced: tuple[int, ...] = ()
+    """Orders of cascades with a balanced readout of all stages, 3 to 64; exact ones (--cascade exact)."""
+    contrasts: tuple[int, ...] = ()
+    """Orders of cascades from which the exponential trace is taken away, areas alike, 2 to 64; exact ones."""
     betas: tuple[float, ...] = (0.9,)
     """Decays per step of the exponential trace to choose from, between 0 and 1."""
     learning_rates: tuple[float, ...] = (5e-4,)
@@ -189,6 +194,9 @@ class Control(Agent, Sweep):
         super().check()
         checks.counts(self, "frames", "selection_frames", "episodes")
         checks.orders(self.orders)
+        checks.readouts(self.balanced, self.contrasts)
+        exact = self.cascade == "exact" or not self.balanced + self.contrasts
+        checks.require("cascade", exact, "exact where all stages are read", self.cascade)
         checks.each("betas", self.betas, lambda v: 0 < v < 1, "above 0 and below 1")
         choice = len(self.learning_rates) * len(self.betas) > 1
         name = "selection_frames" if choice and self.selection_frames < self.frames else "frames"
@@ -252,6 +260,12 @@ class Course:
         if condition.trace == "ET":
             read = "after" if options.cascade == "first_stage" else "before"
             return ExponentialTrace.from_decay(condition.beta, options.dt, read, options.normalization)
+        if condition.trace in ("balanced", "CET - ET"):
+            own, area = (
+                CascadingTrace(condition.order, delay, options.dt, "after", kind).weights(round(delay / options.dt))
+                for kind in (options.normalization, "area")
+            )  # both are normalised as the cascade itself
+            return readout(condition.trace, condition.order, delay, options.dt, read="after") * float(own / area)
         kind = FirstStageCascade if options.cascade == "first_stage" else CascadingTrace
         return kind(condition.order, delay, options.dt, "after", options.normalization)
 

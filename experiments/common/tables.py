@@ -18,7 +18,7 @@ DATASETS = {"digits": "digits (8x8)", "mnist": "MNIST", "cifar10": "CIFAR-10", "
 SUBJECT = ("dataset", "network", "form", "mode")  # what one figure is of
 NEEDED = ("trace", "order", "delay_s", "metric", "step", "value")
 _PAPERS_TASKS = {"LunarLander-v3": "LunarLander-v2", "MinAtar SpaceInvaders": "MinAtar/SpaceInvaders-v0"}
-_RANK = (*WITHOUT_DELAY, "delay line", "CET", "double exponential", "ET")
+_RANK = (*WITHOUT_DELAY, "delay line", "balanced", "CET - ET", "CET", "double exponential", "ET")
 
 
 # Files.
@@ -156,8 +156,8 @@ def of_trace(frame: pd.DataFrame, key: tuple[str, int]) -> pd.DataFrame:
 
 
 def label(trace: str, order: float) -> str:
-    """Name of a trace as readers know it, CET(10)."""
-    return f"CET({order:g})" if trace == "CET" else trace
+    """Name of a trace as readers know it, CET(10), balanced(10) or CET(10) - ET."""
+    return trace.replace("CET", f"CET({order:g})") if trace != "balanced" else f"balanced({order:g})"
 
 
 def gate_name(gate: float) -> str:
