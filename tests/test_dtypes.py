@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import jit
 
 import cetsim
 from cetsim import CascadingTrace, DelayLine, Events, FixedDelay, RandomDelay, credit, steps
@@ -83,8 +84,9 @@ def test_streams_fed_with_narrow_numbers(dtype):
     )
     loss = lambda m, x, c: jnp.sum((c * jax.vmap(m, axis_name="time")(x)).astype(jnp.float32))  # noqa: E731
     state, total = cetsim.streaming_init(model, x[0]), 0.0
+    update = jit(cetsim.streaming_value_and_grad(loss))
     for part in (slice(0, 300), slice(300, T)):
-        _, grads, state = cetsim.streaming_value_and_grad(loss)(model, state, x[part], signal[part])
+        _, grads, state = update(model, state, x[part], signal[part])
         total = total + grads.affine.weight.astype(jnp.float32)
     expected = np.asarray(signal, float)[: T - LATE].T @ np.asarray(x, float)[: T - LATE]
     slack = SLACK.get(jnp.dtype(dtype).name, 1e-5)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import jit
 
 import cetsim
 from cetsim import CascadingTrace, Events, FixedDelay, RandomDelay, credit
@@ -35,9 +36,9 @@ def update(delay=lambda: FixedDelay(0.6), **options):
     trace, delay = CascadingTrace(3, 0.6), delay()
     model, x = cetsim.nn.mlp((4, 5, 2), jnp.tanh, key=jax.random.key(0)), jax.random.normal(jax.random.key(1), (12, 4))
     if "boundary" not in options:
-        return eqx.filter_grad(lambda m: loss(cetsim.attach(m, trace, delay, **options), x))(model)
+        return jit(eqx.filter_grad(lambda m: loss(cetsim.attach(m, trace, delay, **options), x)))(model)
     attached = cetsim.attach(model, trace, delay, **options)
-    return cetsim.streaming_value_and_grad(loss)(attached, cetsim.streaming_init(attached, x[0]), x)[1:]
+    return jit(cetsim.streaming_value_and_grad(loss))(attached, cetsim.streaming_init(attached, x[0]), x)[1:]
 
 
 def same(function):

@@ -43,7 +43,7 @@ def cifar10(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("mode", [(), ("--mode", "carry", "--update-every", "64")], ids=["reset", "carry"])
+@pytest.mark.parametrize("mode", [(), ("--mode", "carry", "--update-every", "64", "--steps", "1")], ids=["reset", "carry"])
 def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, mode):
     arguments = ("behavioral-vision", "--preset", "cifar10", "--data-dir", str(cifar10), "--out", str(tmp_path))
     run(*arguments, *TINY, "--selection-delay", "0.4", "--orders", "10", *mode)
@@ -58,10 +58,10 @@ def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, mode):
 
 
 def test_the_resnet_runs_on_small_images_of_many_classes(tmp_path):
-    """What the preset tinyimagenet trains, without its loader (see test_tiny_imagenet.py) and at 8 x 8 pixels."""
+    """What the preset tinyimagenet trains, without its loader (see test_tiny_imagenet.py) and at 4 x 4 pixels."""
     rng, images = np.random.default_rng(0), 140
     labels = (np.arange(images) % 12).astype(np.int32)
-    x = rng.normal(size=(images, 3, 8, 8)) + 0.3 * labels[:, None, None, None]
+    x = rng.normal(size=(images, 3, 4, 4)) + 0.3 * labels[:, None, None, None]
     options = replace(PRESETS["tinyimagenet"], steps=1, selection_steps=1)
     course = vision.Course(options, data.Dataset("tinyimagenet", x, labels, x[:24], labels[:24]), "test")
     condition = set_to_delay(options, "CET", 10, 1.0, error_gate=1e-8, learning_rate=1e-3)
