@@ -1,5 +1,7 @@
 """Set-up of all tests: float64, shapes and types checked at every call, the same examples in every run."""
 
+import contextlib
+import functools
 import gc
 import os
 import platform
@@ -36,6 +38,12 @@ if "cetsim-tests-" in os.environ["JAX_COMPILATION_CACHE_DIR"]:
     jax.config.update("jax_enable_compilation_cache", False)
 # Must come before the first import of cetsim: pytest imports this module before those of the tests.
 install_import_hook("cetsim", "beartype.beartype")
+# A program's compilation begins with a context of MLIR of its own, which takes as long as all the rest for a small one:
+# here they share one. It is no part of jax's interface, and where it is missing nothing is lost but time.
+with contextlib.suppress(ImportError, AttributeError):
+    from jax._src.interpreters import mlir
+
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 gc.set_threshold(20_000, 20, 20)  # tracing makes so many objects that looking for cycles takes one twelfth of its time
 # No deadline, since the first example of a test compiles.
 hypothesis.settings.register_profile("same every time", derandomize=True, deadline=None, database=None)

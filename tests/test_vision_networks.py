@@ -43,7 +43,9 @@ def cifar10(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("mode", [(), ("--mode", "carry", "--update-every", "64", "--steps", "1")], ids=["reset", "carry"])
+@pytest.mark.parametrize(
+    "mode", [(), ("--mode", "carry", "--update-every", "64", "--steps", "1")], ids=["reset", "carry"]
+)
 def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, mode):
     arguments = ("behavioral-vision", "--preset", "cifar10", "--data-dir", str(cifar10), "--out", str(tmp_path))
     run(*arguments, *TINY, "--selection-delay", "0.4", "--orders", "10", *mode)
