@@ -1,6 +1,19 @@
 """cetsim: learning when credit arrives late, with cascading eligibility traces as exact linear state-space scans."""
 
-from cetsim import credit, data, kernels, metrics, nn, presentation, salience, state_space, streams, sweep, train
+from cetsim import (
+    credit,
+    data,
+    interpret,
+    kernels,
+    metrics,
+    nn,
+    presentation,
+    salience,
+    state_space,
+    streams,
+    sweep,
+    train,
+)
 from cetsim.delays import AbstractDelay, FixedDelay, LayerwiseDelay, RandomDelay
 from cetsim.events import Events
 from cetsim.nn import (
@@ -44,6 +57,7 @@ __all__ = [
     "credit",
     "data",
     "detach",
+    "interpret",
     "kernels",
     "layer_names",
     "load",

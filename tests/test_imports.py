@@ -25,6 +25,7 @@ LAYERS = (
     ("streams",),
     ("nn",),
     ("train", "rl"),
+    ("interpret",),
     ("sweep", "runs"),
     ("__init__",),
     ("__main__",),

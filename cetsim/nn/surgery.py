@@ -4,6 +4,7 @@ A *place* is a path of keys in the tree of a model, as of `jax.tree_util`; its *
 """
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -99,6 +100,24 @@ def replace(model, new: dict[Path, object], path: Path = ()):
         return model
     below, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda other: other is not model)
     return jax.tree.unflatten(structure, [replace(child, new, (*path, *keys)) for keys, child in below])
+
+
+def update(model, changes: dict[Path, Callable], path: Path = ()):
+    """The model with the nodes at some places put through a function each, what stands inside them before them."""
+    if any(len(other) > len(path) and other[: len(path)] == path for other in changes):
+        below, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda other: other is not model)
+        model = jax.tree.unflatten(structure, [update(child, changes, (*path, *keys)) for keys, child in below])
+    return changes[path](model) if path in changes else model
+
+
+def modules(model, path: Path = ()) -> list[Place]:
+    """The callable modules below a model, each before those inside it."""
+    found = []
+    for place in children(model, path):
+        if isinstance(place.node, eqx.Module) and callable(place.node):
+            found.append(place)
+        found += modules(place.node, place.path)
+    return found
 
 
 def chain(node, path: Path) -> list[Place]:
