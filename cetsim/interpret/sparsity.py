@@ -272,7 +272,7 @@ def _weight(name: str, value):
 
 
 def _count(k):
-    checks.require_at_least("k", k, 1)
+    checks.require_at_least("k", k, 1.0)
     checks.require_one_number("k", k)
     if not jnp.issubdtype(jnp.asarray(k).dtype, jnp.integer):
         raise ValueError(f"`k` must be a whole number, got {checks.shown(k)}")
