@@ -39,3 +39,33 @@ __all__ = [
     "path_patching",
     "sites",
 ]
+
+# Sparse coders.
+from cetsim.interpret.coder import Coder
+from cetsim.interpret.crosscoder import Crosscoder, latent_scaling
+from cetsim.interpret.evaluation import Evaluation, cross_entropies, evaluate, quality, recovered
+from cetsim.interpret.sparsity import BatchTopK, Gated, JumpReLU, ReLU, TopK
+from cetsim.interpret.store import Activations, record
+from cetsim.interpret.training import CoderRun, CoderState, Hyperparameters, Settings
+
+__all__ += [
+    "Activations",
+    "BatchTopK",
+    "Coder",
+    "CoderRun",
+    "CoderState",
+    "Crosscoder",
+    "Evaluation",
+    "Gated",
+    "Hyperparameters",
+    "JumpReLU",
+    "ReLU",
+    "Settings",
+    "TopK",
+    "cross_entropies",
+    "evaluate",
+    "latent_scaling",
+    "quality",
+    "record",
+    "recovered",
+]

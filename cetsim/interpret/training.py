@@ -1,0 +1,368 @@
+"""Training coders: a run is `init`, `advance` and `evaluate`, pure in (hyperparameters, key).
+
+    loss = mean_batch ‖y - ŷ‖² + penalty + aux
+
+Vectors are scaled so that their mean squared norm is their width, and the scale is folded into the weights of the coder
+that comes out. Decoder rows are kept at norm 1: the gradient along them is taken out, and rounding put right after each
+step. Latents that have not been active for long are dead; TopK and BatchTopK train them to predict what is left over
+(aux-k).
+"""
+
+import dataclasses
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from cetsim import checks
+from cetsim.interpret.coder import Coder, unit_rows, with_fields
+from cetsim.interpret.crosscoder import Crosscoder
+from cetsim.interpret.evaluation import quality
+from cetsim.interpret.order import batch_rows
+from cetsim.interpret.selection import largest_of_rows
+from cetsim.interpret.sparsity import AbstractSparsity
+from cetsim.interpret.store import Activations
+
+
+class Hyperparameters(eqx.Module):
+    """What may differ between coders of one program.
+
+    **Arguments:** `learning_rate`: of Adam, above 0; None for 2e-4 / √(latents / 2¹⁴). `sparsity`: its numbers may
+    differ, its kind gives another program; None for the run's. `site`: which of the run's `inputs`, by number.
+
+    **Raises:** ValueError for an argument outside its range.
+    """
+
+    learning_rate: Float[Array, ""] | None
+    sparsity: AbstractSparsity | None
+    site: Int[Array, ""]
+
+    def __init__(self, learning_rate=None, sparsity=None, site=0):
+        if learning_rate is not None:
+            checks.require_above("learning_rate", learning_rate, 0.0)
+            checks.require_one_number("learning_rate", learning_rate)
+            learning_rate = jnp.asarray(learning_rate, float)
+        checks.require_at_least("site", site, 0.0)
+        self.learning_rate, self.sparsity, self.site = learning_rate, sparsity, jnp.asarray(site, int)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is compiled into a program.
+
+    **Fields:** `steps`: of a whole run. `latents`: their number. `batch`: vectors of a step. `warmup`: steps in which
+    the learning rate rises. `decay`: share of the run at whose end it falls to 0. `clip`: largest global norm of a
+    gradient. `aux`: weight of the aux-k loss. `dead_after`: vectors after which a latent that was not active is dead.
+    `horizon`: steps over which the threshold of a BatchTopK is averaged; None for a tenth of the run, at most 1,000.
+    `beta2`: of Adam. `skip`: whether a transcoder has a linear way past its latents. `memory`: bytes up to which
+    vectors are held on the device; more are read from the store, a batch at a time.
+
+    **Raises:** ValueError for an argument outside its range.
+    """
+
+    steps: int
+    latents: int
+    batch: int = 4096
+    warmup: int = 100
+    decay: float = 0.2
+    clip: float = 1.0
+    aux: float = 1 / 32
+    dead_after: int = 100_000
+    horizon: int | None = None
+    beta2: float = 0.999
+    skip: bool = False
+    memory: int = 2**30
+
+    def __post_init__(self):
+        for name in ("steps", "latents", "batch", "dead_after", "horizon"):
+            if getattr(self, name) is not None:
+                checks.require_whole(name, getattr(self, name))
+        for name in ("warmup", "memory"):
+            checks.require_whole(name, getattr(self, name), least=0)
+        checks.require_within("decay", self.decay, "[0, 1]")
+        checks.require_within("beta2", self.beta2, "(0, 1)")
+        checks.require_above("clip", self.clip, 0.0)
+        checks.require_at_least("aux", self.aux, 0.0)
+        checks.require_flag("skip", self.skip)
+        if self.steps * self.batch >= 2**31:
+            raise ValueError(f"`steps` times `batch` must be below 2³¹, got {self.steps * self.batch:,}")
+
+    def schedule(self, step):
+        """Learning rate at a step, as a share of its peak: a rise, a plateau, a fall to 0."""
+        rise = jnp.minimum((step + 1) / max(1, self.warmup), 1.0) if self.warmup else 1.0
+        fall = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return rise * jnp.clip(fall, 0.0, 1.0)
+
+    @property
+    def momentum(self) -> float:
+        """Of the running mean of a threshold."""
+        return 1 - 1 / (self.horizon or max(1, min(1000, self.steps // 10)))
+
+
+class CoderState(eqx.Module):
+    """All that a run is at one moment.
+
+    **Fields:** `coder`: of scaled vectors. `silent`: vectors since each latent was active. `smallest`, `averaged`: sum
+    and weight of the running mean of the smallest score kept. `order`: key of the shuffles.
+    """
+
+    hyper: Hyperparameters
+    coder: Coder | Crosscoder
+    optimizer: optax.OptState
+    silent: Int[Array, " latents"]
+    smallest: Float[Array, ""]
+    averaged: Float[Array, ""]
+    order: Array
+    step: Int[Array, ""]
+    diverged: Bool[Array, ""]
+
+
+class CoderRun(eqx.Module):
+    """Training of an SAE, a transcoder or a crosscoder on what a store holds.
+
+    **Arguments:**
+
+    - `store`: of activations.
+    - `sparsity`: one of `ReLU`, `TopK`, `BatchTopK`, `JumpReLU`, `Gated`.
+    - `settings`: what is compiled in.
+    - `inputs`: the site that is read, or several of one width, of which `Hyperparameters(site=...)` chooses.
+    - `outputs`: the site that is predicted, for a transcoder; None for an SAE.
+    - `across`: instead of both, the sites of a crosscoder.
+
+    **Raises:** ValueError for a site that the store lacks, sites whose rows do not belong together, fewer vectors than
+    a batch, a `k` above the latents, or vectors that are all 0.
+    """
+
+    data: tuple[Array, ...] | None
+    scales: Float[Array, "sites candidates"]
+    sparsity: AbstractSparsity
+    settings: Settings = eqx.field(static=True)
+    store: Activations = eqx.field(static=True)
+    sites: tuple[tuple[str, ...], ...] = eqx.field(static=True)  # of each role, the candidates
+    joint: bool = eqx.field(static=True)
+
+    def __init__(self, store, sparsity, settings, inputs=None, outputs=None, across=None):
+        checks.require_instance("store", store, Activations, "cetsim.interpret.Activations")
+        checks.require_instance("settings", settings, Settings, "cetsim.interpret.Settings")
+        if (inputs is None) == (across is None) or (across is not None and outputs is not None):
+            raise ValueError("give `inputs`, with `outputs` for a transcoder, or `across` for a crosscoder")
+        self.joint = across is not None
+        named = lambda names: (names,) if isinstance(names, str) else tuple(names)  # noqa: E731
+        roles = [(name,) for name in across] if self.joint else [named(inputs)]
+        roles += [] if outputs is None else [named(outputs)]
+        self.sites, self.store, self.settings, self.sparsity = tuple(roles), store, settings, sparsity
+        every = [store.require(name) for role in roles for name in role]
+        if settings.skip and outputs is None:
+            raise ValueError("`skip` must be False but for a transcoder, which has `outputs`")
+        if len({len(role) for role in roles}) > 1:
+            raise ValueError(f"`inputs` and `outputs` must be as many, got {[len(role) for role in roles]}")
+        for role in roles:
+            if len({store.widths[name] for name in role}) > 1:
+                widths = {name: store.widths[name] for name in role}
+                raise ValueError(f"sites trained side by side must have one width, got {widths}")
+        if len({store.tokens[name] for name in every}) > 1:
+            counts = {name: store.tokens[name] for name in every}
+            raise ValueError(f"sites must have one number of vectors an example, got {counts}")
+        if (rows := store.rows(every[0])) < settings.batch:
+            raise ValueError(f"`batch` must be at most the store's {rows} vectors, got {settings.batch}")
+        self._make(sparsity, jax.random.key(0))  # which refuses what cannot be
+        self.scales = jnp.asarray([[store.scale(name) for name in role] for role in roles], jnp.float32)
+        fits = sum(map(store.nbytes, every)) <= settings.memory
+        self.data = tuple(jnp.stack([store.array(n) for n in role]) for role in roles) if fits else None
+
+    def init(self, hyper: Hyperparameters, key: Array) -> CoderState:
+        """The run before its first step; `key` sets the weights and the order. Biases start at geometric medians."""
+        self._check(hyper)
+        weights, order = jax.random.split(key)
+        coder = self._make(self._sparsity(hyper), weights)
+        x = self._batch(hyper, order, jnp.zeros((), int))
+        medians = [geometric_median(own) for own in x]
+        if self.joint:
+            coder = with_fields(coder, b_dec=tuple(medians))
+        else:
+            coder = with_fields(coder, b_dec=medians[-1], b_in=None if coder.b_in is None else medians[0])
+        optimizer = self._optimizer(hyper).init(trained(coder))
+        latents, zero = jnp.zeros(self.settings.latents, jnp.int32), jnp.zeros((), medians[0].dtype)
+        return CoderState(hyper, coder, optimizer, latents, zero, zero, order, jnp.zeros((), int), jnp.zeros((), bool))
+
+    def advance(self, state: CoderState, steps: int) -> tuple[CoderState, dict[str, Array]]:
+        """Makes `steps` (static) steps; returns the state after them, and by name numbers of each, `[steps]`.
+
+        They are `loss`, `unexplained` (squared error over squared distance from the batch's mean), `l0` and `dead`
+        (share of the latents).
+        """
+        step = lambda state, _: self.update(state, self._batch(state.hyper, state.order, state.step))  # noqa: E731
+        return jax.lax.scan(step, state, length=checks.require_whole("steps", steps, least=0))
+
+    def update(self, state: CoderState, x: tuple) -> tuple[CoderState, dict[str, Array]]:
+        """One step on a batch of scaled vectors, one array `[batch, width]` for each of the run's roles."""
+        weights = trained(state.coder)
+        dead = state.silent >= self.settings.dead_after
+        rest = eqx.filter(state.coder, weights_of(state.coder), inverse=True)
+        (value, seen), grads = jax.value_and_grad(self._loss, has_aux=True)(weights, rest, x, dead)
+        unit = not self.joint
+        if unit:
+            along = jnp.sum(grads.W_dec * weights.W_dec, axis=-1, keepdims=True)
+            grads = with_fields(grads, W_dec=grads.W_dec - along * weights.W_dec)
+        with jax.numpy_dtype_promotion("standard"):  # in which optax is written
+            updates, optimizer = self._optimizer(state.hyper).update(grads, state.optimizer, weights)
+        weights = optax.apply_updates(weights, updates)
+        if unit:
+            weights = with_fields(weights, W_dec=unit_rows(weights.W_dec))
+        coder = eqx.combine(weights, rest)
+        smallest, averaged = self._averaged(state, seen["smallest"])
+        threshold = jnp.where(averaged > 0, smallest / jnp.where(averaged > 0, averaged, 1), 0)
+        coder = with_fields(coder, threshold=threshold.astype(coder.threshold.dtype))
+        silent = jnp.where(seen["active"], 0, state.silent + len(x[0])).astype(state.silent.dtype)
+        after = CoderState(
+            state.hyper, coder, optimizer, silent, smallest, averaged, state.order, state.step + 1,
+            state.diverged | ~jnp.isfinite(value),
+        )  # fmt: skip
+        told = {"loss": value, "unexplained": seen["unexplained"], "l0": seen["l0"]}
+        return after, told | {"dead": jnp.mean(dead.astype(value.dtype))}
+
+    def coder(self, state: CoderState) -> Coder | Crosscoder:
+        """The coder of vectors as they are in the store, and in the network."""
+        scales = self._scales(state.hyper)
+        return state.coder.unscaled(tuple(scales)) if self.joint else state.coder.unscaled(*scales)
+
+    def evaluate(self, state: CoderState, x: tuple | Array) -> dict[str, Array]:
+        """Quality on vectors of a test set, as `evaluation.quality`.
+
+        **Arguments:** `x`: what `arrays` gives of a test store, `[candidates, vectors, width]` for each role.
+        """
+        own = tuple(role[state.hyper.site] for role in x)
+        return quality(self.coder(state), own if self.joint else own[0], own if self.joint else own[-1])
+
+    def arrays(self, store: Activations) -> tuple[Array, ...]:
+        """The vectors of another store, such as a test set's, at the run's sites."""
+        return tuple(jnp.stack([store.array(store.require(n)) for n in role]) for role in self.sites)
+
+    def _make(self, sparsity, key):
+        widths, latents = [self.store.widths[role[0]] for role in self.sites], self.settings.latents
+        one = all(len(role) == 1 for role in self.sites)
+        names = tuple(role[0] for role in self.sites) if one else None
+        if self.joint:
+            return Crosscoder(widths, latents, sparsity, key=key, sites=names)
+        outputs = widths[1] if len(widths) > 1 else None
+        sites = None if names is None else (names[0], names[-1])
+        return Coder(widths[0], outputs, latents, sparsity, self.settings.skip, key=key, sites=sites)
+
+    def _check(self, hyper: Hyperparameters) -> None:
+        checks.require_instance("hyper", hyper, Hyperparameters, "cetsim.interpret.Hyperparameters")
+        if not checks.is_traced(hyper.site) and int(hyper.site) >= len(self.sites[0]):
+            raise ValueError(f"`site` must be below {len(self.sites[0])}, the run's inputs, got {int(hyper.site)}")
+
+    def _sparsity(self, hyper: Hyperparameters) -> AbstractSparsity:
+        return self.sparsity if hyper.sparsity is None else hyper.sparsity
+
+    def _scales(self, hyper: Hyperparameters):
+        return [own[hyper.site] for own in self.scales]
+
+    def _batch(self, hyper: Hyperparameters, order, step) -> tuple[Array, ...]:
+        """The scaled vectors of a step, one array for each role."""
+        rows = batch_rows(order, step, self.settings.batch, self.store.rows(self.sites[0][0]))
+        if self.data is not None:
+            found = [role[hyper.site, rows] for role in self.data]
+        else:
+            shapes = [jax.ShapeDtypeStruct((len(rows), self.store.widths[role[0]]), np.float32) for role in self.sites]
+            found = jax.pure_callback(
+                partial(_read, self.store, self.sites), shapes, rows, hyper.site, vmap_method="expand_dims"
+            )
+        return tuple(own * s.astype(own.dtype) for own, s in zip(found, self._scales(hyper), strict=True))
+
+    def _loss(self, weights, rest, x: tuple, dead):
+        """The loss of a batch, and what was seen of it."""
+        coder = eqx.combine(weights, rest)
+        read, target = (x, x) if self.joint else (x[0], x[-1])
+        z = coder.preactivation(read)
+        norms = coder.norms if self.joint else jnp.ones_like(coder.b_enc)  # rows have norm 1
+        activity = coder.sparsity.train(z, coder.b_enc, coder.own, norms)
+        f = activity.latents
+        error = jax.tree.map(jnp.subtract, target, coder.decode(f, read))
+        value = _squares(error)
+        seen = {"active": jnp.any(f > 0, axis=0), "l0": jnp.sum(f > 0, axis=1).mean(dtype=value.dtype)}
+        seen["smallest"] = jax.lax.stop_gradient(activity.smallest)
+        seen["unexplained"] = value / _squares(_centred(target))
+        value = value + activity.penalty
+        if activity.gate is not None:
+            frozen = jax.lax.stop_gradient(coder)
+            value = value + _squares(jax.tree.map(jnp.subtract, target, frozen.decode(activity.gate, read)))
+        if coder.sparsity.revives and self.settings.aux > 0:
+            left = jax.lax.stop_gradient(error)
+            value = value + self.settings.aux * jax.lax.cond(
+                jnp.any(dead), lambda: self._revived(coder, z, left, dead), lambda: jnp.zeros((), value.dtype)
+            )
+        return value, seen
+
+    def _revived(self, coder, z, left, dead):
+        """How badly the dead latents that are largest predict what is left: squared error over its variance."""
+        of_dead = jax.nn.relu(z) * dead.astype(z.dtype)
+        count = max(1, sum(leaf.shape[-1] for leaf in jax.tree.leaves(left)) // 2)
+        scores = jax.lax.stop_gradient(of_dead)
+        smallest = largest_of_rows(scores, min(count, self.settings.latents))
+        f = jnp.where(scores >= smallest, of_dead, 0)
+        predicted = jax.tree.map(lambda w: f @ w, coder.W_dec)
+        loss = _squares(jax.tree.map(jnp.subtract, left, predicted)) / _squares(_centred(left))
+        return jnp.where(jnp.isfinite(loss), loss, 0)
+
+    def _averaged(self, state: CoderState, smallest):
+        """The running mean's sum and weight; batches that kept nothing count for nothing."""
+        m, said = self.settings.momentum, jnp.isfinite(smallest)
+        total = jnp.where(said, m * state.smallest + (1 - m) * smallest, state.smallest)
+        return total.astype(state.smallest.dtype), jnp.where(said, m * state.averaged + (1 - m), state.averaged)
+
+    def _optimizer(self, hyper: Hyperparameters) -> optax.GradientTransformation:
+        peak = 2e-4 / (self.settings.latents / 2**14) ** 0.5 if hyper.learning_rate is None else hyper.learning_rate
+        rate = lambda step: peak * self.settings.schedule(step)  # noqa: E731
+        return optax.chain(optax.clip_by_global_norm(self.settings.clip), optax.adam(rate, b2=self.settings.beta2))
+
+
+def _read(store: Activations, sites, rows, site):
+    """Vectors by number from a store; there may be an axis of runs in front, of length 1 where all agree."""
+    rows, site = np.asarray(rows), np.asarray(site)
+    runs = np.broadcast_shapes(rows.shape[:-1], site.shape)
+    rows, site = np.broadcast_to(rows, (*runs, rows.shape[-1])), np.broadcast_to(site, runs)
+    found = []
+    for role in sites:
+        own = np.empty((*rows.shape, store.widths[role[0]]), np.float32)
+        for run in np.ndindex(*runs):
+            own[run] = store.take(role[int(site[run])], rows[run])
+        found.append(own)
+    return found
+
+
+def weights_of(coder):
+    """Which leaves of a coder are trained, as a tree of booleans."""
+    spec = jax.tree.map(eqx.is_inexact_array, coder)
+    held = ("sparsity", "threshold", *(["scales"] if isinstance(coder, Crosscoder) else []))
+    off = [jax.tree.map(lambda _: False, getattr(spec, name)) for name in held]
+    return eqx.tree_at(lambda own: [getattr(own, name) for name in held], spec, off)
+
+
+def trained(coder):
+    """The coder with the leaves that are trained alone."""
+    return eqx.filter(coder, weights_of(coder))
+
+
+def geometric_median(x: Float[Array, "n width"], steps: int = 50) -> Float[Array, " width"]:
+    """The point whose summed distance from all others is smallest, by Weiszfeld's iteration from the mean."""
+
+    def closer(median, _):
+        near = 1 / jnp.maximum(jnp.linalg.norm(x - median, axis=1), jnp.finfo(x.dtype).eps)
+        return (near / near.sum()) @ x, None
+
+    return jax.lax.scan(closer, x.mean(0), length=steps)[0]
+
+
+def _squares(error):
+    """Squared norm, summed over sites, mean over the batch."""
+    return sum(jnp.sum(leaf**2, axis=-1).mean() for leaf in jax.tree.leaves(error))
+
+
+def _centred(x):
+    return jax.tree.map(lambda leaf: leaf - leaf.mean(0), x)

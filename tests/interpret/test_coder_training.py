@@ -1,0 +1,209 @@
+"""Training: losses and gradients against NumPy, the constraints that hold in every step, orders, and sweeps."""
+
+import coder_oracles as oracle
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cetsim import interpret as si
+from cetsim import sweep
+from cetsim.interpret.coder import with_fields
+from cetsim.interpret.order import batch_rows
+from cetsim.interpret.training import geometric_median, trained, weights_of
+
+RNG = np.random.default_rng(0)
+MIX = RNG.standard_normal((20, 8))
+X = (np.maximum(RNG.standard_normal((300, 20)) - 1, 0) @ MIX + 0.5).astype(np.float32)
+STORE = si.Activations.of_arrays({"a": X, "b": 2 * X[:, ::-1], "c": X[:, :3]})
+SMALL = si.Settings(steps=40, latents=24, batch=32, warmup=5, dead_after=64)
+KINDS = [si.ReLU(0.7), si.TopK(4), si.BatchTopK(4), si.JumpReLU(0.2, 0.4, 0.3), si.Gated(0.7)]
+
+
+def perturbed(coder, key):
+    weights = trained(coder)
+    leaves, tree = jax.tree.flatten(weights)
+    keys = jax.random.split(key, len(leaves))
+    moved = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    coder = eqx.combine(jax.tree.unflatten(tree, moved), eqx.filter(coder, weights_of(coder), inverse=True))
+    return with_fields(coder, W_dec=coder.W_dec / jnp.linalg.norm(coder.W_dec, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
+@pytest.mark.parametrize("some_dead", [False, True])
+def test_losses_and_gradients_are_those_of_numpy(kind, some_dead):
+    run = si.CoderRun(STORE, kind, SMALL, inputs="a")
+    coder = perturbed(si.Coder(8, None, 24, kind, key=jax.random.key(3)), jax.random.key(4))
+    dead = np.arange(24) % 3 == 0 if some_dead else np.zeros(24, bool)
+    x = jnp.asarray(X[:32], float)
+    rest = eqx.filter(coder, weights_of(coder), inverse=True)
+    (value, _), grads = jax.value_and_grad(run._loss, has_aux=True)(trained(coder), rest, (x,), jnp.asarray(dead))
+    numbers = {"l": float(getattr(kind, "l1", getattr(kind, "l0", 0.0))), "k": int(getattr(kind, "k", 0))}
+    numbers |= {"bandwidth": float(getattr(kind, "bandwidth", 0.0)), "aux": 1 / 32}
+    revived = dead if kind.revives else None
+    name = type(kind).__name__
+    expected, slopes = oracle.loss_and_gradients(name, oracle.arrays(coder), np.asarray(x), dead=revived, **numbers)
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+    for field, slope in slopes.items():
+        own = grads.own[field] if field in grads.own else getattr(grads, field)
+        np.testing.assert_allclose(own, slope, rtol=1e-8, atol=1e-10, err_msg=field)
+
+
+def test_dead_latents_are_revived_by_what_is_left():
+    run = si.CoderRun(STORE, si.TopK(2), SMALL, inputs="a")
+    coder = si.Coder(8, None, 24, si.TopK(2), key=jax.random.key(0))
+    x, rest = (jnp.asarray(X[:32]),), eqx.filter(coder, weights_of(coder), inverse=True)
+    slopes = lambda dead: jax.grad(lambda w: run._loss(w, rest, x, dead)[0])(trained(coder)).W_dec  # noqa: E731
+    alive = jnp.zeros(24, bool)
+    silent = ~jnp.any(si.TopK(2).train(coder.preactivation(x[0]), 0, {}, jnp.ones(24)).latents > 0, axis=0)
+    assert silent.any()
+    assert not slopes(alive)[silent].any()
+    assert slopes(silent)[silent].any()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
+def test_what_holds_in_every_step(kind):
+    run = si.CoderRun(STORE, kind, SMALL, inputs="a")
+    state = run.init(si.Hyperparameters(3e-3), jax.random.key(0))
+    x = run._batch(state.hyper, state.order, 0)
+    np.testing.assert_allclose(state.coder.b_dec, geometric_median(x[0]))
+    advance = eqx.filter_jit(run.advance)
+    before = run.evaluate(state, run.arrays(STORE))
+    state, seen = advance(state, 40)
+    np.testing.assert_allclose(state.coder.norms, 1.0, rtol=1e-5)
+    assert {name: own.shape for name, own in seen.items()} == dict.fromkeys(
+        ("loss", "unexplained", "l0", "dead"), (40,)
+    )
+    assert run.evaluate(state, run.arrays(STORE))["explained_variance"] > before["explained_variance"]
+    if kind.revives:  # a vector may have fewer than k latents above 0
+        assert np.all(seen["l0"] <= 4.0)
+        assert np.all(seen["l0"] > 3.9)
+    assert int(state.step) == 40
+    assert not state.diverged
+
+
+def test_cutting_a_run_into_parts_changes_nothing():
+    run = si.CoderRun(STORE, si.BatchTopK(4), SMALL, inputs="a")
+    advance = eqx.filter_jit(run.advance)
+    state = run.init(si.Hyperparameters(3e-3), jax.random.key(0))
+    whole = advance(state, 20)[0]
+    parts = advance(advance(state, 10)[0], 10)[0]
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_store_larger_than_memory_gives_the_same_run():
+    ends = []
+    for memory in (2**30, 0):
+        settings = si.Settings(steps=40, latents=24, batch=32, memory=memory)
+        run = si.CoderRun(STORE, si.TopK(4), settings, inputs="a", outputs="b")
+        assert (run.data is None) == (memory == 0)
+        state = eqx.filter_vmap(run.init, in_axes=(None, 0))(
+            si.Hyperparameters(3e-3), jax.random.split(jax.random.key(0), 2)
+        )
+        ends.append(eqx.filter_vmap(lambda s, run=run: run.advance(s, 10))(state)[1]["loss"])
+    np.testing.assert_allclose(*ends, rtol=1e-5)
+
+
+def test_the_scale_is_folded_away_and_each_site_has_its_own():
+    run = si.CoderRun(STORE, si.TopK(4), SMALL, inputs="a", outputs="b")
+    a, b = (float(own[0]) for own in run.scales)
+    assert np.mean(np.sum((a * X) ** 2, 1)) == pytest.approx(8, rel=1e-5)
+    assert a == pytest.approx(2 * b, rel=1e-5)
+    state, _ = eqx.filter_jit(run.advance)(run.init(si.Hyperparameters(3e-3), jax.random.key(0)), 5)
+    x = jnp.asarray(X[:9])
+    np.testing.assert_allclose(run.coder(state)(x), state.coder(a * x) / b, rtol=1e-4, atol=1e-4)
+
+
+def test_crosscoders_weigh_with_the_norms_of_all_sites():
+    run = si.CoderRun(STORE, si.BatchTopK(4), SMALL, across=("a", "b"))
+    state, _ = eqx.filter_jit(run.advance)(run.init(si.Hyperparameters(3e-3), jax.random.key(0)), 40)
+    coder, x = run.coder(state), (jnp.asarray(X[:50]), jnp.asarray(2 * X[:50, ::-1]))
+    a, b = (np.linalg.norm(float(s) * np.asarray(w), axis=1) for s, w in zip(coder.scales, coder.W_dec, strict=True))
+    np.testing.assert_allclose(coder.norms, a + b, rtol=1e-5)
+    np.testing.assert_allclose(coder.relative_norms(), b / (a + b), rtol=1e-5)
+    z = sum((own - np.asarray(m)) @ np.asarray(w) for own, m, w in zip(x, coder.b_dec, coder.W_enc, strict=True))
+    z = z + np.asarray(coder.b_enc)
+    f = np.where(z * (a + b) >= float(coder.threshold), np.maximum(z, 0), 0)
+    np.testing.assert_allclose(coder.encode(x), f, rtol=1e-4, atol=1e-4)
+    assert run.evaluate(state, run.arrays(STORE))["explained_variance"] > 0.5
+
+
+def test_latent_scaling_tells_what_norms_do_not():
+    """A latent whose decoder at site a was set to 0, though a has the same: its ratio is 1 nonetheless."""
+    d = jnp.eye(6)
+    coder = si.Crosscoder((6, 6), 6, si.ReLU(), key=jax.random.key(0))
+    shared = d.at[0].set(0.0)  # says nothing at site a by its decoder
+    coder = with_fields(coder, W_dec=(shared, d), W_enc=(jnp.zeros((6, 6)), d))
+    f = jnp.asarray(np.maximum(RNG.standard_normal((500, 6)), 0))
+    own = f.at[:, 1].set(0.0)  # latent 1 is truly of site b alone
+    found = si.latent_scaling(with_fields(coder, W_dec=(shared.at[1].set(0.0), d)), (own, f))
+    assert coder.relative_norms()[0] == 1.0
+    np.testing.assert_allclose(found["ratio"][0], 1.0, atol=1e-9)
+    np.testing.assert_allclose(found["ratio"][1], 0.0, atol=1e-9)
+
+
+def test_every_epoch_has_every_row_once():
+    for rows, batch in ((10, 7), (64, 64), (1000, 33)):
+        steps = 3 * rows
+        found = np.concatenate([batch_rows(jax.random.key(1), step, batch, rows) for step in range(-(-steps // batch))])
+        for epoch in found[: 3 * rows].reshape(3, rows):
+            assert sorted(epoch) == list(range(rows))
+        assert not np.array_equal(found[:rows], found[rows : 2 * rows])
+
+
+def test_orders_are_uniform():
+    """Where each of six rows comes, over many keys: chi-squared of 25 degrees of freedom, at 6 sigma."""
+    keys = jax.random.split(jax.random.key(0), 6000)
+    orders = np.asarray(jax.vmap(lambda key: batch_rows(key, 0, 6, 6))(keys))
+    counts = np.array([[np.sum(orders[:, place] == row) for row in range(6)] for place in range(6)])
+    assert np.sum((counts - 1000) ** 2 / 1000) < 25 + 6 * np.sqrt(50)
+    pairs = np.array([np.sum((orders[:, 0] == i) & (orders[:, 1] == j)) for i in range(6) for j in range(6) if i != j])
+    assert np.sum((pairs - 200) ** 2 / 200) < 29 + 6 * np.sqrt(58)
+
+
+def test_sweeps_train_sites_sizes_and_seeds_side_by_side(tmp_path):
+    run = si.CoderRun(STORE, si.TopK(4), SMALL, inputs=("a", "b"))
+    hyper = lambda one: si.Hyperparameters(3e-3, si.TopK(one["k"]), one["site"])  # noqa: E731
+    test = eqx.Partial(run.evaluate, x=run.arrays(STORE))
+    training = sweep.Training(run.init, run.advance, test, steps=20, every=20, hyperparameters=hyper)
+    table = sweep.run(tmp_path, sweep.grid(k=(2, 4), site=(0, 1), seed=(0, 1)), training)
+    assert len(table.records) == 8
+    np.testing.assert_allclose(table.final("l0"), table.runs.k)
+    alone = run.init(hyper({"k": 4, "site": 1}), jax.random.key(1))
+    expected = run.evaluate(eqx.filter_jit(run.advance)(alone, 20)[0], run.arrays(STORE))["explained_variance"]
+    found = table.runs.query("k == 4 and site == 1 and seed == 1").explained_variance.iloc[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(inputs="aa"), "the store has no site 'aa': the nearest are 'a'"),
+        (dict(inputs=("a", "c")), "sites trained side by side must have one width"),
+        ({}, "give `inputs`"),
+        (dict(inputs="a", across=("a", "b")), "give `inputs`"),
+        (
+            dict(inputs="a", settings=si.Settings(steps=1, latents=8, batch=301)),
+            "at most the store's 300 vectors, got 301",
+        ),
+        (dict(inputs="a", sparsity=si.TopK(25)), "at most the number of latents, 24, got 25"),
+        (
+            dict(inputs="a", settings=si.Settings(steps=1, latents=8, batch=8, skip=True)),
+            "`skip` must be False but for",
+        ),
+        (dict(inputs="zero"), "no activation other than 0"),
+    ],
+)
+def test_refused(options, message):
+    store = si.Activations.of_arrays({"a": X, "b": X, "c": X[:, :3], "zero": 0 * X})
+    options = {"sparsity": si.TopK(4), "settings": SMALL} | options
+    with pytest.raises(ValueError, match=message):
+        si.CoderRun(store, **options)
+
+
+def test_values_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="`a` must be finite, got nan at index"):
+        si.Activations.of_arrays({"a": np.where(X > 3, np.nan, X)})
