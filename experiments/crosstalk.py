@@ -1,0 +1,273 @@
+"""What a trace's update is made of: the true gradient, signals lost, and crosstalk with activity at the wrong lags.
+
+In a stretch of T steps the signal of step u, late by D, meets activity of step s with the weight W_us = w(u + D - s).
+Per post-neuron, with signals δ of mean δ̄ and variance V, and factors h (of the activity, a number per synapse) of mean
+h̄ and variance U, each independent from step to step, the update is w(D) g, g the gradient of the signals that arrive,
+and crosstalk c. With k_u = Σ_s W_us and l_s = Σ_u W_us, all sums over s ≠ u, which hold lag j T - max(D, j) times,
+
+    E‖c‖² = |δ̄ h̄|² (Σ W)² + V |h̄|² Σ k² + δ̄² U Σ l² + V U Σ W²
+    E g·c = |h̄|² (V + n δ̄²) Σ k + δ̄² U Σ l,      n signals arrive, and of l those of their steps count
+
+The first three parts vanish where weights off the delay cancel (ρ's term), the last is that of independent pairs. What
+lies in E g·c is of the mean activity, in which the gradient has a part as well: a cosine near 1 may tell of it alone.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from cetsim import metrics, sweep
+from experiments.common import checks, plots, tables, vision
+from experiments.common.checks import DT
+from experiments.common.conditions import Condition, set_to_delay
+from experiments.common.hyperparameters import hyperparameters
+from experiments.common.options import Gate, Orders, Stream, Vision
+
+# Of the expected square of the crosstalk, relative to that of the signal: of both means, of mean activity and single
+# errors, of mean error and single activity, and of single pairs.
+PARTS = ("mean", "mean of activity", "mean of errors", "variance")
+
+
+@dataclass(frozen=True)
+class Options(Stream, Orders, Gate, Vision):
+    """The update's error split into lost signals, mean and variance crosstalk, predicted and measured.
+
+    All is predicted from the kernel and the means and variances of activity and error, at the weights of a network
+    trained by backprop, and held against the cosine with the gradient there and the accuracy of networks that each
+    kernel trains.
+    """
+
+    preset: Literal["demo", "quick"] = "demo"
+    """demo: digits; quick: MNIST; both in minutes."""
+    delay: float = 10.0
+    """Delay of the learning signal in seconds, a multiple of 0.2 s, below 25.6 s."""
+    orders: tuple[int, ...] = (2, 4, 6, 10, 20, 32, 64)
+    """Orders of the cascading traces, 2 to 64."""
+    balanced: tuple[int, ...] = (3, 4, 6, 10, 20, 32, 64)
+    """Orders of cascades with a balanced readout of all stages, 3 to 64."""
+    contrasts: tuple[int, ...] = (4, 10, 32)
+    """Orders of cascades from which the exponential trace is taken away, areas alike, 2 to 64."""
+    error_gate: float = 0.0
+    """Squared error norm at or below which a layer's activity leaves no trace, in the runs that are trained."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.delays("delay", (self.delay,), "reset")
+        checks.require("network", self.network == "mlp", "mlp, whose statistics are those of a neuron", self.network)
+        checks.require("mode", self.mode == "reset", "reset, of which the prediction is", self.mode)
+
+
+PRESETS = {
+    "demo": Options(steps=400, learning_rates=(1e-3,), seeds=2),
+    "quick": Options(
+        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1, error_gate=1e-8,
+        steps=936, learning_rates=(1e-3,), seeds=1,
+    ),
+}  # fmt: skip
+
+
+def kernels(options: Options) -> list[Condition]:
+    """Every trace, set to the delay, and two shorter exponential ones."""
+    more = dict(error_gate=options.error_gate)
+    short = [set_to_delay(options, "ET", 1, options.delay, peak_s=share * options.delay, **more) for share in (0.3, 3)]
+    return short + [set_to_delay(options, *trace, options.delay, **more) for trace in options.delayed_traces]
+
+
+def conditions(options: Options) -> list[list[Condition]]:
+    """Backprop, which all kernels watch, and every kernel."""
+    return [[one] for one in (set_to_delay(options, "backprop", 0, 0.0), *kernels(options))]
+
+
+class Course(vision.Course):
+    """Runs of which backprop's are looked into, at its last weights."""
+
+    def evaluations(self, run, at, salient=False, of_state=lambda state: state):
+        """Accuracy and the rest as usual; and of each kernel the parts of its update."""
+        measured = super().evaluations(run, at, salient, of_state)
+        if self.measured_on == "validation":
+            return measured
+        late = round(self.options.delay / DT)
+        for one in kernels(self.options):
+            weights = hyperparameters(one).trace.weights(jnp.arange(self.options.stretch))
+            split = eqx.Partial(_split_update, run, late, of_state)
+            over = [(weights, *stretch) for stretch in self.stretches]
+            columns = {name: getattr(one, name) for name in ("trace", "order", "delay_s", "peak_s", "error_gate")}
+            measured.append(sweep.Evaluation(split, at=[at[-1]], over=over, columns=columns))
+        return measured
+
+
+def _split_update(run, late: int, of_state, state, weights, x, labels):
+    """The parts of one stretch's update by layer, at the weights of a run."""
+    model = eqx.combine(of_state(state).params, run._template())
+    return by_layer(model, x, labels, weights, late, run.settings.form)
+
+
+def by_layer(model, x, labels, weights, late: int, form: str) -> dict[str, dict]:
+    """What `split` says of every layer, by what and by layer."""
+    factors = factors_of(model, x, labels, form)
+    found = {name: split(*each, weights, late) for name, each in factors.items()}
+    return {what: {name: parts[what] for name, parts in found.items()} for what in next(iter(found.values()))}
+
+
+def factors_of(model, x, labels, form: str) -> dict[str, tuple]:
+    """Of every linear layer of an MLP: its input, its eligibility's gain and its learning signal, `[time, ...]`."""
+    linear = [i for i, layer in enumerate(model.layers) if isinstance(layer, eqx.nn.Linear)]
+
+    def loss(shifts, x):
+        kept = {}
+        for i, layer in enumerate(model.layers):
+            if i in linear:
+                kept[i] = x
+                z = x = jax.vmap(layer)(x) + shifts[i]
+                kept[i] = kept[i], z
+            else:
+                x = jax.vmap(layer)(x)
+        rows = -jnp.take_along_axis(jax.nn.log_softmax(x), labels[:, None].astype(int), axis=1)
+        return jnp.mean(rows), kept
+
+    shifts = {i: jnp.zeros((x.shape[0], model.layers[i].out_features), x.dtype) for i in linear}
+    errors, kept = jax.grad(loss, has_aux=True)(shifts, x)
+    found = {}
+    for i in linear:
+        seen, z = kept[i]
+        slope = (z > 0).astype(z.dtype) if i != linear[-1] else jnp.ones_like(z)  # both layers' activation is ReLU's
+        gain = jnp.ones_like(z) if form == "preactivation" else slope
+        found[f"layers.{i}"] = seen, gain, errors[i]
+    return found
+
+
+def split(x, gain, signal, weights, late: int) -> dict:
+    """Predicted parts of an update, and what is measured of it.
+
+    **Arguments:**
+
+    - `x`, `gain`, `signal`: presynaptic activity `[time, in]`, post-synaptic factor of the eligibility and learning
+      signal, `[time, out]`; a ReLU's signal is 0 where its gain is, so that the forms of the rule agree.
+    - `weights`: w at the lags 0, 1, ..., at least as many as steps. `late`: D, in steps.
+
+    **Returns:** squares relative to that of w(D) g: the four `PARTS`, predicted, `crosstalk`, measured, and `lost`, of
+    the gradient whose signals never arrive to that of those that do; the cosine with the gradient of what arrives,
+    `predicted` and `alignment`, and, `centred`, that of the update from activity less its mean with the gradient in the
+    same coordinates.
+    """
+    steps = x.shape[0]
+    lags = late + jnp.arange(steps)[:, None] - jnp.arange(steps)[None, :]
+    arrives = (jnp.arange(steps) + late < steps)[:, None]
+    met = arrives & (lags >= 0)
+    pairs = jnp.where(met, weights[jnp.clip(lags, 0, steps - 1)], 0.0)
+    off, right = pairs * (lags != late), weights[late]
+    gradient = lambda rows: jnp.matmul((signal * gain * rows).T, x, precision="highest")  # noqa: E731
+    own, lost = gradient(arrives), gradient(~arrives)
+    update = lambda x: jnp.matmul((gain * (pairs.T @ signal)).T, x, precision="highest")  # noqa: E731
+    parts, along = _expected(x, gain, signal, off, steps - late)
+    unit, total = right**2 * jnp.sum(own**2), sum(parts.values())
+    dot = right * jnp.sum(own**2) + along
+    middle = x - jnp.mean(x, axis=0)
+    centred = jnp.matmul((signal * gain * arrives).T, middle, precision="highest")
+    return {name: value / unit for name, value in parts.items()} | {
+        "crosstalk": jnp.sum((update(x) - right * own) ** 2) / unit,
+        "lost": jnp.sum(lost**2) / jnp.sum(own**2),
+        "predicted": dot / jnp.sqrt(jnp.sum(own**2) * jnp.maximum(unit + total + 2 * right * along, 1e-30)),
+        "alignment": metrics.cosine(update(x), own),
+        "centred": metrics.cosine(update(middle), centred),
+    }
+
+
+def _expected(x, gain, signal, off, arriving: int):
+    """E‖c‖² part by part, and E g·c. Squares of means are less what a mean of so many steps has by chance."""
+    steps = x.shape[0]
+    mean_h = jnp.sum((jnp.matmul(gain.T, x, precision="highest") / steps) ** 2, axis=1)
+    mean_d = jnp.mean(signal, axis=0) ** 2
+    unbiased = lambda square, mean: (square - mean) * steps / (steps - 1)  # noqa: E731
+    var_h = unbiased(jnp.mean(gain**2 * jnp.sum(x**2, axis=1, keepdims=True), axis=0), mean_h)
+    var_d = unbiased(jnp.mean(signal**2, axis=0), mean_d)
+    mean_h, mean_d = mean_h - var_h / steps, mean_d - var_d / steps
+    by_signal, by_write = jnp.sum(off, axis=1), jnp.sum(off, axis=0)
+    values = (
+        jnp.sum(mean_d * mean_h) * jnp.sum(off) ** 2,
+        jnp.sum(var_d * mean_h) * jnp.sum(by_signal**2),
+        jnp.sum(mean_d * var_h) * jnp.sum(by_write**2),
+        jnp.sum(var_d * var_h) * jnp.sum(off**2),
+    )
+    along = jnp.sum(mean_h * (var_d + arriving * mean_d)) * jnp.sum(by_signal)
+    along += jnp.sum(mean_d * var_h) * jnp.sum(by_write[:arriving])
+    return dict(zip(PARTS, values, strict=True)), along
+
+
+run = partial(vision.run, conditions, course=Course)
+
+
+def select(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a kernel and layer: its parts and cosines, means over seeds, and the `accuracy` that it trains to."""
+    metrics_of = (*PARTS, "crosstalk", "lost", "predicted", "alignment", "centred")
+    last = rows["step"] == rows.groupby("run")["step"].transform("max")
+    trained = rows.loc[(rows["trace"] == "backprop") & (rows["metric"] == "test_accuracy"), "run"].unique()
+    own = rows[last & rows["run"].isin(trained) & rows["metric"].isin(metrics_of) & (rows["trace"] != "backprop")]
+    key = ["trace", "order", "peak_s", "layer"]
+    table = own.pivot_table(index=key, columns="metric", values="value").reset_index()
+    ends = tables.finals(rows)
+    accuracy = 100 * ends.groupby(["trace", "order", "peak_s"])["value"].mean().rename("accuracy")
+    table["expected"] = table[list(PARTS)].sum(axis=1)
+    return table.join(accuracy, on=["trace", "order", "peak_s"])
+
+
+def name_of(kernel) -> str:
+    """A kernel in words."""
+    name = tables.label(kernel["trace"], kernel["order"])
+    return f"{name}, τ {kernel['peak_s']:g} s" if kernel["trace"] == "ET" else name
+
+
+def report(rows: pd.DataFrame, options: Options) -> list[Path]:
+    """Prints the table and writes the figure, of the first layer."""
+    frame = select(rows)
+    first = frame[frame["layer"] == "layers.0"].sort_values("accuracy")
+    columns = (*PARTS, "crosstalk", "lost", "predicted", "alignment", "centred", "accuracy")
+    head = ["first layer", *columns]
+    body = [(name_of(row), [f"{row[c]:.3g}" for c in columns]) for row in first.to_dict("records")]
+    title = f"Squares relative to the signal's, cosines and accuracy, {tables.settings(tables.finals(rows))}"
+    print(tables.text(title, head, body, width=18))
+    for layer, own in frame.groupby("layer"):
+        own = own[own["expected"] > 0]
+        ratio = np.exp(np.abs(np.log(own["expected"] / own["crosstalk"])).mean())
+        error = np.abs(own["predicted"] - own["alignment"])
+        ranks = own[["expected", "alignment", "accuracy"]].rank().corr()["accuracy"]
+        print(
+            f"{layer}: crosstalk predicted within a factor of {ratio:.2f}, the cosine within {error.mean():.3f} "
+            f"(at most {error.max():.3f}); rank correlation of accuracy with predicted crosstalk "
+            f"{ranks['expected']:.2f}, with the measured cosine {ranks['alignment']:.2f}"
+        )
+    return draw(frame, first, rows, options.folder)
+
+
+def draw(frame: pd.DataFrame, first: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> list[Path]:
+    """Parts of the update's error by kernel; predicted against measured cosines, and accuracy."""
+    size = dict(width=plots.PAGE_WIDTH, height=1.2 + 0.16 * len(first), width_ratios=(1.5, 1, 1))
+    with plots.figure(1, 3, **size) as (figure, axes):
+        bars, squares, trained = axes[0]
+        mean = (first["expected"] - first["variance"]).clip(lower=0)  # an estimate, which may be below 0 where it is 0
+        bars.barh(range(len(first)), mean, color="#56B4E9", label="mean crosstalk, predicted")
+        bars.barh(
+            range(len(first)), first["variance"], left=mean, color="#D55E00", label="variance crosstalk, predicted"
+        )
+        bars.plot(first["crosstalk"], range(len(first)), "k|", markersize=6, label="measured")
+        bars.set_yticks(range(len(first)), [name_of(row) for row in first.to_dict("records")], fontsize=6)
+        bars.set(xscale="symlog", xlabel="square of the error / of the signal, first layer")
+        for key, style in plots.styles(tables.traces(frame)).items():
+            own, dot = tables.of_trace(frame, key), dict(color=style["color"], marker=style["marker"], linestyle="")
+            squares.loglog(own["expected"], own["crosstalk"], **dot)
+            top = tables.of_trace(first, key)
+            trained.semilogx(top["expected"], top["accuracy"], **dot)
+        ends = [frame.loc[frame["expected"] > 0, "expected"].min(), frame["expected"].max()]
+        squares.plot(ends, ends, color="#999999", linewidth=0.7, zorder=1)
+        squares.set(xlabel="predicted square of the crosstalk", ylabel="measured, all layers")
+        trained.set(xlabel="predicted, first layer", ylabel="test accuracy (%)")
+        note = f"{tables.settings(tables.finals(rows))}. Error of the update at the weights that backprop ends with."
+        return plots.save(figure, folder, "crosstalk", note, bars, 2)

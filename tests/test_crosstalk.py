@@ -1,0 +1,82 @@
+"""The parts of an update: predicted from means and variances, and measured."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from experiment import copied, output_of, require_same_pictures
+
+import cetsim
+from cetsim import CascadingTrace, FixedDelay
+from experiments import crosstalk
+
+
+def test_factors_and_update_are_those_of_the_rule():
+    """Of an attached model's gradient, and the plain gradient of what arrives."""
+    rng = np.random.default_rng(0)
+    model = cetsim.nn.mlp((5, 6, 4, 3), key=jax.random.key(0))
+    x, labels = jnp.asarray(rng.normal(size=(20, 5))), jnp.asarray(rng.integers(0, 3, 20))
+    trace, late = CascadingTrace(4, 0.8, readout="balanced"), 4
+
+    def loss(model, weights):
+        logits = jax.vmap(model, axis_name="time")(x)
+        return -jnp.mean(weights * jax.nn.log_softmax(logits)[jnp.arange(20), labels])
+
+    update = eqx.filter_grad(lambda m: loss(cetsim.attach(m, trace, FixedDelay(0.8), form="preactivation"), 1.0))(model)
+    truth = eqx.filter_grad(lambda m: loss(m, jnp.arange(20) < 16))(model)
+    found = crosstalk.by_layer(model, x, labels, trace.weights(jnp.arange(20)), late, "preactivation")
+    right = trace.weights(late)
+    for name, layer in cetsim.metrics.alignment(update, truth).items():
+        np.testing.assert_allclose(found["alignment"][name], layer, rtol=1e-9)
+        index = int(name.rpartition(".")[2])
+        theirs, own = update.layers[index].weight, right * truth.layers[index].weight
+        wanted = jnp.sum((theirs - own) ** 2) / jnp.sum(own**2)
+        np.testing.assert_allclose(found["crosstalk"][name], wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("readout", ["last", "balanced"])
+def test_the_prediction_is_the_mean_over_random_stretches(readout):
+    """Of independent activity and errors, both with means; the expected square and its parts' sum, at 6 sigma."""
+    trace, late, steps = CascadingTrace(6, 2.0, readout=readout), 10, 40
+    weights, means = trace.weights(jnp.arange(steps)), np.array([0.3, -0.2, 0.5])
+
+    def stretch(key):
+        keys = jax.random.split(key, 3)
+        x = jnp.abs(jax.random.normal(keys[0], (steps, 7)))
+        gain = (jax.random.uniform(keys[1], (steps, 3)) < 0.6) * 1.0
+        signal = means + jax.random.normal(keys[2], (steps, 3))
+        parts = crosstalk.split(x, gain, signal, weights, late)
+        own = weights[late] ** 2 * jnp.sum(((signal * gain)[: steps - late].T @ x[: steps - late]) ** 2)
+        return jnp.stack([parts["crosstalk"] * own, sum(parts[part] for part in crosstalk.PARTS) * own])
+
+    found = np.asarray(jax.jit(jax.vmap(stretch))(jax.random.split(jax.random.key(1), 4000)))
+    difference = found[:, 0] - found[:, 1]
+    assert abs(difference.mean()) < 6 * difference.std() / np.sqrt(len(found))
+    assert found[:, 0].mean() > 0
+
+
+def test_a_delay_line_has_no_crosstalk():
+    rng = np.random.default_rng(2)
+    x, gain, signal = (jnp.asarray(rng.normal(size=(12, n))) for n in (4, 3, 3))
+    found = crosstalk.split(x, gain, signal, jnp.zeros(12).at[5].set(1.0), 5)
+    assert [float(found[part]) for part in crosstalk.PARTS] == [0.0] * 4
+    for name in ("predicted", "alignment", "centred"):
+        assert float(found[name]) == pytest.approx(1.0)
+    assert float(found["lost"]) > 0
+
+
+def test_the_experiment_predicts_and_draws(tmp_path):
+    small = ("--orders", "4", "--balanced", "4", "--contrasts", "4", "--delay", "2", "--steps", "2", "--seeds", "1")
+    text = output_of("crosstalk", *small, "--hidden", "6", "--out", tmp_path)
+    assert "layers.0: crosstalk predicted within a factor of" in text
+    rows = pd.read_csv(tmp_path / "crosstalk" / "results.csv")
+    own = rows[rows["metric"] == "predicted"]
+    assert own["layer"].nunique() == 2
+    assert set(zip(own["trace"], own["order"], strict=True)) == {
+        *(("ET", 1), ("CET", 4), ("balanced", 4), ("CET - ET", 4), ("delay line", 0))
+    }
+    again = copied(tmp_path / "crosstalk", tmp_path / "again")
+    output_of("crosstalk", "--plot-only", "--out", again.parent)
+    require_same_pictures(tmp_path / "crosstalk", again)
