@@ -41,6 +41,20 @@ def test_example_of_events_runs():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
 
+def test_example_of_sharper_traces_runs():
+    """The balanced readout remembers its delay, and less of what lies around it than the plain cascade."""
+    names = {}
+    (source,) = (source for source in EXAMPLES if "balanced" in source)
+    for example in (EXAMPLES[0], source):
+        exec(compile(example, "README.md", "exec"), names)
+    lags = np.arange(200)
+    plain, sharp, contrast = (np.asarray(names[name].weights(lags)) for name in ("trace", "sharp", "contrast"))
+    assert sharp.argmax() == plain.argmax() == 20
+    np.testing.assert_allclose(sharp[20], plain[20], rtol=1e-6)
+    assert abs(sharp.sum()) < 0.2 * plain.sum()
+    assert abs(contrast.sum()) < 1e-2
+
+
 def test_example_of_rewards_strengthens_what_earned_them():
     """The output unit's bias, whose activity is always 1, goes the way of the rewards that arrive."""
     names = {}
@@ -84,7 +98,7 @@ def test_whole_runs_in_a_batch_end_within_the_spread_of_seeds_of_those_alone(tmp
 
 
 def test_every_example_is_run():
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
 
 
 def test_no_placeholder_is_left():
