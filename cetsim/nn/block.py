@@ -1,5 +1,6 @@
 """A layer and its activation, learning through traces."""
 
+import functools
 from collections.abc import Callable
 
 import equinox as eqx
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import wadler_lindig as wl
 
 from cetsim import display, streams
+from cetsim.nn.conv_gradient import learnable
 from cetsim.nn.synapse import TIME, NonTrainable, Synapses, learn_from_traces, place_in_time, why_nothing_arrives
 from cetsim.streams import StreamState
 
@@ -126,12 +128,12 @@ class TracedBlock(eqx.Module):
             raise ValueError("a model attached with boundary='carry' runs inside `streaming_value_and_grad`")
         x, past = jax.lax.stop_gradient(x), None
         if state is not None:
-            past = self.affine
+            past = functools.partial(learnable, self.affine)
             for _ in range(state.axes + 1):
                 past = jax.vmap(past)
             past = past(_as_input(self.affine, state.x)).astype(z.dtype)
         warning = why_nothing_arrives(self.synapses, jax.lax.psum(1, TIME))
-        z = self.affine(x)
+        z = learnable(self.affine, x)
         synapses = self.synapses.with_constants()
         return learn_from_traces(warning, z, past, activity, below, derivative, x, state, synapses, m)
 
