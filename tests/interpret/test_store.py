@@ -37,6 +37,11 @@ class Tokens(eqx.Module):
         return self.pool(jax.vmap(self.embed)(x[None] * jnp.arange(1.0, 6)[:, None]).mean(0))
 
 
+def store_dtype():
+    """Of a model made here."""
+    return jnp.zeros(()).dtype
+
+
 def store_bytes():
     """Of a number, which a model made under x64 has 8 of."""
     return jnp.zeros(()).dtype.itemsize
@@ -75,7 +80,7 @@ def test_tokens_by_type(tokens, kept, tmp_path):
 
 def test_images_have_a_vector_a_pixel(tmp_path):
     model = eqx.nn.Sequential([eqx.nn.Conv2d(1, 3, 2, key=jax.random.key(0)), eqx.nn.Lambda(lambda x: x.sum((1, 2)))])
-    images = X.reshape(50, 1, 2, 2).repeat(2, axis=2)
+    images = X.reshape(50, 1, 2, 2).repeat(2, axis=2).astype(store_dtype())
     store = si.record(tmp_path / "a", model, "layers.0", images, axis=0)
     each = jax.vmap(model.layers[0])(jnp.asarray(images))
     np.testing.assert_allclose(store.array("layers.0"), jnp.moveaxis(each, 1, -1).reshape(-1, 3), rtol=1e-5, atol=1e-6)
