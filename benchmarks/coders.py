@@ -11,6 +11,7 @@ norm of 1.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -77,22 +78,23 @@ def theirs(folder: Path) -> None:
 
     x = torch.tensor(np.load(folder / "activations.npy"))
     scale = float(x.pow(2).sum(1).mean().sqrt())
-    for kind, trainer in zip(KINDS, (TopKTrainer, BatchTopKTrainer), strict=True):
-        for k in KS:
-            for seed in SEEDS:
-                rows = torch.tensor(np.load(folder / f"rows-{seed}.npy").astype(np.int64))
-                steps, start = SETTINGS["steps"], time.perf_counter()
-                one = trainer(
-                    steps=steps, activation_dim=x.shape[1], dict_size=SETTINGS["latents"], k=k, layer=0, lm_name="-",
-                    lr=RATE, warmup_steps=SETTINGS["warmup"], decay_start=round((1 - SETTINGS["decay"]) * steps),
-                    threshold_beta=1 - 1 / HORIZON, threshold_start_step=HORIZON, seed=seed, device="cpu",
-                )  # fmt: skip
-                one.dead_feature_threshold = SETTINGS["dead_after"]
-                for step in range(steps):
-                    one.update(step, x[rows[step]] / scale)
-                one.ae.scale_biases(scale)
-                keep_theirs(folder, kind, k, seed, one.ae)
-                print(kind, k, seed, f"{time.perf_counter() - start:.1f} s", flush=True)
+    trainers = dict(zip(KINDS, (TopKTrainer, BatchTopKTrainer), strict=True))
+    for seed, k, kind in itertools.product(SEEDS, KS, KINDS):  # seed by seed: a part of them compares too
+        if (folder / f"theirs-{kind}-{k}-{seed}.npz").exists():
+            continue
+        rows = torch.tensor(np.load(folder / f"rows-{seed}.npy").astype(np.int64))
+        steps, start = SETTINGS["steps"], time.perf_counter()
+        one = trainers[kind](
+            steps=steps, activation_dim=x.shape[1], dict_size=SETTINGS["latents"], k=k, layer=0, lm_name="-",
+            lr=RATE, warmup_steps=SETTINGS["warmup"], decay_start=round((1 - SETTINGS["decay"]) * steps),
+            threshold_beta=1 - 1 / HORIZON, threshold_start_step=HORIZON, seed=seed, device="cpu",
+        )  # fmt: skip
+        one.dead_feature_threshold = SETTINGS["dead_after"]
+        for step in range(steps):
+            one.update(step, x[rows[step]] / scale)
+        one.ae.scale_biases(scale)
+        keep_theirs(folder, kind, k, seed, one.ae)
+        print(kind, k, seed, f"{time.perf_counter() - start:.1f} s", flush=True)
 
 
 def keep_theirs(folder: Path, kind: str, k: int, seed: int, ae) -> None:

@@ -44,6 +44,7 @@ __all__ = [
 from cetsim.interpret.coder import Coder
 from cetsim.interpret.crosscoder import Crosscoder, latent_scaling
 from cetsim.interpret.evaluation import Evaluation, cross_entropies, evaluate, quality, recovered
+from cetsim.interpret.formats import load_coder, load_prisma, load_saelens, save_coder
 from cetsim.interpret.sparsity import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from cetsim.interpret.store import Activations, record
 from cetsim.interpret.training import CoderRun, CoderState, Hyperparameters, Settings
@@ -65,7 +66,11 @@ __all__ += [
     "cross_entropies",
     "evaluate",
     "latent_scaling",
+    "load_coder",
+    "load_prisma",
+    "load_saelens",
     "quality",
     "record",
     "recovered",
+    "save_coder",
 ]

@@ -85,7 +85,7 @@ class Coder(eqx.Module):
 
         **Raises:** ValueError for vectors of another width.
         """
-        return self.sparsity.activate(self.preactivation(x), self.b_enc, self.own, self.norms, self.threshold)
+        return self.sparsity.activate(self.preactivation(x), self.b_enc, self.own, 1.0, self.threshold)
 
     def decode(self, f: Float[Array, "... latents"], x=None) -> Float[Array, "... outputs"]:
         """x̂, what latents stand for.
@@ -110,7 +110,10 @@ class Coder(eqx.Module):
         return self.decode(self.encode(x), x)
 
     def unit(self) -> "Coder":
-        """The same function with decoder rows of norm 1; latents are as many times as large. A row of 0 stays."""
+        """The same with decoder rows of norm 1, and latents as many times as large; a row of 0 stays.
+
+        A `TopK` or `BatchTopK` then chooses by z ‖d‖, no longer by z: another function where norms differ.
+        """
         n = jnp.where(self.norms > 0, self.norms, 1)
         scaled = dict(W_dec=self.W_dec / n[:, None], W_enc=self.W_enc * n, b_enc=self.b_enc * n)
         return with_fields(self, own=self.sparsity.rescaled(self.own, n), **scaled)

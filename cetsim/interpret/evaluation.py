@@ -21,7 +21,7 @@ from cetsim.interpret.capture import capture, edited
 from cetsim.interpret.coder import Coder
 from cetsim.interpret.crosscoder import Crosscoder
 from cetsim.interpret.edits import Set
-from cetsim.interpret.store import Activations
+from cetsim.interpret.store import Activations, as_seen
 
 DENSE = 0.1  # share of vectors above which a latent is dense
 
@@ -141,7 +141,7 @@ def cross_entropies(coder: Coder, model, x, labels, mean, *state, sites=None, ax
         entropy = optax.softmax_cross_entropy_with_integer_labels
         return {name: entropy(own, label) for name, own in logits.items()}, jnp.abs(logits["clean"]).max()
 
-    losses, largest = jax.vmap(one)(x, labels)
+    losses, largest = jax.vmap(one)(as_seen(x, model), labels)
     return jax.tree.map(lambda own: own.sum(0), losses) | {"largest": largest.max()}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cetsim import checks
@@ -209,6 +210,13 @@ def digest(model) -> str:
     return found.hexdigest()[:16]
 
 
+def as_seen(x, model):
+    """Floats, bytes and booleans in the precision of the model's weights; other whole numbers (tokens) as they are."""
+    floats = [leaf.dtype for leaf in jax.tree.leaves(model) if eqx.is_inexact_array(leaf)]
+    is_image = jnp.issubdtype(x.dtype, jnp.floating) or x.dtype in (jnp.uint8, jnp.bool_)
+    return x.astype(max(floats, key=lambda dtype: jnp.finfo(dtype).bits)) if is_image and floats else x
+
+
 def vectors(value, axis: int | None):
     """The vectors of a site's value of one example, `[tokens, width]`.
 
@@ -218,7 +226,7 @@ def vectors(value, axis: int | None):
         raise ValueError(f"`axis` must say along which axis of {list(value.shape)} vectors lie (0 for channels first)")
     if value.ndim == 0:
         raise ValueError("a site must say at least a vector, got one number")
-    value = jax.numpy.moveaxis(value, -1 if axis is None or value.ndim == 1 else axis, -1)
+    value = jnp.moveaxis(value, -1 if axis is None or value.ndim == 1 else axis, -1)
     return value.reshape(-1, value.shape[-1])
 
 
@@ -229,7 +237,7 @@ def _program(model, sites, axis, state):
 
     @jax.jit
     def run(x):
-        values = jax.vmap(lambda one: captured(one, *state)[1])(x)
+        values = jax.vmap(lambda one: captured(one, *state)[1])(as_seen(x, model))
         return {name: jax.vmap(lambda v: vectors(v, axis))(value) for name, value in values.items()}
 
     return run

@@ -1,0 +1,27 @@
+"""The code of docs/interpret-coders.md runs, one piece after the other, and does what the text around it says."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+PAGE = (Path(__file__).parents[2] / "docs" / "interpret-coders.md").read_text()
+
+
+def test_the_guide(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for source in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(source, "interpret-coders.md", "exec"), names)
+    found = names["found"].values
+    assert found["explained_variance"] > 0.6
+    assert found["loss_recovered"] > 0.8
+    assert found["l0"] <= 8
+    x = np.asarray(names["test"].array("layers.1"))
+    np.testing.assert_array_equal(names["again"](x), names["coder"](x))
+    assert len(names["table"].runs) == 4
+    assert np.all((names["shared"] >= 0) & (names["shared"] <= 1))
+    assert "layers.1" in capsys.readouterr().out
