@@ -12,8 +12,18 @@ from cetsim.interpret.attribution import (
 )
 from cetsim.interpret.capture import capture, edited
 from cetsim.interpret.edits import ABLATIONS, Ablate, Add, Clamp, Set, Splice
+from cetsim.interpret.latents import Latents, collect
 from cetsim.interpret.lens import attention_patterns, direct_logits, logit_lens
+from cetsim.interpret.page import page
 from cetsim.interpret.sites import Site, Sites, sites
+from cetsim.interpret.views import (
+    decoder_images,
+    heat_map,
+    plot_attention,
+    plot_decoder_images,
+    plot_densities,
+    plot_top_images,
+)
 
 __all__ = [
     "ABLATIONS",
@@ -23,6 +33,7 @@ __all__ = [
     "Effects",
     "Estimate",
     "IntegratedGradients",
+    "Latents",
     "Set",
     "Site",
     "Sites",
@@ -32,11 +43,19 @@ __all__ = [
     "attention_patterns",
     "attribution_patching",
     "capture",
+    "collect",
+    "decoder_images",
     "direct_logits",
     "edited",
+    "heat_map",
     "integrated_gradients",
     "logit_lens",
+    "page",
     "path_patching",
+    "plot_attention",
+    "plot_decoder_images",
+    "plot_densities",
+    "plot_top_images",
     "sites",
 ]
 
