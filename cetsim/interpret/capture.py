@@ -96,30 +96,36 @@ def run(model, edits: dict, names: tuple, stop_at: str | None, args: tuple, kwar
     for site in seen.values():
         if site.fault is not None:
             raise ValueError(site.fault)
-    static = []
+    zeros = {name: jnp.zeros(seen[name].shape, seen[name].dtype) if name in wanted else None for name in places}
+    cells = {name: Cell(value, jnp.zeros((), jnp.float32)) for name, value in zeros.items()}
 
     def call(cells):
-        bound = {
-            name: Bound(name, edits.get(name, ()), seen[name].shape, cells[name], tied=bool(wanted)) for name in places
-        }
-        changes = {place.path: _hook(bound[name]) for name, place in places.items()}
-        output = surgery.update(model, changes)(*args, **kwargs)
-        differentiable, rest = eqx.partition(output, eqx.is_inexact_array)
+        changes = {}
+        for name, place in places.items():
+            bound = Bound(name, edits.get(name, ()), seen[name].shape, cells[name], tied=bool(wanted))
+            changes[place.path] = _hook(bound)
+        return surgery.update(model, changes)(*args, **kwargs)
+
+    output, rest, cells = _run_with_cells(call, cells)
+    values = {name: cells[name].value for name in wanted}
+    runs = {name: (cell.runs, name in wanted) for name, cell in cells.items()}
+    output, values = _each_ran_once((output if stop_at is None else values[stop_at], values), runs)
+    return (eqx.combine(output, rest) if stop_at is None else output), {name: values[name] for name in names}
+
+
+def _run_with_cells(call: Callable, cells: dict):
+    """The arrays that `call(cells)` returns, the rest of what it returns, and the cells with what came out in them."""
+    static = []
+
+    def split(cells):
+        differentiable, rest = eqx.partition(call(cells), eqx.is_inexact_array)
         arrays, other = eqx.partition(rest, eqx.is_array)
         static.append(other)
         return differentiable, arrays
 
-    zeros = {name: jnp.zeros(seen[name].shape, seen[name].dtype) if name in wanted else None for name in places}
-    cells = {name: Cell(value, jnp.zeros((), jnp.float32)) for name, value in zeros.items()}
-    differentiable, pull, arrays = jax.vjp(call, cells, has_aux=True)
+    differentiable, pull, arrays = jax.vjp(split, cells, has_aux=True)
     (cells,) = pull(jax.tree.map(jnp.zeros_like, differentiable))
-    values = {name: cells[name].value for name in wanted}
-    output = eqx.combine(differentiable, arrays) if stop_at is None else values[stop_at]
-    runs = {name: (cell.runs, name in wanted) for name, cell in cells.items()}
-    output, values = _each_ran_once((output, values), runs)
-    if stop_at is None:
-        output = eqx.combine(output, static[-1])
-    return output, {name: values[name] for name in names}
+    return eqx.combine(differentiable, arrays), static[-1], cells
 
 
 def _each_ran_once(results, runs: dict):
