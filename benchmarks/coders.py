@@ -34,7 +34,7 @@ def train(folder: Path, data_dir: str | None) -> None:
     import equinox as eqx
     import jax
 
-    from cetsim import data, nn, save, train
+    from cetsim import data, load, nn, save, train
     from cetsim import interpret as si
     from cetsim.interpret.order import batch_rows
 
@@ -42,11 +42,14 @@ def train(folder: Path, data_dir: str | None) -> None:
     images = data.load("mnist", data_dir)
     x, test_x = (part.reshape(len(part), -1) for part in (images.train_x, images.test_x))
     make = lambda key: nn.mlp((784, 512, 512, 10), key=key)  # noqa: E731
-    run = train.SupervisedRun(make, x, images.train_y, train.Settings(steps=2000))
-    state, _ = eqx.filter_jit(run.advance)(run.init(train.backprop(1e-3), jax.random.key(0)), 2000)
-    print({name: float(value) for name, value in run.evaluate(state, test_x, images.test_y).items()})
-    model = eqx.combine(state.params, make(jax.random.key(0)))
-    save(folder / "model.eqx", model)
+    if (folder / "model.eqx").exists():
+        model = load(folder / "model.eqx", make(jax.random.key(0)))
+    else:
+        run = train.SupervisedRun(make, x, images.train_y, train.Settings(steps=2000))
+        state, _ = eqx.filter_jit(run.advance)(run.init(train.backprop(1e-3), jax.random.key(0)), 2000)
+        print({name: float(value) for name, value in run.evaluate(state, test_x, images.test_y).items()})
+        model = eqx.combine(state.params, make(jax.random.key(0)))
+        save(folder / "model.eqx", model)
     stores = {name: si.record(folder / name, model, SITE, own) for name, own in (("train", x), ("test", test_x))}
     np.save(folder / "activations.npy", stores["train"].array(SITE))
     settings = si.Settings(**SETTINGS, horizon=HORIZON)
@@ -55,19 +58,15 @@ def train(folder: Path, data_dir: str | None) -> None:
             jax.numpy.arange(settings.steps)
         )
     )
-    for kind in KINDS:
-        coders = si.CoderRun(stores["train"], getattr(si, kind)(8), settings, inputs=SITE)
-        advance = eqx.filter_jit(coders.advance)
-        for k in KS:
-            for seed in SEEDS:
-                hyper = si.Hyperparameters(RATE, getattr(si, kind)(k))
-                state = coders.init(hyper, jax.random.key(seed))
-                np.save(folder / f"rows-{seed}.npy", orders(state.order))
-                start = time.perf_counter()
-                state, _ = advance(state, settings.steps)
-                coder = coders.coder(state)
-                keep(folder, "ours", kind, k, seed, coder.W_enc, coder.b_enc, coder.W_dec, coder.b_dec, coder.threshold)
-                print(kind, k, seed, f"{time.perf_counter() - start:.1f} s", flush=True)
+    runs = {kind: si.CoderRun(stores["train"], getattr(si, kind)(8), settings, inputs=SITE) for kind in KINDS}
+    advances = {kind: eqx.filter_jit(run.advance) for kind, run in runs.items()}
+    for seed, k, kind in itertools.product(SEEDS, KS, KINDS):
+        state = runs[kind].init(si.Hyperparameters(RATE, getattr(si, kind)(k)), jax.random.key(seed))
+        np.save(folder / f"rows-{seed}.npy", orders(state.order))
+        start = time.perf_counter()
+        coder = runs[kind].coder(advances[kind](state, settings.steps)[0])
+        keep(folder, "ours", kind, k, seed, coder.W_enc, coder.b_enc, coder.W_dec, coder.b_dec, coder.threshold)
+        print(kind, k, seed, f"{time.perf_counter() - start:.1f} s", flush=True)
 
 
 def theirs(folder: Path) -> None:

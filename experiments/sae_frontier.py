@@ -231,6 +231,7 @@ def _losses(run, model, buffers, mean, axis, state, x, labels):
 
 def measured(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a coder, with what was measured of it; loss recovered is of the whole test set's losses."""
+    rows = rows[rows["metric"].str.startswith("test_")]
     wide = rows.pivot_table(index=["run", "site", "kind", "strength", "seed"], columns="metric", values="value")
     wide = wide.rename(columns=lambda name: name.removeprefix("test_")).reset_index()
     gap = wide["loss_zero"] - wide["loss_clean"]

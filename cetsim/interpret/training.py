@@ -1,6 +1,6 @@
 """Training coders: a run is `init`, `advance` and `evaluate`, pure in (hyperparameters, key).
 
-    loss = mean_batch ‖y - ŷ‖² + penalty + aux
+    loss = (mean_batch ‖y - ŷ‖² + penalty)/d + aux,   d the width of y, which is its mean squared norm
 
 Vectors are scaled so that their mean squared norm is their width, and the scale is folded into the weights of the coder
 that comes out. Decoder rows are kept at norm 1: the gradient along them is taken out, and rounding put right after each
@@ -292,6 +292,8 @@ class CoderRun(eqx.Module):
         if activity.gate is not None:
             frozen = jax.lax.stop_gradient(coder)
             value = value + _squares(jax.tree.map(jnp.subtract, target, frozen.decode(activity.gate, read)))
+        # In units of the mean squared norm, so that the weight of aux-k and the clipping do not depend on the width.
+        value = value / sum(leaf.shape[-1] for leaf in jax.tree.leaves(target))
         if coder.sparsity.revives and self.settings.aux > 0:
             left = jax.lax.stop_gradient(error)
             value = value + self.settings.aux * jax.lax.cond(

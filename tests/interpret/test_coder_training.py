@@ -40,14 +40,14 @@ def test_losses_and_gradients_are_those_of_numpy(kind, some_dead):
     rest = eqx.filter(coder, weights_of(coder), inverse=True)
     (value, _), grads = jax.value_and_grad(run._loss, has_aux=True)(trained(coder), rest, (x,), jnp.asarray(dead))
     numbers = {"l": float(getattr(kind, "l1", getattr(kind, "l0", 0.0))), "k": int(getattr(kind, "k", 0))}
-    numbers |= {"bandwidth": float(getattr(kind, "bandwidth", 0.0)), "aux": 1 / 32}
+    numbers |= {"bandwidth": float(getattr(kind, "bandwidth", 0.0)), "aux": 8 / 32}  # all is divided by the width, 8
     revived = dead if kind.revives else None
     name = type(kind).__name__
     expected, slopes = oracle.loss_and_gradients(name, oracle.arrays(coder), np.asarray(x), dead=revived, **numbers)
-    np.testing.assert_allclose(value, expected, rtol=1e-10)
+    np.testing.assert_allclose(value, expected / 8, rtol=1e-10)
     for field, slope in slopes.items():
         own = grads.own[field] if field in grads.own else getattr(grads, field)
-        np.testing.assert_allclose(own, slope, rtol=1e-8, atol=1e-10, err_msg=field)
+        np.testing.assert_allclose(own, slope / 8, rtol=1e-8, atol=1e-10, err_msg=field)
 
 
 def test_dead_latents_are_revived_by_what_is_left():
