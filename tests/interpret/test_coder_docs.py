@@ -20,7 +20,7 @@ def test_the_guide(tmp_path, monkeypatch, capsys):
     assert found["explained_variance"] > 0.6
     assert found["loss_recovered"] > 0.8
     assert found["l0"] <= 8
-    x = np.asarray(names["test"].array("layers.1"))
+    x = names["jnp"].asarray(names["test"].array("layers.1"))
     np.testing.assert_array_equal(names["again"](x), names["coder"](x))
     assert len(names["table"].runs) == 4
     assert np.all((names["shared"] >= 0) & (names["shared"] <= 1))
