@@ -107,7 +107,7 @@ def plot_densities(latents: Latents):
 
     **Raises:** ImportError without matplotlib.
     """
-    figure = extras.require("matplotlib.figure", extra="experiments").Figure(figsize=(5, 3), layout="constrained")
+    figure = extras.require("matplotlib.figure", extra="interpret").Figure(figsize=(5, 3), layout="constrained")
     axis, alive = figure.subplots(), latents.frequency[~latents.dead]
     if alive.size:
         axis.hist(np.log10(alive), bins=40, color="tab:blue")
@@ -191,7 +191,7 @@ def _gridded(tokens: np.ndarray, grid: tuple[int, int] | None, skip: int) -> np.
 
 def _sheet(rows: int, columns: int, inches: float):
     """A figure and its axes, `[rows, columns]`, without ticks."""
-    figure = extras.require("matplotlib.figure", extra="experiments").Figure(
+    figure = extras.require("matplotlib.figure", extra="interpret").Figure(
         figsize=(inches * columns + 0.2, (inches + 0.2) * rows), layout="constrained"
     )
     axes = figure.subplots(rows, columns, squeeze=False)
