@@ -19,6 +19,16 @@ def largest_of_rows(scores: Float[Array, "batch latents"], k) -> Float[Array, "b
     return _bisected(scores, k, lambda enough: enough.sum(axis=1, keepdims=True))
 
 
+def above_others_of_rows(scores: Float[Array, "batch latents"], k) -> Float[Array, "batch 1"]:
+    """A bound that exactly the k largest scores of each row reach; where others equal the k-th, the k-th itself.
+
+    Found sooner than the k-th largest: a row is done when so many reach a bound.
+
+    **Arguments:** as of `largest_of_rows`.
+    """
+    return _bisected(scores, k, lambda enough: enough.sum(axis=1, keepdims=True), any_bound=True)
+
+
 def largest_of_all(scores: Float[Array, "batch latents"], k) -> Float[Array, "1 1"]:
     """The k-th largest of all scores, or the smallest above 0 where fewer than k are above 0.
 
@@ -28,7 +38,7 @@ def largest_of_all(scores: Float[Array, "batch latents"], k) -> Float[Array, "1 
     return _bisected(scores, k, lambda enough: enough.sum(axis=1).sum()[None, None])
 
 
-def _bisected(scores, k, count):
+def _bisected(scores, k, count, any_bound: bool = False):
     # What is left is that `low` has at least k above or at it (or is the smallest there is), and `high` fewer.
     kind = _BITS[scores.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(scores, kind)
@@ -38,8 +48,10 @@ def _bisected(scores, k, count):
     def halve(bounds):
         low, high = bounds
         middle = low + (high - low) // 2
-        enough = count(bits >= middle) >= k
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+        reach = count(bits >= middle)
+        enough = reach >= k
+        top = jnp.where(reach == k, middle + 1, high) if any_bound else high
+        return jnp.where(enough, middle, low), jnp.where(enough, top, middle)
 
     low, _ = jax.lax.while_loop(lambda bounds: jnp.any(bounds[1] - bounds[0] > 1), halve, (low, high))
     return jax.lax.bitcast_convert_type(low, scores.dtype)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cetsim import checks
-from cetsim.interpret.selection import largest_of_all, largest_of_rows
+from cetsim.interpret.selection import above_others_of_rows, largest_of_all
 
 
 class Activity(NamedTuple):
@@ -81,7 +81,7 @@ class ReLU(AbstractSparsity):
     def train(self, z, b_enc, own, norms) -> Activity:
         """See `AbstractSparsity`."""
         f = jax.nn.relu(z)
-        return Activity(f, self.l1.astype(f.dtype) * (f @ norms).mean(), _none(f))
+        return Activity(f, self.l1.astype(f.dtype) * (f * norms).sum(-1).mean(), _none(f))
 
     def activate(self, z, b_enc, own, norms, threshold):
         """See `AbstractSparsity`."""
@@ -106,13 +106,13 @@ class TopK(AbstractSparsity):
 
     def train(self, z, b_enc, own, norms) -> Activity:
         """See `AbstractSparsity`."""
-        f, smallest = _kept(jax.nn.relu(z), norms, lambda scores: largest_of_rows(scores, self.k))
-        return Activity(f, jnp.zeros((), f.dtype), smallest)
+        f, _ = _kept(jax.nn.relu(z), norms, lambda scores: above_others_of_rows(scores, self.k))
+        return Activity(f, jnp.zeros((), f.dtype), _none(f))
 
     def activate(self, z, b_enc, own, norms, threshold):
         """See `AbstractSparsity`."""
         rows = z.reshape(-1, z.shape[-1])
-        return _kept(jax.nn.relu(rows), norms, lambda scores: largest_of_rows(scores, self.k))[0].reshape(z.shape)
+        return _kept(jax.nn.relu(rows), norms, lambda scores: above_others_of_rows(scores, self.k))[0].reshape(z.shape)
 
     def check(self, latents: int) -> None:
         """See `AbstractSparsity`."""
@@ -133,7 +133,8 @@ class BatchTopK(TopK):
     def train(self, z, b_enc, own, norms) -> Activity:
         """See `AbstractSparsity`."""
         f, smallest = _kept(jax.nn.relu(z), norms, lambda scores: largest_of_all(scores, self.k * len(z)))
-        return Activity(f, jnp.zeros((), f.dtype), smallest)
+        silent = jnp.all(f == 0)
+        return Activity(f, jnp.zeros((), f.dtype), jnp.where(silent, jnp.nan, smallest[0, 0]))
 
     def activate(self, z, b_enc, own, norms, threshold):
         """See `AbstractSparsity`."""
@@ -206,7 +207,7 @@ class Gated(AbstractSparsity):
     def train(self, z, b_enc, own, norms) -> Activity:
         """See `AbstractSparsity`."""
         gate = jax.nn.relu(z)
-        penalty = self.l1.astype(z.dtype) * (gate @ norms).mean()
+        penalty = self.l1.astype(z.dtype) * (gate * norms).sum(-1).mean()
         return Activity(self.activate(z, b_enc, own, norms, None), penalty, _none(z), gate)
 
     def activate(self, z, b_enc, own, norms, threshold):
@@ -252,13 +253,10 @@ def _boxcar(u):
 
 
 def _kept(f, norms, smallest_of):
-    """The latents whose scores f ‖d‖ are not below the smallest to be kept, and that score, of rows their mean."""
+    """The latents whose scores f ‖d‖ are above 0 and not below the smallest to be kept, and that score."""
     scores = jax.lax.stop_gradient(f * norms)
     smallest = smallest_of(scores)
-    kept = (scores >= smallest) & (scores > 0)
-    any_kept = scores.max(axis=-1, keepdims=True) > 0 if smallest.shape[0] > 1 else scores.max() > 0
-    mean = jnp.mean(smallest, where=jnp.broadcast_to(any_kept, smallest.shape))  # nan where all is silent
-    return jnp.where(kept, f, 0), mean
+    return jnp.where(scores >= smallest, f, 0), smallest  # which is above 0
 
 
 def _none(like):

@@ -280,7 +280,7 @@ class CoderRun(eqx.Module):
         coder = eqx.combine(weights, rest)
         read, target = (x, x) if self.joint else (x[0], x[-1])
         z = coder.preactivation(read)
-        norms = coder.norms if self.joint else jnp.ones_like(coder.b_enc)  # rows have norm 1
+        norms = coder.norms if self.joint else 1.0  # rows have norm 1
         activity = coder.sparsity.train(z, coder.b_enc, coder.own, norms)
         f = activity.latents
         error = jax.tree.map(jnp.subtract, target, coder.decode(f, read))
