@@ -132,7 +132,7 @@ def compare(folder: Path, data_dir: str | None, out: Path) -> None:
         rows.append({"whose": whose, "sparsity": kind, "k": int(k), "seed": int(seed)} | values)
     table = pd.DataFrame(rows).sort_values(["sparsity", "k", "whose", "seed"])
     out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / "results.csv", index=False, float_format="%.6g")
+    table.to_csv(out / "quality.csv", index=False, float_format="%.6g")
     shown = ["explained_variance", "l0", "dead", "loss_recovered"]
     print(table.groupby(["sparsity", "k", "whose"])[shown].mean().round(4).to_string())
 
