@@ -70,7 +70,10 @@ def test_float32(order, delay, read, peaked):
     peak = float(make(order, delay, read, peaked).weights(delay))
     with jax.enable_x64(False):
         trace = make(order, delay, read, peaked)
-        host, traced = jax.jit(lambda l: trace.weights(l))(lags), jax.jit(lambda t, l: t.weights(l))(trace, lags)
+        # Compiled as users have it: the rounding of unoptimised programs differs, and is 1.3e-4 at order 64.
+        as_users = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
+        compiled = lambda weights: jax.jit(weights, compiler_options=as_users)  # noqa: E731
+        host, traced = compiled(lambda l: trace.weights(l))(lags), compiled(lambda t, l: t.weights(l))(trace, lags)
         steps = jnp.zeros(min(3 * delay + 60, 12_000)).at[0].set(1.0)
         stepped = jax.jit(lambda e: jax.lax.scan(lambda state, e: trace.step(state, e), trace.init(()), e)[1])(steps)
     for found in (host, traced):
