@@ -165,14 +165,14 @@ def mean_alignment(
 ) -> Float[Array, ""]:
     """Cosine between a trace's update and the true gradient, averaged over layers and the stretches that come next."""
     tuned = with_peak(state, rule.order, log_peak)
-    cosines = jax.lax.map(lambda stretch: run.alignment(tuned, *stretch), coming(run, state, rule.stretches))
+    cosines = jax.lax.map(lambda stretch: run.alignment(tuned, *stretch), vision.coming(run, state, rule.stretches))
     return jnp.mean(jnp.stack(list(cosines.values())))
 
 
 def loss_after(run: SupervisedRun, rule: Condition, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
     """Loss that `rule.horizon` updates with a trace of that peak lead to, on the stretches that come after them."""
     after, _ = run.advance(with_peak(state, rule.order, log_peak), rule.horizon)
-    x, labels = coming(run, after, rule.stretches)
+    x, labels = vision.coming(run, after, rule.stretches)
     return run.evaluate(after, x.reshape(-1, *x.shape[2:]), labels.reshape(-1))["loss"]
 
 
@@ -180,13 +180,6 @@ def with_peak(state: TrainState, order: int, log_peak: Float[Array, ""]) -> Trai
     """The state with a cascade of that peak as its tabulated trace."""
     trace = CascadingTrace(order, jnp.exp(log_peak), DT).tabulate(STRETCH)
     return eqx.tree_at(lambda state: state.hyper.trace.taps, state, trace.taps)
-
-
-def coming(run: SupervisedRun, state: TrainState, stretches: int) -> tuple[Array, Array]:
-    """Images and labels of the stretches that the network sees next, `[stretches, batch, ...]`."""
-    shown, batch = run.settings.shown, run.settings.batch
-    frames = shown.frames(state.order, run.labels, state.step, stretches, batch)
-    return shown.show(frames, run.x, run.labels)
 
 
 # What is run.

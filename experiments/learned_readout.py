@@ -31,13 +31,11 @@ from jaxtyping import Array, Float
 
 from cetsim import sweep
 from cetsim.traces import CascadingTrace
-from experiments import crosstalk
-from experiments.common import checks, plots, tables, vision
+from experiments.common import checks, crosstalk, plots, tables, vision
 from experiments.common.checks import DT, STRETCH
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import hyperparameters
 from experiments.common.options import Gate, Vision
-from experiments.learned_delay import coming
 
 METHODS = ("alignment", "crosstalk", "perturbation")
 RULE = ("trace", "order", "delay_s", "method", "learn_every", "step_size", "stretches", "horizon", "perturbation")
@@ -149,13 +147,13 @@ def objective(run, rule: Condition, state, readout) -> Float[Array, ""]:
         layers = jnp.stack(list(parts[rule.method].values()))
         return -jnp.mean(layers) if rule.method == "alignment" else jnp.mean(jnp.log(layers))
 
-    return jnp.mean(jax.lax.map(of_stretch, coming(run, state, rule.stretches)))
+    return jnp.mean(jax.lax.map(of_stretch, vision.coming(run, state, rule.stretches)))
 
 
 def loss_after(run, rule: Condition, state, readout) -> Float[Array, ""]:
     """Loss that `rule.horizon` updates with a readout lead to, on the stretches that come after them."""
     after, _ = run.advance(with_readout(state, rule, readout), rule.horizon)
-    x, labels = coming(run, after, rule.stretches)
+    x, labels = vision.coming(run, after, rule.stretches)
     return run.evaluate(after, x.reshape(-1, *x.shape[2:]), labels.reshape(-1))["loss"]
 
 

@@ -10,7 +10,7 @@ from experiment import copied, output_of, require_same_pictures
 
 import cetsim
 from cetsim import CascadingTrace, FixedDelay
-from experiments import crosstalk
+from experiments.common import crosstalk
 
 
 def test_factors_and_update_are_those_of_the_rule():

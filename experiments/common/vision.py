@@ -18,7 +18,7 @@ import pandas as pd
 
 from cetsim import data, nn, sweep
 from cetsim.presentation import Presentation
-from cetsim.train import Settings, SupervisedRun
+from cetsim.train import Settings, SupervisedRun, TrainState
 from experiments.common import tables
 from experiments.common.checks import DT, STRETCH, UserError
 from experiments.common.conditions import Condition, at_rates, changed
@@ -276,3 +276,10 @@ def describe(condition: Condition) -> str:
     told = ("trace", "order", "delay_s", "error_gate", "seed", "learning_rate", "layers")
     more = [f"{name.removesuffix('_s').replace('_', ' ')} {v}" for name, v in special.items() if name not in told]
     return ", ".join([where, *more])
+
+
+def coming(run: SupervisedRun, state: TrainState, stretches: int) -> tuple[jax.Array, jax.Array]:
+    """Images and labels of the stretches that the network sees next, `[stretches, batch, ...]`."""
+    shown, batch = run.settings.shown, run.settings.batch
+    frames = shown.frames(state.order, run.labels, state.step, stretches, batch)
+    return shown.show(frames, run.x, run.labels)
