@@ -126,8 +126,8 @@ def gamma_cdf(order: int, x: Float[Array, "..."]) -> Float[Array, "..."]:
     below, above = jnp.clip(x, 0.0, order), jnp.maximum(x, order)
     terms = 20 + 9 * math.isqrt(order)  # what is left out is below float64's rounding
     # A loop, since its terms written out were most of what XLA compiled of a network.
-    series = jax.lax.fori_loop(0, terms, lambda i, sum: 1.0 + sum * below / (order + terms - i), jnp.ones_like(x))
-    fraction = jax.lax.fori_loop(1, order, lambda k, sum: 1.0 + sum * k / above, jnp.ones_like(x))
+    series = jax.lax.fori_loop(0, terms, lambda i, total: 1.0 + total * below / (order + terms - i), jnp.ones_like(x))
+    fraction = jax.lax.fori_loop(1, order, lambda k, total: 1.0 + total * k / above, jnp.ones_like(x))
     return jnp.where(x < order, poisson(order, below) * series, 1.0 - poisson(order - 1, above) * fraction)
 
 

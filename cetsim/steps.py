@@ -4,7 +4,6 @@ Steps are integers wherever they can be. In floats, of whatever activity is kept
 on in bfloat16, from 2,049 in float16, from 2^24 + 1 (28 minutes at 0.1 ms) in float32.
 """
 
-import contextlib
 import functools
 
 import equinox as eqx
@@ -26,7 +25,7 @@ def wider(*dtypes):
 
 def constant(value, dtype=float) -> Array:
     """The value as an array, which stays known in a program that is being traced if it is known now."""
-    with contextlib.nullcontext() if checks.is_traced(value) else jax.ensure_compile_time_eval():
+    with checks.once(value):
         return jnp.asarray(value, dtype=dtype)
 
 

@@ -205,10 +205,8 @@ class SupervisedRun(eqx.Module):
         **Raises:** ValueError for `x` and `labels` that `SupervisedRun` would refuse, where they are not traced.
         """
         x = _as_seen(checks.require_examples(x, fetch=False), state.params)
-        checks.require_labels(labels, len(x))
         model = eqx.nn.inference_mode(eqx.combine(state.params, self._template()))
-        logits = jax.vmap(lambda x: model(x, *_arguments(state.buffers)))(x)
-        logits = logits if _is_empty(state.buffers) else logits[0]
+        logits, _ = _logits(model, x, state.buffers)
         labels = checks.require_labels(labels, len(x), logits.shape[-1])
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
         measured = {"accuracy": metrics.accuracy(logits, labels), "loss": loss}

@@ -48,7 +48,7 @@ from experiments.common import checks, plots, tables, vision
 from experiments.common.checks import DT, STRETCH
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import hyperparameters
-from experiments.common.options import Gate, Vision
+from experiments.common.options import Learned
 
 BOUNDS = math.log(DT), math.log((STRETCH - 1) * DT)  # of the logarithm of a peak in seconds
 BAND = 0.1  # of the delay, around it
@@ -64,7 +64,7 @@ _SHORT, _LONG = dict(marker="^", linestyle="-"), dict(marker="v", linestyle=(0, 
 
 
 @dataclass(frozen=True)
-class Options(Gate, Vision):
+class Options(Learned):
     """The peak of a cascade, learned from the task while the network learns.
 
     The peak starts wrong, and every --learn-every updates it moves towards where the network would learn better. Two
@@ -76,8 +76,6 @@ class Options(Gate, Vision):
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in a quarter of an hour."""
-    learning_rates: tuple[float, ...] = (1e-3,)
-    """Peak learning rate of the network, one: it is not chosen here."""
     delay: float = 2.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s; what the peak should come to."""
     order: int = 10
@@ -86,35 +84,17 @@ class Options(Gate, Vision):
     """Where the peak starts, in multiples of the delay."""
     methods: tuple[Literal["alignment", "perturbation"], ...] = ("alignment", "perturbation")
     """Ways to tell in which direction to move the peak."""
-    learn_every: int = 10
-    """Updates of the network between two steps of the peak."""
     step_size: float = 0.15
     """Relative change of the peak in the first step; later ones are scaled by all slopes so far (AdaGrad)."""
-    stretches: int = 4
-    """Stretches of 128 images, those that come next, over which the cosine or the loss is averaged."""
-    horizon: int = 10
-    """Updates that perturbation tries before it looks at the loss."""
     perturbation: float = 0.2
     """Relative distance of the longer and the shorter peak that are tried, above 0 and below 1."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.require("network", self.network == "mlp", "mlp here", self.network)
-        checks.require(
-            "learning_rates", len(self.learning_rates) == 1, "one: it is not chosen here", self.learning_rates
-        )
         checks.require("order", 2 <= self.order <= 64, "2 to 64", self.order)
-        checks.delays("delay", (self.delay,), "reset")
         checks.each("starts", self.starts, lambda v: v > 0 and v != 1, "above 0 and not 1, which is always there")
         checks.peaks("starts", self.starts, (self.delay,), "reset")
-        checks.names("methods", self.methods)
-        checks.counts(self, "learn_every", "stretches", "horizon")
-        for name in ("step_size", "perturbation"):
-            checks.require(name, 0 < getattr(self, name) < 1, "above 0 and below 1", getattr(self, name))
-        checks.require(
-            "learn_every", self.learn_every <= self.steps, f"at most --steps, {self.steps}", self.learn_every
-        )
 
 
 PRESETS = {

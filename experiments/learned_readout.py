@@ -35,7 +35,7 @@ from experiments.common import checks, crosstalk, plots, tables, vision
 from experiments.common.checks import DT, STRETCH
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import hyperparameters
-from experiments.common.options import Gate, Vision
+from experiments.common.options import Learned
 
 METHODS = ("alignment", "crosstalk", "perturbation")
 RULE = ("trace", "order", "delay_s", "method", "learn_every", "step_size", "stretches", "horizon", "perturbation")
@@ -49,7 +49,7 @@ _STYLES = {  # by trace and how its readout is learned
 
 
 @dataclass(frozen=True)
-class Options(Gate, Vision):
+class Options(Learned):
     """The readout of a cascade's stages, learned from the task while the network learns.
 
     It starts at the last stage, and every --learn-every updates of the network it moves. alignment and crosstalk know
@@ -59,8 +59,6 @@ class Options(Gate, Vision):
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in a quarter of an hour."""
-    learning_rates: tuple[float, ...] = (1e-3,)
-    """Peak learning rate of the network, one: it is not chosen here."""
     delay: float = 4.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s."""
     order: int = 10
@@ -71,26 +69,13 @@ class Options(Gate, Vision):
     """Updates of the network between two steps of the readout."""
     step_size: float = 0.1
     """Change of each stage's part in the first step, the readout's length being 1."""
-    stretches: int = 4
-    """Stretches of 128 images, those that come next, over which what should fall is averaged."""
-    horizon: int = 10
-    """Updates that perturbation tries before it looks at the loss."""
     perturbation: float = 0.1
     """Distance, in each stage, of the readouts that are tried, above 0 and below 1."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.require("network", self.network == "mlp", "mlp here", self.network)
-        one = len(self.learning_rates) == 1
-        checks.require("learning_rates", one, "one: it is not chosen here", self.learning_rates)
         checks.require("order", 3 <= self.order <= 64, "3 to 64", self.order)
-        checks.delays("delay", (self.delay,), "reset")
-        checks.names("methods", self.methods)
-        checks.counts(self, "learn_every", "stretches", "horizon")
-        for name in ("step_size", "perturbation"):
-            checks.require(name, 0 < getattr(self, name) < 1, "above 0 and below 1", getattr(self, name))
-        checks.require("learn_every", self.learn_every <= self.steps, f"at most {self.steps} steps", self.learn_every)
 
 
 PRESETS = {

@@ -94,7 +94,8 @@ def adding(folder: str, name: str, count: str) -> None:
     for index in range(int(count)):
         own = [f"{name}-{index}-{part}" for part in range(2)]
         records.add([{"schema": 2, "hash": key, "config": {}, "columns": {"x": padding}, "rows": []} for key in own])
-        print(index, flush=True)
+        sys.stdout.write(f"{index}\n")  # one write, so that a kill leaves no half of a line
+        sys.stdout.flush()
 
 
 def holding(folder: str, shard: str) -> None:
@@ -117,7 +118,8 @@ def sweep(folder: str, pause: str = "0", die: str = "", runs: str = "16") -> Non
 
     def watch(what, slots, step):
         if float(pause) and what == "advance":
-            print(step, flush=True)
+            sys.stdout.write(f"{step}\n")
+            sys.stdout.flush()
             time.sleep(float(pause))
 
     Walk.watch, Walk.room = watch, SIZE

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cetsim"
 # From the bottom up. A module imports from rows before its own only, not from siblings in its row. The files
 # of a package such as nn count as one module. The top-level __init__ gathers public names from all.
 LAYERS = (
-    ("checks", "extras"),
+    ("checks", "extras", "files"),
     ("data_files", "steps"),
     ("tiny_imagenet", "display"),
     ("kernels", "data", "metrics", "presentation", "events"),

@@ -12,7 +12,8 @@ import pytest
 from kill_victim import Victims
 from programs import recorded
 
-from cetsim.sweep.files import SCHEMA, digest, write_atomic
+from cetsim.files import write_atomic
+from cetsim.sweep.files import SCHEMA, digest
 from cetsim.sweep.locks import claimed
 from cetsim.sweep.records import Records
 

@@ -14,7 +14,7 @@ import pytest
 from test_records import TABLE, old, record, write_lines
 
 from cetsim import sweep
-from cetsim.sweep.files import write_atomic
+from cetsim.files import write_atomic
 from cetsim.sweep.records import Records, parse_cell
 
 pytestmark = pytest.mark.slow

@@ -1,7 +1,6 @@
 """Coders on disk: our own files, and those of SAELens and Prisma."""
 
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 
 from cetsim import checks
 from cetsim.extras import require
+from cetsim.files import write_atomic
 from cetsim.interpret import torch_file
 from cetsim.interpret.coder import Coder, with_fields
 from cetsim.interpret.crosscoder import Crosscoder
@@ -37,10 +37,7 @@ def save_coder(path, coder: Coder | Crosscoder) -> None:
     about["sparsity"] = {"kind": type(coder.sparsity).__name__} | numbers
     arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
     packed = require("safetensors.numpy", extra="interpret").save(arrays, {"cetsim": json.dumps(about)})
-    path = Path(path)
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_bytes(packed)
-    os.replace(beside, path)
+    write_atomic(Path(path), packed)
 
 
 def load_coder(path) -> Coder | Crosscoder:

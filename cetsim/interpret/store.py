@@ -8,7 +8,6 @@ No more is held in memory than a shard of each site, and while reading a batch.
 import hashlib
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cetsim import checks
+from cetsim.files import write_atomic
 from cetsim.interpret.capture import capture
 
 SCHEMA = 1
@@ -287,7 +287,7 @@ def _claimed(folder: Path, about: dict) -> Path:
                 f"{folder} holds a recording with another {', '.join(differing)}: choose another folder, or remove it"
             )
         return folder
-    _put(described, json.dumps(about, indent=1).encode())
+    write_atomic(described, json.dumps(about, indent=1))
     return folder
 
 
@@ -325,14 +325,4 @@ def _write(path: Path, array: np.ndarray) -> None:
     free, need = shutil.disk_usage(path.parent).free, array.nbytes
     if free < need:
         raise OSError(f"{path.parent} has no room for a shard of {need:,} bytes, only {free:,}")
-    _put(path, np.ascontiguousarray(array).data)
-
-
-def _put(path: Path, content) -> None:
-    """Puts a file in place in one step: whoever comes after a crash sees all of it or none."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomic(path, lambda file: file.write(np.ascontiguousarray(array).data))

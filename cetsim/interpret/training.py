@@ -31,8 +31,11 @@ from cetsim.interpret.store import Activations
 class Hyperparameters(eqx.Module):
     """What may differ between coders of one program.
 
-    **Arguments:** `learning_rate`: of Adam, above 0; None for 2e-4 / √(latents / 2¹⁴). `sparsity`: its numbers may
-    differ, its kind gives another program; None for the run's. `site`: which of the run's `inputs`, by number.
+    **Arguments:**
+
+    - `learning_rate`: of Adam, above 0; None for 2e-4 / √(latents / 2¹⁴).
+    - `sparsity`: its numbers may differ, its kind gives another program; None for the run's.
+    - `site`: which of the run's `inputs`, by number.
 
     **Raises:** ValueError for an argument outside its range.
     """
@@ -54,12 +57,20 @@ class Hyperparameters(eqx.Module):
 class Settings:
     """What is compiled into a program.
 
-    **Fields:** `steps`: of a whole run. `latents`: their number. `batch`: vectors of a step. `warmup`: steps in which
-    the learning rate rises. `decay`: share of the run at whose end it falls to 0. `clip`: largest global norm of a
-    gradient. `aux`: weight of the aux-k loss. `dead_after`: vectors after which a latent that was not active is dead.
-    `horizon`: steps over which the threshold of a BatchTopK is averaged; None for a tenth of the run, at most 1,000.
-    `beta2`: of Adam. `skip`: whether a transcoder has a linear way past its latents. `memory`: bytes up to which
-    vectors are held on the device; more are read from the store, a batch at a time.
+    **Fields:**
+
+    - `steps`: of a whole run.
+    - `latents`: their number.
+    - `batch`: vectors of a step.
+    - `warmup`: steps in which the learning rate rises.
+    - `decay`: share of the run at whose end the learning rate falls to 0.
+    - `clip`: largest global norm of a gradient.
+    - `aux`: weight of the aux-k loss.
+    - `dead_after`: vectors after which a latent that was not active is dead.
+    - `horizon`: steps over which the threshold of a BatchTopK is averaged; None for a tenth of the run, at most 1,000.
+    - `beta2`: of Adam.
+    - `skip`: whether a transcoder has a linear way past its latents.
+    - `memory`: bytes up to which vectors are held on the device; more are read from the store, a batch at a time.
 
     **Raises:** ValueError for an argument outside its range.
     """
@@ -222,8 +233,8 @@ class CoderRun(eqx.Module):
             state.hyper, coder, optimizer, silent, smallest, averaged, state.order, state.step + 1,
             state.diverged | ~jnp.isfinite(value),
         )  # fmt: skip
-        told = {"loss": value, "unexplained": seen["unexplained"], "l0": seen["l0"]}
-        return after, told | {"dead": jnp.mean(dead.astype(value.dtype))}
+        metrics = {"loss": value, "unexplained": seen["unexplained"], "l0": seen["l0"]}
+        return after, metrics | {"dead": jnp.mean(dead.astype(value.dtype))}
 
     def coder(self, state: CoderState) -> Coder | Crosscoder:
         """The coder of vectors as they are in the store, and in the network."""

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from cetsim import checks
+from cetsim.files import write_atomic
 from cetsim.nn.block import TracedBlock, blocks, plain_layer
 from cetsim.nn.synapse import NonTrainable
 
@@ -32,11 +33,7 @@ def save(path_or_file, model) -> None:
     if not isinstance(path_or_file, str | os.PathLike):
         _write(path_or_file, model)
         return
-    path = Path(path_or_file)
-    beside = path.with_name(f"{path.name}.part")
-    with open(beside, "wb") as file:
-        _write(file, model)
-    os.replace(beside, path)
+    write_atomic(Path(path_or_file), lambda file: _write(file, model))
 
 
 def load(path_or_file, like):

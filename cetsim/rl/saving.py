@@ -1,7 +1,6 @@
 """Policies and agents in files: arrays by name in one .npz, read back without running any code."""
 
 import json
-import os
 from pathlib import Path
 
 import equinox as eqx
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from cetsim.files import write_atomic
 from cetsim.rl import networks
 from cetsim.rl.agent import AgentState
 from cetsim.rl.policies import Categorical, Gaussian
@@ -95,15 +95,9 @@ def _paths(tree) -> list[str]:
 
 
 def _write(path, header: dict, leaves: list) -> None:
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     arrays = {f"array_{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-    try:
-        with open(part, "wb") as file:
-            np.savez(file, header=np.asarray(json.dumps({"format": 1} | header)), **arrays)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    about = np.asarray(json.dumps({"format": 1} | header))
+    write_atomic(Path(path), lambda file: np.savez(file, header=about, **arrays))
 
 
 def _read(path, kind: str) -> tuple[dict, list[Array]]:

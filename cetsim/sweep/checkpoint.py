@@ -25,8 +25,9 @@ from jax.extend.core import primitives
 from jaxtyping import PyTree
 
 from cetsim import checks
+from cetsim.files import write_atomic
 from cetsim.sweep import provenance
-from cetsim.sweep.files import SCHEMA, flatten, write_atomic
+from cetsim.sweep.files import SCHEMA, flatten
 from cetsim.sweep.grid import plain
 
 KEPT = 2  # the newest, and one to fall back to

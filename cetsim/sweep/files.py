@@ -1,50 +1,10 @@
-"""What records, checkpoints and tables share: files in one step, and names of configs."""
+"""What records, checkpoints and tables share: their schema, names of configs, and errors that say what failed."""
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Iterable
-from pathlib import Path
 
 SCHEMA = 2  # of all that is written; in 1 all records of a sweep were one file
-
-
-def write_atomic(path: Path, content: str | bytes | Iterable[bytes]) -> None:
-    """Puts a file in place in one step: readers, and whoever comes after a crash, see all of it or the old one.
-
-    One process at a time may write a file; what a killed one has left is overwritten by the next.
-
-    **Raises:** OSError if it cannot be written; the old file is then untouched.
-    """
-    content = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a new name last: after a power cut the folder would still have the old one."""
-    if os.name == "nt":  # Windows does not open folders
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # from file systems that do not sync folders
-            raise
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

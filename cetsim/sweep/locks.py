@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cetsim.extras import require
-from cetsim.sweep.files import explained, write_atomic
+from cetsim.files import write_atomic
+from cetsim.sweep.files import explained
 from cetsim.sweep.grid import parse_shard
 from cetsim.sweep.provenance import now
 

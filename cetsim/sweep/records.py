@@ -11,7 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from cetsim.sweep.files import SCHEMA, explained, write_atomic
+from cetsim.files import write_atomic
+from cetsim.sweep.files import SCHEMA, explained
 
 RUNS, OLD_RUNS, TABLE = "runs", "runs.jsonl", "results.csv"
 OF_A_ROW = ("layer", "step", "metric", "value")  # what differs between the rows of one run

@@ -179,6 +179,34 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Learned(Gate, Vision):
+    """Something of a trace that is learned from the task while an MLP learns."""
+
+    learning_rates: tuple[float, ...] = (1e-3,)
+    """Peak learning rate of the network, one: it is not chosen here."""
+    learn_every: int = 10
+    """Updates of the network between two steps of what is learned of the trace."""
+    stretches: int = 4
+    """Stretches of 128 images, those that come next, over which what should fall is averaged."""
+    horizon: int = 10
+    """Updates that perturbation tries before it looks at the loss."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.require("network", self.network == "mlp", "mlp here", self.network)
+        rates = self.learning_rates
+        checks.require("learning_rates", len(rates) == 1, "one: it is not chosen here", rates)
+        checks.delays("delay", (self.delay,), "reset")
+        checks.names("methods", self.methods)
+        checks.counts(self, "learn_every", "stretches", "horizon")
+        for name in ("step_size", "perturbation"):
+            checks.require(name, 0 < getattr(self, name) < 1, "above 0 and below 1", getattr(self, name))
+        most = f"at most --steps, {self.steps}"
+        checks.require("learn_every", self.learn_every <= self.steps, most, self.learn_every)
+
+
+@dataclass(frozen=True)
 class Delays(Stream):
     """Delays of credit, and how images come meanwhile."""
 

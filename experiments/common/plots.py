@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from cetsim.sweep.files import write_atomic
+from cetsim.files import write_atomic
 from experiments.common import tables
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cetsim import sweep
-from cetsim.sweep.files import write_atomic
+from cetsim.files import write_atomic
 from experiments.common.checks import STRETCH, UserError
 from experiments.common.conditions import DEFAULTS, WITHOUT_DELAY
 from experiments.common.options import Files

@@ -92,10 +92,10 @@ VICTIM = """
     import sys, numpy as np, jax, equinox as eqx, time
     from cetsim import interpret as si
     from cetsim.interpret import store
-    put = store._put
+    put = store.write_atomic
     def slow(path, content):
         put(path, content); print(path.name, flush=True); time.sleep(0.05)
-    store._put = slow
+    store.write_atomic = slow
     x = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
     model = eqx.nn.MLP(4, 3, 6, 2, key=jax.random.key(0))
     si.record(sys.argv[1], model, ("layers.0", "layers.1"), x, batch=4, memory=200)
