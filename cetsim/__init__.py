@@ -1,6 +1,6 @@
 """cetsim: learning when credit arrives late, with cascading eligibility traces as exact linear state-space scans."""
 
-from cetsim import credit, data, kernels, metrics, nn, presentation, salience, state_space, streams, sweep, train
+from cetsim import credit, datasets, gates, kernels, metrics, nn, state_space, streams, supervised, sweep
 from cetsim.delays import AbstractDelay, FixedDelay, LayerwiseDelay, RandomDelay
 from cetsim.events import Events
 from cetsim.nn import (
@@ -38,22 +38,21 @@ __all__ = [
     "RandomDelay",
     "attach",
     "credit",
-    "data",
+    "datasets",
     "detach",
+    "gates",
     "kernels",
     "layer_names",
     "load",
     "metrics",
     "nn",
-    "presentation",
-    "salience",
     "save",
     "state_space",
     "streaming_init",
     "streaming_value_and_grad",
     "streams",
     "summary",
+    "supervised",
     "sweep",
-    "train",
 ]
 __version__ = "0.1.0"
