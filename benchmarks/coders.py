@@ -34,19 +34,19 @@ def train(folder: Path, data_dir: str | None) -> None:
     import equinox as eqx
     import jax
 
-    from cetsim import data, load, nn, save, train
+    from cetsim import datasets, load, nn, save, supervised
     from cetsim import interpret as si
     from cetsim.interpret.order import batch_rows
 
     folder.mkdir(parents=True, exist_ok=True)
-    images = data.load("mnist", data_dir)
+    images = datasets.load("mnist", data_dir)
     x, test_x = (part.reshape(len(part), -1) for part in (images.train_x, images.test_x))
     make = lambda key: nn.mlp((784, 512, 512, 10), key=key)  # noqa: E731
     if (folder / "model.eqx").exists():
         model = load(folder / "model.eqx", make(jax.random.key(0)))
     else:
-        run = train.SupervisedRun(make, x, images.train_y, train.Settings(steps=2000))
-        state, _ = eqx.filter_jit(run.advance)(run.init(train.backprop(1e-3), jax.random.key(0)), 2000)
+        run = supervised.SupervisedRun(make, x, images.train_y, supervised.Settings(steps=2000))
+        state, _ = eqx.filter_jit(run.advance)(run.init(supervised.backprop(1e-3), jax.random.key(0)), 2000)
         print({name: float(value) for name, value in run.evaluate(state, test_x, images.test_y).items()})
         model = eqx.combine(state.params, make(jax.random.key(0)))
         save(folder / "model.eqx", model)
@@ -115,11 +115,11 @@ def compare(folder: Path, data_dir: str | None, out: Path) -> None:
     import jax.numpy as jnp
     import pandas as pd
 
-    from cetsim import data, load, nn
+    from cetsim import datasets, load, nn
     from cetsim import interpret as si
     from cetsim.interpret.coder import with_fields
 
-    images = data.load("mnist", data_dir)
+    images = datasets.load("mnist", data_dir)
     x = jnp.asarray(images.test_x.reshape(len(images.test_x), -1))
     model = load(folder / "model.eqx", nn.mlp((784, 512, 512, 10), key=jax.random.key(0)))
     store, rows = si.Activations(folder / "test"), []

@@ -10,7 +10,7 @@ import cetsim
 from benchmarks import programs
 from benchmarks.measure import compiled, interleaved, ratio
 from benchmarks.programs import CNN, MLP, Network
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 
 ORDERS = (1, 2, 6, 10, 20, 64)  # 1 is ET
 BALANCED = (3, 6, 10)  # of cascades of which all stages are read

@@ -101,7 +101,7 @@ def salient(gradient):
     """
     model = MLP.make(jax.random.key(0))
     template = eqx.filter(model, eqx.is_inexact_array, inverse=True)
-    gate = cetsim.salience.QuantileGate(SALIENT)
+    gate = cetsim.gates.QuantileGate(SALIENT)
 
     def step(params, state, x, labels):
         model = eqx.combine(params, template)

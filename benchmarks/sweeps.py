@@ -14,10 +14,10 @@ import cetsim
 from benchmarks import programs
 from benchmarks.costs import figure
 from cetsim import sweep
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from cetsim.sweep import runner
 from cetsim.sweep.checkpoint import Checkpoints
 from cetsim.sweep.training import Trainer
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
 EPOCH = 468  # steps of 128 images, as many as MNIST has
 CONDITIONS = sweep.grid(order=(2, 6, 10, 20), delay=(0.2, 1.0, 4.0, 10.0), seed=range(2))

@@ -2,17 +2,16 @@
 
 from cetsim import (
     credit,
-    data,
+    datasets,
+    gates,
     interpret,
     kernels,
     metrics,
     nn,
-    presentation,
-    salience,
     state_space,
     streams,
+    supervised,
     sweep,
-    train,
 )
 from cetsim.delays import AbstractDelay, FixedDelay, LayerwiseDelay, RandomDelay
 from cetsim.events import Events
@@ -55,23 +54,22 @@ __all__ = [
     "SumTrace",
     "attach",
     "credit",
-    "data",
+    "datasets",
     "detach",
+    "gates",
     "interpret",
     "kernels",
     "layer_names",
     "load",
     "metrics",
     "nn",
-    "presentation",
-    "salience",
     "save",
     "state_space",
     "streaming_init",
     "streaming_value_and_grad",
     "streams",
     "summary",
+    "supervised",
     "sweep",
-    "train",
 ]
 __version__ = "0.1.0"

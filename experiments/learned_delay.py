@@ -42,8 +42,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from cetsim import sweep
+from cetsim.supervised import SupervisedRun, TrainState
 from cetsim.traces import CascadingTrace
-from cetsim.train import SupervisedRun, TrainState
 from experiments.common import checks, plots, tables, vision
 from experiments.common.checks import DT, STRETCH
 from experiments.common.conditions import Condition, set_to_delay

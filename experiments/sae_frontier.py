@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 
-from cetsim import data, interpret, nn, sweep, train
+from cetsim import datasets, interpret, nn, supervised, sweep
 from experiments.common import checks, plots, tables
 from experiments.common.options import Files
 from experiments.common.selection import reported, users_errors
@@ -138,8 +138,8 @@ def train_network(options: Options, dataset) -> Network:
     train_x, test_x = (x.reshape(len(x), -1) if flat else x for x in (dataset.train_x, dataset.test_x))
     sizes = (train_x[0].size, *options.hidden, 10)
     make = (lambda key: nn.mlp(sizes, key=key)) if flat else (lambda key: nn.cnn(key=key))
-    run = train.SupervisedRun(make, train_x, dataset.train_y, train.Settings(steps=options.network_steps))
-    state = run.init(train.backprop(1e-3), jax.random.key(0))
+    run = supervised.SupervisedRun(make, train_x, dataset.train_y, supervised.Settings(steps=options.network_steps))
+    state = run.init(supervised.backprop(1e-3), jax.random.key(0))
     advance, done = eqx.filter_jit(run.advance), 0
     while done < options.network_steps:  # networks with convolutions are slow in a loop on CPU
         steps = options.network_steps if flat else min(5, options.network_steps - done)
@@ -157,7 +157,7 @@ def train_network(options: Options, dataset) -> Network:
 def run(options: Options) -> pd.DataFrame:
     """Trains the network and the coders that are missing; the rows to report."""
     with users_errors():
-        dataset = data.load(options.dataset, options.data_dir)
+        dataset = datasets.load(options.dataset, options.data_dir)
         network = train_network(options, dataset)
         x = dataset.train_x[: options.examples]
         x = x if options.dataset == "cifar10" else x.reshape(len(x), -1)

@@ -10,7 +10,7 @@ import pytest
 from experiment import copied, error_of, output_of, require_same_pictures, tidy
 
 import cetsim
-from cetsim.train import Hyperparameters, Settings, SupervisedRun, backprop
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun, backprop
 from experiments import alignment, behavioral_vision
 from experiments.alignment import PRESETS, Options
 from experiments.common import alignment as cosines

@@ -21,9 +21,9 @@ from worlds import corridor
 import cetsim
 from cetsim import rl
 from cetsim.nn.batch_norm import BatchNorm
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from cetsim.sweep import provenance
 from cetsim.sweep.checkpoint import Checkpoints, CheckpointWarning
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
 pytestmark = pytest.mark.slow
 

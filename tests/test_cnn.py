@@ -42,7 +42,7 @@ import cetsim
 from cetsim import DelayLine, ExponentialTrace
 from cetsim.nn import AvgPool2d, BatchNorm, Conv2d, cnn
 from cetsim.nn.conv import LAYOUTS
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 
 pytestmark = pytest.mark.slow
 

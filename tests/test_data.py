@@ -12,8 +12,8 @@ import numpy as np
 import pooch
 import pytest
 
-from cetsim import data
-from cetsim.data import DataError
+from cetsim import datasets
+from cetsim.datasets import DataError, published
 
 
 def idx(array):
@@ -47,7 +47,7 @@ def cifar10_arrays(sizes=(3, 2, 4, 2, 3, 5), seed=0):
     rng = np.random.default_rng(seed)
     return {
         name: (rng.integers(0, 10, n), rng.integers(0, 256, (n, 3, 32, 32)))
-        for name, n in zip(data._CIFAR10, sizes, strict=True)
+        for name, n in zip(published._CIFAR10, sizes, strict=True)
     }
 
 
@@ -76,10 +76,10 @@ def write_archive(path, contents):
 
 
 def load(name, data_dir):
-    """`data.load`, without the warning that small files are not the published ones."""
+    """`datasets.load`, without the warning that small files are not the published ones."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="not the published content")
-        return data.load(name, data_dir)
+        return datasets.load(name, data_dir)
 
 
 def standardised(x, mean=0.5, sd=0.5):
@@ -118,7 +118,7 @@ def assert_is_cifar10(dataset, arrays):
 
 
 def test_digits():
-    dataset = data.load("digits")
+    dataset = datasets.load("digits")
     assert_types(dataset)
     assert dataset.train_x.shape == (1437, 1, 8, 8)
     assert dataset.test_x.shape == (360, 1, 8, 8)
@@ -130,7 +130,7 @@ def test_digits():
 
 
 def test_digits_are_split_the_same_way_every_time():
-    first, second = data.load("digits"), data.load("digits", data_dir="/none/such")
+    first, second = datasets.load("digits"), datasets.load("digits", data_dir="/none/such")
     for one, other in zip(first[1:], second[1:], strict=True):
         np.testing.assert_array_equal(one, other)
     # Pinned, since results of other runs can only be compared on the same split.
@@ -181,7 +181,7 @@ def test_cifar10_archive_stands_in_for_an_incomplete_folder(tmp_path):
 def test_changed_content_warns_once_and_is_used(tmp_path):
     arrays = write_mnist(tmp_path)
     with pytest.warns(UserWarning, match="not the published content") as caught:
-        assert_is_mnist(data.load("mnist", tmp_path), arrays)
+        assert_is_mnist(datasets.load("mnist", tmp_path), arrays)
     assert len(caught) == 1
     assert all(str(tmp_path / name) in str(caught[0].message) for name in arrays)
 
@@ -189,15 +189,15 @@ def test_changed_content_warns_once_and_is_used(tmp_path):
 def test_changed_cifar10_warns(tmp_path):
     write_archive(tmp_path / "cifar-10-binary.tar.gz", cifar10_bytes(cifar10_arrays()))
     with pytest.warns(UserWarning, match=r"cifar-10-binary\.tar\.gz:test_batch\.bin"):
-        data.load("cifar10", tmp_path)
+        datasets.load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_published_content_does_not_warn(tmp_path, monkeypatch, suffix):
     arrays = write_mnist(tmp_path, lambda name: name + suffix)
     md5 = {name: (hashlib.md5(idx(array)).hexdigest(), "") for name, array in arrays.items()}
-    monkeypatch.setattr(data, "_MNIST", md5)
-    assert_is_mnist(data.load("mnist", tmp_path), arrays)  # warnings are errors here
+    monkeypatch.setattr(published, "_MNIST", md5)
+    assert_is_mnist(datasets.load("mnist", tmp_path), arrays)  # warnings are errors here
 
 
 # Bad input
@@ -205,19 +205,19 @@ def test_published_content_does_not_warn(tmp_path, monkeypatch, suffix):
 
 def test_unknown_name():
     with pytest.raises(ValueError, match="one of digits, mnist, cifar10, tinyimagenet, got 'minst'"):
-        data.load("minst")
+        datasets.load("minst")
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_no_such_folder(tmp_path, name):
     with pytest.raises(DataError, match=r"--data-dir must be an existing folder, got .*nowhere"):
-        data.load(name, tmp_path / "nowhere")
+        datasets.load(name, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("mnist", "t10k-labels-idx1-ubyte"), ("cifar10", "test_batch.bin")])
 def test_empty_folder(tmp_path, name, wanted):
     with pytest.raises(DataError, match=f"must hold .*{wanted}.*; missing: .*{wanted}") as caught:
-        data.load(name, tmp_path)
+        datasets.load(name, tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
@@ -252,14 +252,14 @@ def test_bad_mnist_file(tmp_path, case):
     write_mnist(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name}: .*{message}"):
-        data.load("mnist", tmp_path)  # the warning about checksums does not come on top
+        datasets.load("mnist", tmp_path)  # the warning about checksums does not come on top
 
 
 def test_gz_that_is_not_gzip(tmp_path):
     write_mnist(tmp_path, lambda name: name + ".gz")
     (tmp_path / (IMAGES + ".gz")).write_bytes(b"not gzip at all")
     with pytest.raises(DataError, match=IMAGES + r"\.gz: must be a readable, complete file, got Not a gzipped"):
-        data.load("mnist", tmp_path)
+        datasets.load("mnist", tmp_path)
 
 
 def test_unreadable_file(tmp_path, monkeypatch):
@@ -270,7 +270,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(DataError, match=f"{IMAGES}: must be a readable, complete file, got .*Permission denied"):
-        data.load("mnist", tmp_path)
+        datasets.load("mnist", tmp_path)
 
 
 def test_training_and_test_images_of_different_sizes(tmp_path):
@@ -300,7 +300,7 @@ def test_bad_cifar10_file(tmp_path, case):
     write_cifar10(tmp_path)
     (tmp_path / "data_batch_3.bin").write_bytes(content)
     with pytest.raises(DataError, match=rf"data_batch_3\.bin: .*{message}"):
-        data.load("cifar10", tmp_path)
+        datasets.load("cifar10", tmp_path)
 
 
 def test_bad_archives(tmp_path):
@@ -309,14 +309,14 @@ def test_bad_archives(tmp_path):
     write_archive(path, contents)
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz: must be a complete \.tar\.gz archive, got "):
-        data.load("cifar10", tmp_path)
+        datasets.load("cifar10", tmp_path)
     path.write_bytes(b"<!DOCTYPE html>")
     with pytest.raises(DataError, match=r"must be a complete \.tar\.gz archive, got not a gzip file"):
-        data.load("cifar10", tmp_path)
+        datasets.load("cifar10", tmp_path)
     del contents["data_batch_2.bin"]
     write_archive(path, contents)
     with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz: .*; missing: data_batch_2\.bin$"):
-        data.load("cifar10", tmp_path)
+        datasets.load("cifar10", tmp_path)
 
 
 # Downloads: pooch's own, with a dictionary in place of the network
@@ -343,27 +343,27 @@ def published_mnist(monkeypatch):
     arrays = mnist_arrays()
     files = {name + ".gz": gzip.compress(idx(array), mtime=0) for name, array in arrays.items()}
     md5 = {name: ("", hashlib.md5(files[name + ".gz"]).hexdigest()) for name in arrays}
-    monkeypatch.setattr(data, "_MNIST", md5)
+    monkeypatch.setattr(published, "_MNIST", md5)
     return arrays, files
 
 
-@pytest.mark.parametrize("mirror", data._MNIST_MIRRORS)
+@pytest.mark.parametrize("mirror", published._MNIST_MIRRORS)
 def test_download_mnist_from_either_mirror(web, published_mnist, mirror):
     arrays, files = published_mnist
     web.update({mirror + name: content for name, content in files.items()})
-    assert_is_mnist(data.load("mnist"), arrays)
+    assert_is_mnist(datasets.load("mnist"), arrays)
     web.clear()
-    assert_is_mnist(data.load("mnist"), arrays)  # from the cache
+    assert_is_mnist(datasets.load("mnist"), arrays)  # from the cache
 
 
 def test_download_goes_on_to_the_next_mirror_after_a_wrong_checksum(web, published_mnist):
     arrays, files = published_mnist
-    first, second = data._MNIST_MIRRORS
+    first, second = published._MNIST_MIRRORS
     web.update({first + name: b"garbled" for name in files})
     with pytest.raises(DataError, match="does not match the known hash"):
-        data.load("mnist")
+        datasets.load("mnist")
     web.update({second + name: content for name, content in files.items()})
-    assert_is_mnist(data.load("mnist"), arrays)
+    assert_is_mnist(datasets.load("mnist"), arrays)
 
 
 def test_download_cifar10(web, tmp_path, monkeypatch):
@@ -372,9 +372,9 @@ def test_download_cifar10(web, tmp_path, monkeypatch):
     content = (tmp_path / "made.tar.gz").read_bytes()
     web["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"] = content
     with pytest.raises(DataError, match="does not match the known hash"):
-        data.load("cifar10")
-    monkeypatch.setattr(data, "_CIFAR10_ARCHIVE_MD5", hashlib.md5(content).hexdigest())
-    assert_is_cifar10(data.load("cifar10"), arrays)
+        datasets.load("cifar10")
+    monkeypatch.setattr(published, "_CIFAR10_ARCHIVE_MD5", hashlib.md5(content).hexdigest())
+    assert_is_cifar10(datasets.load("cifar10"), arrays)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_download_cifar10(web, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("web")
 def test_failed_download_says_what_to_do(name, wanted):
     with pytest.raises(DataError) as caught:
-        data.load(name)
+        datasets.load(name)
     message = str(caught.value)
     assert "could not be downloaded" in message
     assert "--data-dir" in message

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from experiment import copied, error_of, output_of, require_same_pictures, tidy, trained
 
-from cetsim import data, sweep
-from cetsim.train import SupervisedRun
+from cetsim import datasets, sweep
+from cetsim.supervised import SupervisedRun
 from experiments import __main__ as entry
 from experiments import behavioral_vision
 from experiments.behavioral_vision import PRESETS, Options
@@ -313,7 +313,7 @@ def random_data(pixels: int = 9):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(160, 1, pixels, 1)).astype(np.float32)
     labels = rng.integers(0, 10, 160).astype(np.int32)
-    return data.Dataset("random", images, labels, images, labels)
+    return datasets.Dataset("random", images, labels, images, labels)
 
 
 def test_a_run_keeps_its_name(tmp_path):

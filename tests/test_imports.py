@@ -15,16 +15,16 @@ PACKAGE = ROOT / "cetsim"
 # of a package such as nn count as one module. The top-level __init__ gathers public names from all.
 LAYERS = (
     ("checks", "extras", "files"),
-    ("data_files", "steps"),
-    ("tiny_imagenet", "display"),
-    ("kernels", "data", "metrics", "presentation", "events"),
-    ("state_space", "salience"),
+    ("steps",),
+    ("display",),
+    ("kernels", "datasets", "metrics", "events"),
+    ("state_space", "gates"),
     ("traces",),
     ("delays",),
     ("credit",),
     ("streams",),
     ("nn",),
-    ("train", "rl"),
+    ("supervised", "rl"),
     ("interpret",),
     ("sweep", "runs"),
     ("__init__",),
@@ -86,13 +86,13 @@ def test_imports_point_down(path):
         ("credit.py", "def f():\n    import cetsim.nn.linear", 1),
         ("credit.py", "from cetsim import CascadingTrace", 1),
         ("credit.py", "from .nn import attach", 1),
-        ("train.py", "from cetsim import rl", 1),
-        ("train.py", "from cetsim.train import other", 0),
+        ("supervised.py", "from cetsim import rl", 1),
+        ("supervised.py", "from cetsim.supervised import other", 0),
         ("nn/linear.py", "from . import conv\nfrom .conv import Conv\nfrom ..credit import adjoint", 0),
-        ("nn/linear.py", "from ..train import run", 1),
-        ("data.py", "import matplotlib.pyplot as plt\nfrom rich import print", 2),
+        ("nn/linear.py", "from ..supervised import run", 1),
+        ("metrics.py", "import matplotlib.pyplot as plt\nfrom rich import print", 2),
         ("sweep/progress.py", "def f():\n    import rich, tyro", 2),
-        ("__init__.py", "from cetsim import sweep, train", 0),
+        ("__init__.py", "from cetsim import supervised, sweep", 0),
     ],
 )
 def test_violations_are_seen(module, source, wrong):
@@ -124,7 +124,7 @@ def settings():
     yield numpy.geterr(), repr(numpy.get_printoptions())
     yield logging.getLogger().level, list(logging.getLogger().handlers), list(warnings.filters)
 before = list(settings())
-import cetsim, cetsim.data
+import cetsim, cetsim.datasets
 assert list(settings()) == before
 """
     run_python(code)

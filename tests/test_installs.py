@@ -129,7 +129,7 @@ def test_every_module_can_be_imported_where_nothing_else_is_installed(bare, tmp_
 MISSING = """
 import sys
 from pathlib import Path
-from cetsim import data, rl, sweep
+from cetsim import datasets, rl, sweep
 from cetsim.sweep import progress
 
 sys.path.append(sys.argv[1])
@@ -140,9 +140,9 @@ for path in ("train/n01/images/n01_0.JPEG", "val/val_annotations.txt", "wnids.tx
     Path(path).write_text("n01" if path == "wnids.txt" else "")
 Path("val/val_annotations.txt").write_text("val_0.JPEG\\tn01\\t0\\t0\\t1\\t1")
 uses = {
-    "sklearn": lambda: data.load("digits"),
-    "pooch": lambda: data.load("mnist"),
-    "PIL": lambda: data.load("tinyimagenet", "."),
+    "sklearn": lambda: datasets.load("digits"),
+    "pooch": lambda: datasets.load("mnist"),
+    "PIL": lambda: datasets.load("tinyimagenet", "."),
     "filelock": lambda: sweep.run("sweep", toy_sweep.CONDITIONS, toy_sweep.DESCENT),
     "pandas": lambda: sweep.Table({}).runs,
     "rich": lambda: progress.Reporter().__enter__(),

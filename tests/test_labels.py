@@ -12,8 +12,8 @@ from wrong_arguments import Tensor, as_column
 
 import cetsim
 from cetsim import metrics
-from cetsim.presentation import Presentation
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
+from cetsim.datasets import InputOrder
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 
 pytestmark = pytest.mark.slow
 
@@ -164,7 +164,7 @@ class TestPrecision:
         assert run.evaluate(state, x, LABELS) == run.evaluate(state, x.astype(float), LABELS)
 
     def test_bytes_are_blended_in_floats(self):
-        settings = dataclasses.replace(SETTINGS, presentation=Presentation(interpolation=3))
+        settings = dataclasses.replace(SETTINGS, input_order=InputOrder(interpolation=3))
         assert_same_run(make_run(BYTES, settings=settings), make_run(BYTES.astype(float), settings=settings))
 
     def test_bytes_into_a_convolution(self):
@@ -193,7 +193,7 @@ class TestImages:
     @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, bool])
     def test_a_blend_of_whole_numbers_is_one_of_floats(self, dtype):
         images = np.random.default_rng(3).integers(0, 200, (20, 2, 3, 5)).astype(dtype)
-        kind = Presentation(interpolation=4, flip=True)
+        kind = InputOrder(interpolation=4, flip=True)
         frames = kind.frames(jax.random.key(1), jnp.arange(20) % 2, 0, 3, 8)
         shown, _ = kind.show(frames, jnp.asarray(images), jnp.arange(20))
         row, following, weight, flip, flip_following = (np.asarray(field)[..., None, None, None] for field in frames)
@@ -204,21 +204,21 @@ class TestImages:
 
     @pytest.mark.parametrize("channels", [1, 3, 4])
     def test_flips_of_images_with_channels_last_are_refused(self, channels):
-        kind, x = Presentation(flip=True), np.ones((EXAMPLES, 8, 6, channels))
+        kind, x = InputOrder(flip=True), np.ones((EXAMPLES, 8, 6, channels))
         message = rf"`flip` needs images \[channel, height, width\], got shape \(8, 6, {channels}\), which looks like"
         with pytest.raises(ValueError, match=message):
-            make_run(x, settings=dataclasses.replace(SETTINGS, presentation=kind))
+            make_run(x, settings=dataclasses.replace(SETTINGS, input_order=kind))
         with pytest.raises(ValueError, match=message):
             kind.show(kind.frames(jax.random.key(0), jnp.asarray(LABELS), 0, 1, 8), jnp.asarray(x), jnp.asarray(LABELS))
 
     @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 6), (3, 4, 4), (2, 3, 5), (16, 4, 4), (8, 8, 8), (1, 1, 2)])
     def test_flips_of_images_with_channels_first_are_taken(self, shape):
-        Presentation(flip=True).check(LABELS, 8, (EXAMPLES, *shape))
+        InputOrder(flip=True).check(LABELS, 8, (EXAMPLES, *shape))
 
     def test_fewer_labels_than_images_cannot_be_shown(self):
-        frames = Presentation().frames(jax.random.key(0), jnp.asarray(LABELS), 0, 1, 8)
+        frames = InputOrder().frames(jax.random.key(0), jnp.asarray(LABELS), 0, 1, 8)
         with pytest.raises(ValueError, match="`x` and `labels` must have one length, got 48 and 47"):
-            Presentation.show.__wrapped__(Presentation(), frames, jnp.asarray(X), jnp.asarray(LABELS[1:]))
+            InputOrder.show.__wrapped__(InputOrder(), frames, jnp.asarray(X), jnp.asarray(LABELS[1:]))
 
 
 @pytest.mark.parametrize("labels", [LABELS[:, None], LABELS[:1], np.eye(CLASSES)[LABELS]])

@@ -11,8 +11,8 @@ import pytest
 from experiment import copied, error_of, output_of, require_same_pictures, trained
 from networks import jit
 
-from cetsim import CascadingTrace, FixedDelay, data, nn
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
+from cetsim import CascadingTrace, FixedDelay, datasets, nn
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from experiments import learned_delay
 from experiments.common import vision
 from experiments.common.conditions import Condition, changed
@@ -33,7 +33,7 @@ def advance(run, state, steps):
 @pytest.fixture(scope="module")
 def small():
     """A run on digits after five updates with a peak at twice the delay of 1 s."""
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     x = digits.train_x.reshape(len(digits.train_x), -1).astype(float)
     run = SupervisedRun(lambda key: nn.mlp((64, 16, 10), key=key), x, digits.train_y, Settings(steps=50))
     trace = CascadingTrace(10, 2.0).tabulate(128)
@@ -208,7 +208,7 @@ def test_a_peak_moves_every_few_updates_whatever_is_measured_in_between(tmp_path
     options = Options(delay=1.0, hidden=(8,), steps=30, learn_every=4, step_size=0.5, methods=("alignment",))
     conditions = [dataclasses.replace(c, learning_rate=1e-3) for (c,) in learned_delay.conditions(options)]
     conditions = [condition for condition in conditions if condition.method != "held"]
-    course = learned_delay.LearningCourse(options, data.load("digits"), "test")
+    course = learned_delay.LearningCourse(options, datasets.load("digits"), "test")
     table = trained(course, conditions, tmp_path, (*vision.STATIC, *learned_delay.RULE), batch=2)
     rows = table.rows[table.rows["metric"] == "learned_peak_s"]
     for start, first in ((0.5, 0.5), (2.0, -0.5)):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import cetsim
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ import pytest
 from experiment import copied, error_of, output_of, require_same_pictures, tidy, trained
 
 import cetsim
-from cetsim import data, metrics
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
+from cetsim import datasets, metrics
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from experiments import random_delay
 from experiments.common import vision
 from experiments.common.conditions import Condition
@@ -124,7 +124,7 @@ def test_a_stream_of_random_delays_runs(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(160, 1, 2, 2)).astype(np.float32), np.arange(160, dtype=np.int32) % 3
     options = Options(mean=0.4, spreads=(0.8,), distributions=("gamma",), hidden=(4,), mode="carry", steps=2)
-    course = vision.Course(options, data.Dataset("random", images, labels, images, labels), "test")
+    course = vision.Course(options, datasets.Dataset("random", images, labels, images, labels), "test")
     condition = replace(random_delay.conditions(options)[-1][0], learning_rate=1e-3)
     table = trained(course, [condition], tmp_path, vision.STATIC)
     assert table.final("diverged") == 0

@@ -12,8 +12,8 @@ from networks import assert_same, jit
 
 import cetsim
 from cetsim import CascadingTrace, DelayLine, Events, FixedDelay, LayerwiseDelay
-from cetsim.salience import NoGate, QuantileGate, RandomGate, RunningGate, ThresholdGate
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
+from cetsim.gates import NoGate, QuantileGate, RandomGate, RunningGate, ThresholdGate
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 
 pytestmark = pytest.mark.slow
 

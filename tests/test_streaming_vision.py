@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from experiment import copied, error_of, output_of, require_same_pictures, tidy, trained
 
-from cetsim import data
+from cetsim import datasets
 from experiments import streaming_vision
 from experiments.common import vision
 from experiments.streaming_vision import PRESETS, Options
@@ -86,7 +86,7 @@ def test_the_gate_closes_on_the_same_images_however_many_there_are_to_an_update(
 
 def test_a_run_of_more_frequent_updates_sees_as_many_images():
     few = np.zeros((256, 1, 2, 2), np.float32), np.arange(256, dtype=np.int32) % 3
-    course = vision.Course(replace(OPTIONS, steps=10), data.Dataset("few", *few, *few), "test")
+    course = vision.Course(replace(OPTIONS, steps=10), datasets.Dataset("few", *few, *few), "test")
     for condition in conditions_of(OPTIONS):
         settings = course.supervised(**{name: getattr(condition, name) for name in vision.STATIC}).settings
         assert settings.steps * settings.batch == 10 * 128
@@ -136,7 +136,7 @@ def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
 
 
 def test_runs_longer_than_the_rarest_class_has_images(capsys, tmp_path):
-    labels = data.load("digits").train_y  # with one learning rate none are held out to choose it
+    labels = datasets.load("digits").train_y  # with one learning rate none are held out to choose it
     rarest = min(range(10), key=lambda kind: np.sum(labels == kind))
     message = error_of(capsys, NAME, "--run-lengths", "1", "200", "--out", tmp_path)
     has = f"got 200 and class {rarest} with {np.sum(labels == rarest)} images"
@@ -183,7 +183,7 @@ def test_a_stream_of_blended_images_with_frequent_updates_runs(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(160, 1, 2, 2)).astype(np.float32), np.arange(160, dtype=np.int32) % 3
     options = replace(OPTIONS, hidden=(4,), steps=2)
-    course = vision.Course(options, data.Dataset("random", images, labels, images, labels), "test")
+    course = vision.Course(options, datasets.Dataset("random", images, labels, images, labels), "test")
     condition = replace(conditions_of(options)[-1], learning_rate=1e-3, interpolation=2, run_length=5)
     assert (condition.mode, condition.update_every) == ("carry", 64)
     table = trained(course, [condition], tmp_path, vision.STATIC)

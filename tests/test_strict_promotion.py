@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import cetsim
-from cetsim import metrics, salience
-from cetsim.presentation import Presentation
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
+from cetsim import gates, metrics
+from cetsim.datasets import InputOrder
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 
 pytestmark = pytest.mark.slow
 
@@ -26,11 +26,11 @@ TRACES = {
     "fir": lambda **_: cetsim.FIRTrace([0.0, 1.0, 0.5]),
 }
 GATES = {
-    "all": lambda: salience.NoGate(),
-    "quantile": lambda: salience.QuantileGate(0.1, "random"),
-    "random": lambda: salience.RandomGate(0.1),
-    "threshold": lambda: salience.ThresholdGate(0.5),
-    "running": lambda: salience.RunningGate(0.1),
+    "all": lambda: gates.NoGate(),
+    "quantile": lambda: gates.QuantileGate(0.1, "random"),
+    "random": lambda: gates.RandomGate(0.1),
+    "threshold": lambda: gates.ThresholdGate(0.5),
+    "running": lambda: gates.RunningGate(0.1),
 }
 X = np.random.default_rng(0).normal(size=(24, 5)).astype(np.float32)
 LABELS = np.arange(24) % 3
@@ -84,14 +84,14 @@ def test_gates(name, x64):
 
 @PRECISIONS
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8])
-def test_presentations(dtype, x64):
+def test_input_orders(dtype, x64):
     images = np.random.default_rng(1).integers(0, 9, (24, 1, 3, 5)).astype(dtype)
 
     def show(kind):
         labels = jnp.asarray(LABELS)
         return kind.show(kind.frames(jax.random.key(0), labels, jnp.zeros((), int), 3, 8), jnp.asarray(images), labels)
 
-    same_in_strict(lambda: Presentation(2, 3, flip=True), show, x64)
+    same_in_strict(lambda: InputOrder(2, 3, flip=True), show, x64)
 
 
 @PRECISIONS

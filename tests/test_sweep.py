@@ -13,11 +13,11 @@ from worlds import corridor
 
 import cetsim
 from cetsim import rl, sweep
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from cetsim.sweep import runner
 from cetsim.sweep import training as user_training
 from cetsim.sweep.records import Records
 from cetsim.sweep.training import Trainer
-from cetsim.train import Hyperparameters, Settings, SupervisedRun
 
 pytestmark = pytest.mark.slow
 

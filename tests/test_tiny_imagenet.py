@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cetsim import data, tiny_imagenet
-from cetsim.data import DataError
+from cetsim import datasets
+from cetsim.datasets import DataError, published, tiny_imagenet
 
 CLASSES = ("n02", "n01", "n03")  # not in alphabetical order, as in the published wnids.txt
 PER_CLASS = 2
@@ -49,10 +49,10 @@ def write(root, classes=CLASSES, per_class=PER_CLASS, test=TEST, boxes=True):
 
 
 def load(folder):
-    """`data.load`, without the warning that small folders are not the published one."""
+    """`datasets.load`, without the warning that small folders are not the published one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not the published")
-        return data.load("tinyimagenet", folder)
+        return datasets.load("tinyimagenet", folder)
 
 
 def standardised(images):
@@ -127,8 +127,8 @@ def test_other_colour_modes_become_rgb(tmp_path, mode):
     dataset = load(tmp_path)
     assert_is(dataset, files)
     if mode == "L":  # equal channels, but for each channel's own sd and mean
-        grey = (dataset.train_x[1] - np.reshape(data._TINY_IMAGENET_MEAN, (3, 1, 1))) / np.reshape(
-            data._TINY_IMAGENET_SD, (3, 1, 1)
+        grey = (dataset.train_x[1] - np.reshape(published._TINY_IMAGENET_MEAN, (3, 1, 1))) / np.reshape(
+            published._TINY_IMAGENET_SD, (3, 1, 1)
         )
         np.testing.assert_allclose(grey, grey[:1].repeat(3, axis=0), atol=1e-5)
 
@@ -136,10 +136,10 @@ def test_other_colour_modes_become_rgb(tmp_path, mode):
 def test_numbers_that_are_not_the_published_ones_warn(tmp_path, monkeypatch):
     files = write(tmp_path)
     with pytest.warns(UserWarning, match=r"got 3 classes, 6 training images and 4 test images") as caught:
-        assert_is(data.load("tinyimagenet", tmp_path), files)
+        assert_is(datasets.load("tinyimagenet", tmp_path), files)
     assert len(caught) == 1
     monkeypatch.setattr(tiny_imagenet, "PUBLISHED", (3, 6, 4))
-    assert_is(data.load("tinyimagenet", tmp_path), files)  # warnings are errors here
+    assert_is(datasets.load("tinyimagenet", tmp_path), files)  # warnings are errors here
 
 
 # Bad input
@@ -147,17 +147,17 @@ def test_numbers_that_are_not_the_published_ones_warn(tmp_path, monkeypatch):
 
 def test_there_is_no_download():
     with pytest.raises(DataError, match=r"--data-dir must be a folder that holds .* unpacked from http.*\.zip"):
-        data.load("tinyimagenet")
+        datasets.load("tinyimagenet")
 
 
 def test_no_such_folder(tmp_path):
     with pytest.raises(DataError, match=r"--data-dir must be an existing folder, got .*nowhere"):
-        data.load("tinyimagenet", tmp_path / "nowhere")
+        datasets.load("tinyimagenet", tmp_path / "nowhere")
 
 
 def test_empty_folder(tmp_path):
     with pytest.raises(DataError, match=r"must hold tiny-imagenet-200/ .*; missing: wnids\.txt$") as caught:
-        data.load("tinyimagenet", tmp_path)
+        datasets.load("tinyimagenet", tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
@@ -207,7 +207,7 @@ def test_bad_image(tmp_path, case, path):
     write(tmp_path)
     (tmp_path / path).write_bytes(content)
     with pytest.raises(DataError, match=f"{path}: {message}"):
-        data.load("tinyimagenet", tmp_path)  # the warning about numbers does not come on top
+        datasets.load("tinyimagenet", tmp_path)  # the warning about numbers does not come on top
 
 
 def test_another_image_format_under_the_name(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from experiment import trained
 
-from cetsim import data
+from cetsim import datasets
 from experiments.behavioral_vision import PRESETS
 from experiments.common import vision
 from experiments.common.conditions import set_to_delay
@@ -65,7 +65,7 @@ def test_the_resnet_runs_on_small_images_of_many_classes(tmp_path):
     labels = (np.arange(images) % 12).astype(np.int32)
     x = rng.normal(size=(images, 3, 4, 4)) + 0.3 * labels[:, None, None, None]
     options = replace(PRESETS["tinyimagenet"], steps=1, selection_steps=1)
-    course = vision.Course(options, data.Dataset("tinyimagenet", x, labels, x[:24], labels[:24]), "test")
+    course = vision.Course(options, datasets.Dataset("tinyimagenet", x, labels, x[:24], labels[:24]), "test")
     condition = set_to_delay(options, "CET", 10, 1.0, error_gate=1e-8, learning_rate=1e-3)
     table = trained(course, [condition], tmp_path, vision.STATIC)
     assert course.network == "ResNet-20"

@@ -11,19 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import cetsim
-from cetsim import data, metrics, nn, rl, salience, train
-from cetsim.presentation import Presentation
+from cetsim import datasets, gates, metrics, nn, rl, supervised
+from cetsim.datasets import InputOrder
 
 TRACE, LATE = cetsim.CascadingTrace(4, 2.0), cetsim.FixedDelay(2.0)
 X, LABELS = np.ones((40, 3), np.float32), np.arange(40) % 2
-DATASET = data.Dataset(
+DATASET = datasets.Dataset(
     "small", X[:, :, None, None], LABELS.astype(np.int32), X[:2, :, None, None], np.zeros(2, np.int32)
 )
-RUN = train.SupervisedRun(lambda key: eqx.nn.MLP(3, 2, 4, 1, key=key), X, LABELS, train.Settings(steps=4, batch=8))
+RUN = supervised.SupervisedRun(
+    lambda key: eqx.nn.MLP(3, 2, 4, 1, key=key), X, LABELS, supervised.Settings(steps=4, batch=8)
+)
 
 
 def split(fraction=0.5, seed=0):
-    return data.split_validation(DATASET, fraction, seed)
+    return datasets.split_validation(DATASET, fraction, seed)
 
 
 def agent(**options):
@@ -47,7 +49,7 @@ def norm(**options):
 
 
 def settings(**options):
-    return train.Settings(**{"steps": 10} | options)
+    return supervised.Settings(**{"steps": 10} | options)
 
 
 # (function, argument, a value that is right, other arguments)
@@ -79,19 +81,19 @@ NUMBERS = [
     (cetsim.LayerwiseDelay.stacked, "per_layer", 2.0, {"layers": 2}),
     (cetsim.LayerwiseDelay.stacked, "dt", 0.5, {"per_layer": 2.0, "layers": 2}),
     (cetsim.LayerwiseDelay.stacked, "max_per_layer", 8.0, {"per_layer": 2.0, "layers": 2}),
-    (salience.QuantileGate, "fraction", 0.5, {}),
-    (salience.RandomGate, "fraction", 0.5, {}),
-    (salience.ThresholdGate, "threshold", 2.0, {}),
-    (salience.ThresholdGate, "room", 0.5, {"threshold": 1.0}),
-    (salience.RunningGate, "fraction", 0.5, {}),
-    (salience.RunningGate, "rate", 0.5, {}),
-    (salience.RunningGate, "start", 2.0, {}),
-    (salience.RunningGate, "room", 0.5, {}),
-    (train.Hyperparameters, "learning_rate", 0.5, {"trace": TRACE, "delay": LATE}),
-    (train.Hyperparameters, "error_gate", 0.5, {"learning_rate": 0.5, "trace": TRACE, "delay": LATE}),
-    (train.Hyperparameters, "weight_decay", 0.5, {"learning_rate": 0.5, "trace": TRACE, "delay": LATE}),
-    (train.backprop, "learning_rate", 0.5, {}),
-    (train.backprop, "dt", 0.5, {"learning_rate": 0.5}),
+    (gates.QuantileGate, "fraction", 0.5, {}),
+    (gates.RandomGate, "fraction", 0.5, {}),
+    (gates.ThresholdGate, "threshold", 2.0, {}),
+    (gates.ThresholdGate, "room", 0.5, {"threshold": 1.0}),
+    (gates.RunningGate, "fraction", 0.5, {}),
+    (gates.RunningGate, "rate", 0.5, {}),
+    (gates.RunningGate, "start", 2.0, {}),
+    (gates.RunningGate, "room", 0.5, {}),
+    (supervised.Hyperparameters, "learning_rate", 0.5, {"trace": TRACE, "delay": LATE}),
+    (supervised.Hyperparameters, "error_gate", 0.5, {"learning_rate": 0.5, "trace": TRACE, "delay": LATE}),
+    (supervised.Hyperparameters, "weight_decay", 0.5, {"learning_rate": 0.5, "trace": TRACE, "delay": LATE}),
+    (supervised.backprop, "learning_rate", 0.5, {}),
+    (supervised.backprop, "dt", 0.5, {"learning_rate": 0.5}),
     (settings, "warmup", 0.5, {}),
     (settings, "floor", 0.5, {}),
     (settings, "clip", 2.0, {}),
@@ -114,8 +116,8 @@ WHOLE = [
     (TRACE.tabulate, "size", 3, {}),
     (cetsim.LayerwiseDelay.stacked, "layers", 3, {"per_layer": 2.0}),
     (cetsim.Events, "steps", 3, {"times": [0, 2]}),
-    (Presentation, "run_length", 3, {}),
-    (Presentation, "interpolation", 3, {}),
+    (InputOrder, "run_length", 3, {}),
+    (InputOrder, "interpolation", 3, {}),
     (settings, "steps", 3, {}),
     (settings, "batch", 3, {}),
     (settings, "window", 3, {}),
@@ -138,7 +140,7 @@ WHOLE = [
 FLAGS = [
     (cetsim.FixedDelay, "keep_late", True, {}),
     (cetsim.RandomDelay, "keep_late", True, {"mean": 2.0, "spread": 1.0}),
-    (Presentation, "flip", True, {}),
+    (InputOrder, "flip", True, {}),
     (rl.Settings, "late_critic", True, {"updates": 3}),
 ]
 # Arguments that may be arrays, one entry a post-neuron.

@@ -41,7 +41,7 @@ class Evaluation(NamedTuple):
 
 
 class Training(NamedTuple):
-    """Training that is pure in (hyperparameters, key), as `cetsim.train.SupervisedRun` and `ActorCriticRun` are.
+    """Training that is pure in (hyperparameters, key), as `cetsim.supervised.SupervisedRun` and `ActorCriticRun` are.
 
     **Fields:**
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from cetsim import salience
+from cetsim import gates
 from cetsim.delays import FixedDelay, LayerwiseDelay, RandomDelay
+from cetsim.supervised import Hyperparameters
 from cetsim.traces import CascadingTrace, DelayLine, DoubleExponentialTrace, ExponentialTrace
-from cetsim.train import Hyperparameters
 from experiments.common.checks import DT, STRETCH
 from experiments.common.conditions import Condition
 
@@ -77,17 +77,17 @@ def _layerwise_traces(condition: Condition) -> tuple:
     return tuple(trace.tabulate(lags) for trace in traces)
 
 
-def make_gate(condition: Condition) -> salience.AbstractGate:
+def make_gate(condition: Condition) -> gates.AbstractGate:
     """What picks the images that are learned from."""
     fraction, placement = condition.fraction, condition.placement
     match condition.gate:
         case "quantile":
-            return salience.QuantileGate(fraction, placement)
+            return gates.QuantileGate(fraction, placement)
         case "random":
-            return salience.RandomGate(fraction, placement)
+            return gates.RandomGate(fraction, placement)
         case "running":
-            return salience.RunningGate(fraction, placement=placement)
+            return gates.RunningGate(fraction, placement=placement)
         case "threshold":
-            return salience.ThresholdGate(condition.threshold, THRESHOLD_ROOM, placement)
+            return gates.ThresholdGate(condition.threshold, THRESHOLD_ROOM, placement)
         case _:
-            return salience.NoGate(placement)
+            return gates.NoGate(placement)

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from cetsim import data, nn, sweep
-from cetsim.presentation import Presentation
-from cetsim.train import Settings, SupervisedRun, TrainState
+from cetsim import datasets, nn, sweep
+from cetsim.datasets import InputOrder
+from cetsim.supervised import Settings, SupervisedRun, TrainState
 from experiments.common import tables
 from experiments.common.checks import DT, STRETCH, UserError
 from experiments.common.conditions import Condition, at_rates, changed
@@ -75,7 +75,7 @@ class Course:
     - `probes`: conditions that train nothing: their alignment is measured at the weights of every run.
     """
 
-    def __init__(self, options: Vision, dataset: data.Dataset, measured_on: str, probes: Sequence[Condition] = ()):
+    def __init__(self, options: Vision, dataset: datasets.Dataset, measured_on: str, probes: Sequence[Condition] = ()):
         self.options, self.measured_on, self.probes = options, measured_on, tuple(probes)
         self.steps = options.steps if measured_on == "test" else options.selection_steps
         self.labels, self.test_labels = dataset.train_y, dataset.test_y
@@ -102,8 +102,8 @@ class Course:
         """The run of conditions that have these fields."""
         options, flip = self.options, self.options.network != "mlp"
         steps = self.steps * options.stretch // update_every
-        shown = Presentation(run_length, interpolation, flip)
-        fixed = dict(warmup=options.warmup, presentation=shown, derivative=derivative)
+        shown = InputOrder(run_length, interpolation, flip)
+        fixed = dict(warmup=options.warmup, input_order=shown, derivative=derivative)
         settings = Settings(steps, update_every, options.form, mode, **fixed)
         known = dict(statistics="running" if mode == "carry" or layers else "stretch")  # to batch norm
 
@@ -239,8 +239,8 @@ def run(
     **Raises:** UserError for data that cannot be read, or are too few.
     """
     with users_errors():
-        dataset = data.load(options.dataset, options.data_dir)
-        held_out = data.split_validation(dataset, options.validation, options.selection_seed)
+        dataset = datasets.load(options.dataset, options.data_dir)
+        held_out = datasets.split_validation(dataset, options.validation, options.selection_seed)
     if (kept := len(held_out.train_y)) < options.stretch:
         raise UserError(f"at least {options.stretch} training images must be left after holding some out, got {kept}")
     groups = at_rates(conditions(options), options.learning_rates)
@@ -251,7 +251,7 @@ def run(
             labels = held_out.train_y if len(group) > 1 else dataset.train_y
             for condition in group:
                 hyperparameters(condition)
-                shown = Presentation(condition.run_length, condition.interpolation)
+                shown = InputOrder(condition.run_length, condition.interpolation)
                 shown.check(labels, condition.update_every)
     score = lambda values: (values["validation_accuracy"], -values["validation_loss"])  # noqa: E731
     how = dict(static=static, score=score, describe=describe, trial=partial(at_selection_delay, options))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cetsim.salience import NoGate, QuantileGate, RandomGate, RunningGate, ThresholdGate
+from cetsim.gates import NoGate, QuantileGate, RandomGate, RunningGate, ThresholdGate
 
 STEPS, KEY = 160, jax.random.key(3)
 LOSS = np.random.default_rng(0).gamma(0.3, 1.0, STEPS)

@@ -31,7 +31,7 @@ class Frames(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Presentation:
+class InputOrder:
     """How images become a stream. Every epoch shows every image in an order of its own, cut to whole batches.
 
     **Fields:**

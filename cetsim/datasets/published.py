@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from cetsim import checks, data_files, extras, tiny_imagenet
-from cetsim.data_files import DataError, File
+from cetsim import checks, extras
+from cetsim.datasets import data_files, tiny_imagenet
+from cetsim.datasets.data_files import DataError, File
 
 NAMES = ("digits", "mnist", "cifar10", "tinyimagenet")
 

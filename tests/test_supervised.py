@@ -12,7 +12,7 @@ from networks import jit
 
 import cetsim
 from cetsim import metrics
-from cetsim.train import Hyperparameters, Settings, SupervisedRun, backprop
+from cetsim.supervised import Hyperparameters, Settings, SupervisedRun, backprop
 
 pytestmark = pytest.mark.slow
 

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cetsim.presentation import Frames, Presentation
+from cetsim.datasets import Frames, InputOrder
 
 pytestmark = pytest.mark.slow
 
 EXAMPLES, BATCH, EPOCHS = 53, 8, 20
 COUNTS = (11, 19, 16, 7)  # images of each class
 KEY = jax.random.key(7)
-PLAIN = Presentation()
-ALL = Presentation(run_length=4, interpolation=3, flip=True)
-KINDS = (PLAIN, Presentation(run_length=4), Presentation(interpolation=3), Presentation(flip=True), ALL)
+PLAIN = InputOrder()
+ALL = InputOrder(run_length=4, interpolation=3, flip=True)
+KINDS = (PLAIN, InputOrder(run_length=4), InputOrder(interpolation=3), InputOrder(flip=True), ALL)
 
 
 def labels_of(seed=0):
@@ -68,7 +68,7 @@ class TestShuffle:
         """Numbers, in case `permutation` itself ever changes."""
         assert orders(PLAIN)[0, :8].tolist() == [37, 1, 39, 2, 40, 48, 25, 32]
 
-    @pytest.mark.parametrize("kind", [PLAIN, Presentation(run_length=4), Presentation(run_length=7)], ids=str)
+    @pytest.mark.parametrize("kind", [PLAIN, InputOrder(run_length=4), InputOrder(run_length=7)], ids=str)
     def test_every_epoch_is_a_permutation_of_its_own(self, kind):
         shown = orders(kind)
         np.testing.assert_array_equal(np.sort(shown, 1), np.tile(np.arange(EXAMPLES), (EPOCHS, 1)))
@@ -101,7 +101,7 @@ class TestShuffle:
 class TestRuns:
     @pytest.mark.parametrize("length", [2, 4, 7])
     def test_stretches_of_a_class_are_whole_runs_and_one_rest(self, length):
-        for order in orders(Presentation(length)):
+        for order in orders(InputOrder(length)):
             for kind, lengths in runs(order, labels_of()).items():
                 assert sum(lengths) == COUNTS[kind]
                 rest = COUNTS[kind] % length
@@ -111,7 +111,7 @@ class TestRuns:
     @pytest.mark.parametrize("length", [2, 4])
     def test_against_a_loop_on_the_host(self, length):
         labels = np.asarray(labels_of())
-        for epoch, order in enumerate(orders(Presentation(length))[:3]):
+        for epoch, order in enumerate(orders(InputOrder(length))[:3]):
             within, between = jax.random.split(jax.random.fold_in(KEY, epoch))
             shuffled = np.asarray(jax.random.permutation(within, EXAMPLES))
             cut = []
@@ -124,12 +124,12 @@ class TestRuns:
 
     def test_classes_that_are_not_numbered_from_0_or_are_missing(self):
         labels = 5 * labels_of() + 3
-        for order, same in zip(orders(Presentation(4), labels=labels), orders(Presentation(4)), strict=True):
+        for order, same in zip(orders(InputOrder(4), labels=labels), orders(InputOrder(4)), strict=True):
             np.testing.assert_array_equal(order, same)
 
     def test_any_run_and_any_image_may_come_first(self):
         """Over 4000 epochs, within 6σ: a class begins as often as it has runs, each of its images as any other."""
-        first = orders(Presentation(4), 4000)[:, 0]
+        first = orders(InputOrder(4), 4000)[:, 0]
         labels, epochs = np.asarray(labels_of()), len(first)
         many = np.array([-(-count // 4) for count in COUNTS])
         for kind, share in enumerate(many / many.sum()):
@@ -141,7 +141,7 @@ class TestRuns:
 
     def test_one_run_of_a_whole_class(self):
         labels = jnp.tile(jnp.arange(3), 4)
-        shown = Presentation(4).frames(KEY, labels, 0, 12, 1).row[:, 0]
+        shown = InputOrder(4).frames(KEY, labels, 0, 12, 1).row[:, 0]
         assert sorted(runs(shown, labels).items()) == [(0, [4]), (1, [4]), (2, [4])]
 
 
@@ -154,7 +154,7 @@ class TestShow:
         assert shown.dtype == dtype
         m, per_epoch = kind.interpolation, EXAMPLES * kind.interpolation // BATCH
         epochs = steps // per_epoch + 1
-        order = orders(Presentation(kind.run_length))
+        order = orders(InputOrder(kind.run_length))
         expected, names = [], []
         for epoch in range(epochs):
             flip_key = jax.random.fold_in(jax.random.fold_in(KEY, epoch), 2)
@@ -171,7 +171,7 @@ class TestShow:
 
     @pytest.mark.parametrize(("m", "left"), [(2, 2), (3, 2), (4, 3)])
     def test_the_label_is_the_left_images_up_to_one_half(self, m, left):
-        kind = Presentation(interpolation=m)
+        kind = InputOrder(interpolation=m)
         shown = frames(kind, 0, m, 1)
         labels = kind.show(shown, images(), jnp.arange(EXAMPLES))[1][:, 0]
         one, two = shown.row[0, 0], shown.following[0, 0]
@@ -199,7 +199,7 @@ class TestShow:
     @pytest.mark.parametrize("run_length", [1, 4])
     def test_flips_are_even_and_know_nothing_of_the_order(self, run_length):
         """Within 6σ over 400 epochs: as many in the first half of an epoch as in the second."""
-        flips = frames(Presentation(run_length, flip=True), 0, 400 * EXAMPLES, 1).flip.reshape(400, EXAMPLES)
+        flips = frames(InputOrder(run_length, flip=True), 0, 400 * EXAMPLES, 1).flip.reshape(400, EXAMPLES)
         for half in (flips[:, :26], flips[:, 26:]):
             assert abs(np.mean(half) - 0.5) < 6 * 0.5 / np.sqrt(half.size)
 
@@ -217,7 +217,7 @@ class TestShow:
 
         gather = program(lambda one: (x[one.row], labels[one.row]))
         assert program(lambda one: PLAIN.show(one, x, labels)) == gather
-        blends = Presentation(interpolation=2)
+        blends = InputOrder(interpolation=2)
         assert program(lambda one: blends.show(one, x, labels)) > gather  # so that the count tells
 
 
@@ -226,35 +226,35 @@ class TestBadInput:
     @pytest.mark.parametrize("value", [0, -2, True, 1.5, 2.0])
     def test_lengths(self, name, value):
         wanted = "at least 1" if type(value) is int else "a whole number"
-        made = Presentation()
+        made = InputOrder()
         object.__setattr__(made, name, value)  # since under pytest beartype refuses a float first
         with pytest.raises(ValueError, match=f"`{name}` must be {wanted}, got {value}"):
             made.__post_init__()
 
-    def test_lengths_are_checked_when_a_presentation_is_made(self):
+    def test_lengths_are_checked_when_an_input_order_is_made(self):
         with pytest.raises(ValueError, match="`interpolation` must be at least 1, got 0"):
-            Presentation(interpolation=0)
+            InputOrder(interpolation=0)
 
     def test_a_run_longer_than_the_rarest_class(self):
-        Presentation(run_length=7).check(labels_of(), BATCH)
+        InputOrder(run_length=7).check(labels_of(), BATCH)
         with pytest.raises(
             ValueError, match="must not exceed the images of any class, got 8 and class 3 with 7 images"
         ):
-            Presentation(run_length=8).check(labels_of(), BATCH)
+            InputOrder(run_length=8).check(labels_of(), BATCH)
 
     def test_a_batch_longer_than_an_epoch(self):
         PLAIN.check(labels_of(), EXAMPLES)
         with pytest.raises(ValueError, match=r"batch of 54 needs at least as many examples, got 53$"):
             PLAIN.check(labels_of(), 54)
-        Presentation(interpolation=2).check(labels_of(), 2 * EXAMPLES)
+        InputOrder(interpolation=2).check(labels_of(), 2 * EXAMPLES)
         with pytest.raises(ValueError, match="batch of 107 needs at least as many examples, got 53 of 2 steps each"):
-            Presentation(interpolation=2).check(labels_of(), 107)
+            InputOrder(interpolation=2).check(labels_of(), 107)
 
     def test_traced_labels_are_not_counted(self):
-        jax.jit(lambda labels: Presentation(run_length=8).check(labels, BATCH) or labels)(labels_of())
+        jax.jit(lambda labels: InputOrder(run_length=8).check(labels, BATCH) or labels)(labels_of())
 
     def test_flips_of_what_is_no_image(self):
-        kind, flat = Presentation(flip=True), images().reshape(EXAMPLES, -1)
+        kind, flat = InputOrder(flip=True), images().reshape(EXAMPLES, -1)
         with pytest.raises(ValueError, match=r"`flip` needs images \[channel, height, width\], got shape \(30,\)"):
             kind.show(frames(kind, 0, 1), flat, labels_of())
 
@@ -265,5 +265,5 @@ class TestBadInput:
 
 def test_steps_of_an_epoch():
     assert PLAIN.epoch_steps(53, 8) == 48
-    assert Presentation(interpolation=3).epoch_steps(53, 8) == 152
-    assert Presentation(run_length=4, flip=True).epoch_steps(53, 53) == 53
+    assert InputOrder(interpolation=3).epoch_steps(53, 8) == 152
+    assert InputOrder(run_length=4, flip=True).epoch_steps(53, 53) == 53

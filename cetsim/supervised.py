@@ -16,10 +16,10 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from cetsim import checks, metrics, nn
+from cetsim.datasets import Frames, InputOrder
 from cetsim.delays import AbstractDelay, FixedDelay, LayerwiseDelay
 from cetsim.events import Events
-from cetsim.presentation import Frames, Presentation
-from cetsim.salience import AbstractGate, Selection
+from cetsim.gates import AbstractGate, Selection
 from cetsim.traces import AbstractTrace, DelayLine
 
 
@@ -51,7 +51,7 @@ class Hyperparameters(eqx.Module):
         for each in trace if isinstance(trace, tuple) else (trace,):
             checks.require_instance("trace", each, AbstractTrace, "one of cetsim's traces, or a tuple of them")
         checks.require_instance("delay", delay, AbstractDelay | LayerwiseDelay, "one of cetsim's delays")
-        checks.require_instance("salience", salience, AbstractGate | None, "one of cetsim.salience's gates, or None")
+        checks.require_instance("salience", salience, AbstractGate | None, "one of cetsim.gates's gates, or None")
         self.learning_rate, self.error_gate, self.weight_decay = (
             jnp.asarray(value, dtype=float) for value in numbers.values()
         )
@@ -65,7 +65,7 @@ class Settings:
     **Fields:** `steps`: updates of a whole run. `batch`: images of a stretch, one a step of time. `form`, `boundary`:
     see `attach`. `warmup`: share of the run in which the learning rate rises; it then falls along a cosine to `floor`
     times its peak. `clip`: largest global norm of a gradient. `window`: steps that a stream remembers (see `attach`);
-    None takes the trace's own at `init`, where its parameters must then be concrete. `presentation`: order in which
+    None takes the trace's own at `init`, where its parameters must then be concrete. `input_order`: order in which
     images are shown; None shuffles them. `derivative`: see `attach`.
 
     **Raises:** ValueError for an argument outside its range: `steps`, `batch` and `window` are whole numbers.
@@ -81,7 +81,7 @@ class Settings:
     floor: float = 0.1
     clip: float = 0.5
     window: int | None = None
-    presentation: Presentation | None = None
+    input_order: InputOrder | None = None
     derivative: str = "ideal"
 
     def __post_init__(self):
@@ -95,12 +95,12 @@ class Settings:
         for name in ("warmup", "floor"):
             checks.require_within(name, getattr(self, name), "[0, 1]")
         checks.require_above("clip", self.clip, 0.0)
-        checks.require_instance("presentation", self.presentation, Presentation | None, "a Presentation or None")
+        checks.require_instance("input_order", self.input_order, InputOrder | None, "an InputOrder or None")
 
     @property
-    def shown(self) -> Presentation:
-        """The presentation, the default one for None."""
-        return self.presentation or Presentation()
+    def shown(self) -> InputOrder:
+        """The order of images, the default one for None."""
+        return self.input_order or InputOrder()
 
     def schedule(self, step):
         """Learning rate at an update, as a share of its peak."""
@@ -144,7 +144,7 @@ class SupervisedRun(eqx.Module):
     - `settings`: what is compiled in.
 
     **Raises:** ValueError for fewer examples than a batch, numbers that do not match, inputs that are not finite or
-    that the model does not take, labels of no class, and images that the presentation cannot show.
+    that the model does not take, labels of no class, and images that the input order cannot show.
     """
 
     make_model: Callable = eqx.field(static=True)
@@ -153,7 +153,7 @@ class SupervisedRun(eqx.Module):
     settings: Settings = eqx.field(static=True)
 
     def __init__(self, make_model: Callable, x, labels, settings: Settings):
-        checks.require_instance("settings", settings, Settings, "cetsim.train.Settings")
+        checks.require_instance("settings", settings, Settings, "cetsim.supervised.Settings")
         self.make_model, self.settings = make_model, settings
         self.x = checks.require_examples(x)
         self.labels = checks.require_labels(labels, len(self.x))

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from cetsim import data_files
-from cetsim.data_files import DataError, File
+from cetsim.datasets import data_files
+from cetsim.datasets.data_files import DataError, File
 from cetsim.extras import require
 
 SIZE = 64  # pixels, in height and width
