@@ -33,7 +33,7 @@ from networks import (
 import cetsim
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FIRTrace, FixedDelay, credit
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 # The gradient is the traces' update.
@@ -141,7 +141,7 @@ def test_signals_after_the_end_are_read_on_request():
     assert_different(grads, gradients(model, x, target, default)[0])
 
 
-# Axes: maps outside of time (tests/test_time_axis.py has all others).
+# Axes: maps outside of time (test_time_axis.py has all others).
 
 
 def test_independent_streams_are_mapped_outside():

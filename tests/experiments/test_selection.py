@@ -91,7 +91,7 @@ def test_shards_share_the_work_and_the_first_reports(tmp_path):
     code = (
         "import sys, pathlib, test_selection; print(test_selection.run(pathlib.Path(sys.argv[1]), shard=sys.argv[2]))"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (root, root / "tests")))}
     shards = [
         subprocess.Popen(

@@ -14,7 +14,7 @@ from cetsim.rl.actor_trace import Arriving
 
 pytestmark = pytest.mark.slow
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS, IN, OUT, DT, DECAY = 23, 4, 3, 0.2, 0.9
 TRACES = {
     "CET": CascadingTrace(3, 0.8, DT),

@@ -13,7 +13,7 @@ from cetsim import credit, sweep
 
 pytestmark = pytest.mark.slow
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
@@ -108,4 +108,4 @@ def test_no_placeholder_is_left():
 def test_every_picture_shown_exists():
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", README.read_text())
     assert pictures
-    assert [path for path in pictures if not (Path(__file__).parent.parent / path).exists()] == []
+    assert [path for path in pictures if not (Path(__file__).parents[2] / path).exists()] == []

@@ -109,7 +109,7 @@ def test_folders_and_files_of_earlier_versions(tmp_path):
     assert read.runs.error.isna().tolist() == [True, False]
 
 
-COMMITTED = sorted((Path(__file__).parents[1] / "figures").rglob("results.csv"))
+COMMITTED = sorted((Path(__file__).parents[2] / "figures").rglob("results.csv"))
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.parent.name)

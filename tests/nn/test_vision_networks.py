@@ -23,7 +23,7 @@ TINY = ("--steps", "2", "--selection-steps", "2", "--seeds", "1", "--learning-ra
 def run(*arguments: str) -> None:
     """The command line in a process of its own, as a user runs it (and in float32)."""
     command = [sys.executable, "-m", "experiments", *arguments]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
 

@@ -13,8 +13,8 @@ from experiment import output_of
 
 from experiments.common import plots
 
-FIGURES = Path(__file__).parents[1] / "figures"
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "figures.json").read_text())
+FIGURES = Path(__file__).parents[2] / "figures"
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "figures.json").read_text())
 
 
 def drawn_by(figure) -> list[list]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[1] / "docs" / "agents.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
 TRAINING, REAL, KEEPING, LOOKING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

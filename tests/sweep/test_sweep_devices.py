@@ -15,7 +15,7 @@ from cetsim.sweep.locks import claimed
 
 pytestmark = pytest.mark.slow
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def start(*arguments, devices=1, code=None):

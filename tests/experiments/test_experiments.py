@@ -23,7 +23,7 @@ from experiments.common.options import Sweep, Vision
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = (
     *("behavioral-vision", "--delays", "0.4", "--orders", "2", "--hidden", "8", "--seeds", "1"),
     *("--steps", "20", "--selection-steps", "4", "--learning-rates", "1e-3", "1e20", "--batch-conditions", "8"),
