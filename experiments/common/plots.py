@@ -71,10 +71,12 @@ def save(drawn: Figure, folder: Path, name: str, note: str = "", legend: Axes | 
     - `drawn`: the figure.
     - `folder`, `name`: of its files.
     - `note`: small print under the axes.
-    - `legend`: the axes whose names stand above the figure, in so many `columns`.
+    - `legend`: the axes whose names stand above the figure, in at most so many `columns`.
     """
     if legend is not None:
-        drawn.legend(*legend.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
+        handles, names = legend.get_legend_handles_labels()
+        fitting = max(1, int(drawn.get_figwidth() / (0.55 + 0.07 * max(map(len, names), default=0))))  # inches
+        drawn.legend(handles, names, loc="outside upper center", ncols=min(columns, fitting))
     if note:
         wrapped = textwrap.fill(note, _LETTERS[drawn.get_figwidth()])
         drawn.supxlabel(wrapped, fontsize=7, color="#333333", x=0.02, ha="left")
