@@ -13,10 +13,10 @@ from cetsim import credit
 from cetsim.traces import AbstractTrace
 
 SIZES = (784, 512, 512, 10)
-STEPS = 128  # of time, in one stretch
+STEPS = 128  # of time, in one segment
 DELAY = 4.0
 DT = 0.2
-LONG_STRETCH, SALIENT = 1280, 0.0125  # of the retrograde experiments: images, and the share of them learned from
+LONG_SEGMENT, SALIENT = 1280, 0.0125  # of the retrograde experiments: images, and the share of them learned from
 
 
 class Network(NamedTuple):
@@ -37,7 +37,7 @@ def optimizer(rate=1e-3) -> optax.GradientTransformation:
 
 
 def loss(model, x, labels, buffers):
-    """Mean cross-entropy of a stretch."""
+    """Mean cross-entropy of a segment."""
     if jax.tree.leaves(buffers):
         over_time = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="time")
         logits, _ = over_time(x, buffers)
@@ -47,7 +47,7 @@ def loss(model, x, labels, buffers):
 
 
 def inputs(network: Network = MLP):
-    """Parameters, optimiser state, state of batch norm and one stretch of images."""
+    """Parameters, optimiser state, state of batch norm and one segment of images."""
     model, buffers = eqx.nn.make_with_state(network.make)(jax.random.key(0))
     params = eqx.filter(model, eqx.is_inexact_array)
     x = jax.random.normal(jax.random.key(1), (STEPS, *network.image))
@@ -95,7 +95,7 @@ def traced(order: int, delay: float = DELAY, error_gate: float = 0.0, form: str 
 
 
 def salient(gradient):
-    """A step of the MLP that learns from the salient images of a long stretch, by `gradient(model, x, labels, events)`.
+    """A step of the MLP that learns from the salient images of a long segment, by `gradient(model, x, labels, events)`.
 
     What it takes besides is the forward pass that finds them.
     """
@@ -115,10 +115,10 @@ def salient(gradient):
 
 
 def salient_inputs():
-    """Parameters, optimiser state and one long stretch of images."""
+    """Parameters, optimiser state and one long segment of images."""
     params = eqx.filter(MLP.make(jax.random.key(0)), eqx.is_inexact_array)
-    x = jax.random.normal(jax.random.key(1), (LONG_STRETCH, *MLP.image))
-    labels = jax.random.randint(jax.random.key(2), (LONG_STRETCH,), 0, SIZES[-1])
+    x = jax.random.normal(jax.random.key(1), (LONG_SEGMENT, *MLP.image))
+    labels = jax.random.randint(jax.random.key(2), (LONG_SEGMENT,), 0, SIZES[-1])
     return params, optimizer().init(params), x, labels
 
 
@@ -141,7 +141,7 @@ def retrograde(order: int, per_layer: float):
 
 
 def literal(order: int):
-    """The same update by the definition: n stages per synapse, [n, out, in + 1], stepped by a scan over the stretch."""
+    """The same update by the definition: n stages per synapse, [n, out, in + 1], stepped by a scan over the segment."""
 
     def gradient(model, x, labels, _):
         layers = [layer for layer in model.layers if isinstance(layer, eqx.nn.Linear)]

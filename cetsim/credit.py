@@ -112,7 +112,7 @@ def recall(matrix: Float[Array, "signals writes *post"], activity: Float[Array, 
 
 
 def _check(trace, x, gain, signal, arrival_steps, write_steps):
-    """Shapes of one stretch of a linear layer, in floats of at least 32 bits; a scalar third factor is spread over
+    """Shapes of one segment of a linear layer, in floats of at least 32 bits; a scalar third factor is spread over
     the post-neurons.
     """
     dtypes = (jnp.result_type(rows) for rows in (x, gain, signal))
@@ -152,7 +152,7 @@ def adjoint(
     *,
     horizon: int | None,
 ) -> Update:
-    """The update of a linear layer over one stretch, by filtering the signal backwards: ΔW = -(gain ∘ Mᵀ L)ᵀ X.
+    """The update of a linear layer over one segment, by filtering the signal backwards: ΔW = -(gain ∘ Mᵀ L)ᵀ X.
 
     **Arguments:**
 

@@ -1,7 +1,7 @@
 """When credit arrives: arrival times of learning signals, and nothing else.
 
 A signal that belongs to the activity written at step t arrives at `arrivals(t)`. Steps are counted from the start of
-a stretch and are negative for what was carried over from before it.
+a segment and are negative for what was carried over from before it.
 """
 
 import abc
@@ -23,7 +23,7 @@ DISTRIBUTIONS = ("uniform", "gamma")
 class AbstractDelay(eqx.Module):
     """When learning signals arrive.
 
-    **Fields:** `dt`: length of a step, in seconds. `keep_late`: whether signals that arrive after a stretch's last step
+    **Fields:** `dt`: length of a step, in seconds. `keep_late`: whether signals that arrive after a segment's last step
     are still read. `regular`: whether signals of consecutive steps arrive at consecutive steps, so that a kernel may be
     read once per lag.
     """
@@ -49,7 +49,7 @@ class AbstractDelay(eqx.Module):
     @property
     @abc.abstractmethod
     def placed(self) -> bool:
-        """Whether the delay knows, where it has to, at which step of the run its stretch begins."""
+        """Whether the delay knows, where it has to, at which step of the run its segment begins."""
 
     @abc.abstractmethod
     def arrivals(self, write_steps: Real[Array, " signals"]) -> Real[Array, " signals"]:
@@ -57,10 +57,10 @@ class AbstractDelay(eqx.Module):
 
     @abc.abstractmethod
     def at(self, origin) -> "AbstractDelay":
-        """The delay in a stretch whose step 0 is step `origin` of the run."""
+        """The delay in a segment whose step 0 is step `origin` of the run."""
 
     def arrived(self, length: int) -> Float[Array, " length"]:
-        """1 for each step of a stretch of `length` steps whose signal arrives within it, else 0."""
+        """1 for each step of a segment of `length` steps whose signal arrives within it, else 0."""
         if self.keep_late:
             return jnp.ones(length)
         return jnp.where(self.arrivals(jnp.arange(length)) < length, 1.0, 0.0)
@@ -75,7 +75,7 @@ class FixedDelay(AbstractDelay):
       layer share.
     - `dt`: length of a step, in seconds.
     - `max_delay`: longest delay that streams make room for; needed only where the delay is traced.
-    - `keep_late`: whether signals that arrive after a stretch's last step are still read (as if the stretch went on in
+    - `keep_late`: whether signals that arrive after a segment's last step are still read (as if the segment went on in
       silence) instead of dropped.
 
     **Raises:** ValueError for a delay that is negative, above `max_delay` or no multiple of `dt`.
@@ -138,8 +138,8 @@ class RandomDelay(AbstractDelay):
     | `"gamma"` | gamma distributed, with that mean and the uniform one's standard deviation, spread/√12 |
 
     A draw depends on `key` and on its signal's step in the run, nothing else: cutting a stream differently changes
-    nothing, and layers with one key share their draws. Say with `at` where in the run a stretch begins; a stream must,
-    and where nobody says, every stretch has the same draws.
+    nothing, and layers with one key share their draws. Say with `at` where in the run a segment begins; a stream must,
+    and where nobody says, every segment has the same draws.
 
     **Arguments:**
 
@@ -202,11 +202,11 @@ class RandomDelay(AbstractDelay):
 
     @property
     def placed(self) -> bool:
-        """Whether `at` has said where in the run the stretch begins."""
+        """Whether `at` has said where in the run the segment begins."""
         return self.origin is not None
 
     def at(self, origin) -> "RandomDelay":
-        """The delay in a stretch whose step 0 is step `origin` of the run, a whole number that may be traced."""
+        """The delay in a segment whose step 0 is step `origin` of the run, a whole number that may be traced."""
         origin = jnp.asarray(origin)
         if origin.ndim != 0 or not jnp.issubdtype(origin.dtype, jnp.integer):
             raise ValueError(f"`origin` must be one integer, got {origin!r}")
@@ -279,11 +279,11 @@ class LayerwiseDelay(eqx.Module):
 
     @property
     def keep_late(self) -> bool:
-        """Whether signals that arrive after a stretch's last step are still read."""
+        """Whether signals that arrive after a segment's last step are still read."""
         return self._each()[0].keep_late
 
     def at(self, origin) -> "LayerwiseDelay":
-        """The delays in a stretch whose step 0 is step `origin` of the run."""
+        """The delays in a segment whose step 0 is step `origin` of the run."""
         if isinstance(self.delays, dict):
             return LayerwiseDelay({name: delay.at(origin) for name, delay in self.delays.items()})
         return LayerwiseDelay(delay.at(origin) for delay in self.delays)

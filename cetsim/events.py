@@ -1,4 +1,4 @@
-"""Sparse time: a few steps of a stretch at which something salient happened, and silence between them."""
+"""Sparse time: a few steps of a segment at which something salient happened, and silence between them."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from cetsim import steps as counting
 
 
 class Events(eqx.Module):
-    """When the rows that a model is mapped over happened, in a stretch of `steps` steps.
+    """When the rows that a model is mapped over happened, in a segment of `steps` steps.
 
     A traced model that is given events is mapped over them instead of over every step: what it costs grows with their
     number, not with the time between them nor with the delay of credit.
@@ -20,11 +20,11 @@ class Events(eqx.Module):
     **Arguments:**
 
     - `times`: steps of the events, `[events]`, whole, ascending, from 0 to `steps` - 1; kept as integers.
-    - `steps`: length of the stretch, at most 2^31 - 1.
+    - `steps`: length of the segment, at most 2^31 - 1.
     - `happened`: which of the places for events are filled, `[events]`; all if None. Empty places leave no trace and
       send no signal, whatever their time says.
 
-    **Raises:** ValueError for times out of order, repeated, between steps or outside the stretch, where they are not
+    **Raises:** ValueError for times out of order, repeated, between steps or outside the segment, where they are not
     traced.
     """
 

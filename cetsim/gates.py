@@ -1,4 +1,4 @@
-"""Which moments are salient enough to be learned from: gates that choose events among the steps of a stretch.
+"""Which moments are salient enough to be learned from: gates that choose events among the steps of a segment.
 
 Every gate has a fixed number of places for events, so that a compiled step has one shape; some stay empty where fewer
 steps are salient, and steps beyond the last place are missed, and counted.
@@ -42,11 +42,11 @@ class AbstractGate(eqx.Module):
 
     @abc.abstractmethod
     def places(self, steps: int) -> int:
-        """Most events of a stretch of `steps` steps."""
+        """Most events of a segment of `steps` steps."""
 
     @abc.abstractmethod
     def salient(self, loss: Float[Array, " steps"], state: Float[Array, ""], key: Array):
-        """Which steps are salient, `[steps]`, and the gate's state after the stretch."""
+        """Which steps are salient, `[steps]`, and the gate's state after the segment."""
 
     def init(self) -> Float[Array, ""]:
         """State of the gate before a run: what it knows of the past."""
@@ -55,9 +55,9 @@ class AbstractGate(eqx.Module):
     def select(
         self, loss: Float[Array, " steps"], state: Float[Array, ""], key: Array
     ) -> tuple[Selection, Float[Array, ""]]:
-        """The events of a stretch and the gate's state after it.
+        """The events of a segment and the gate's state after it.
 
-        **Arguments:** `loss`: of each step, `[steps]`. `state`: from `init`, or the stretch before. `key`: of what is
+        **Arguments:** `loss`: of each step, `[steps]`. `state`: from `init`, or the segment before. `key`: of what is
         drawn.
         """
         loss = jnp.asarray(loss, dtype=float)  # of the precision of thresholds
@@ -95,7 +95,7 @@ class NoGate(AbstractGate):
 
 
 class QuantileGate(AbstractGate):
-    """The steps of largest loss in each stretch, a share `fraction` of them: it knows the whole stretch at once.
+    """The steps of largest loss in each segment, a share `fraction` of them: it knows the whole segment at once.
 
     **Raises:** ValueError for a `fraction` outside (0, 1].
 
@@ -172,7 +172,7 @@ class RunningGate(AbstractGate):
 
         log θ(t+1) = log θ(t) + rate (1[loss(t) > θ(t)] - fraction)
 
-    Causal: whether a step is salient depends on earlier steps alone, wherever stretches are cut.
+    Causal: whether a step is salient depends on earlier steps alone, wherever segments are cut.
 
     **Arguments:** `fraction`: of all steps, in the long run. `rate`: of the threshold's logarithm; small is steady,
     large is quick. `start`: first threshold, in nats. `room`: places, as a share of the steps; four times `fraction` if
@@ -208,11 +208,11 @@ class RunningGate(AbstractGate):
     def salient(self, loss, state, key):
         """Steps above the threshold of their moment, of any number, and log θ after the last."""
 
-        def judge(log_threshold, loss):
+        def compare(log_threshold, loss):
             above = loss > jnp.exp(log_threshold)
             return log_threshold + self.rate * (above.astype(log_threshold.dtype) - self.fraction), above
 
-        state, above = jax.lax.scan(judge, state, loss)
+        state, above = jax.lax.scan(compare, state, loss)
         return above, state
 
 

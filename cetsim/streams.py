@@ -1,4 +1,4 @@
-"""What a layer carries from one stretch of time to the next: past activity, and signals still under way."""
+"""What a layer carries from one segment of time to the next: past activity, and signals still under way."""
 
 import equinox as eqx
 import jax
@@ -17,14 +17,14 @@ class StreamState(eqx.Module):
     """The factors of the last `window` steps and the signals of the last `pending` ones, oldest first.
 
     In a stream of events these are the last events instead, in their places, with the steps at which they happened. All
-    are floats, since the state after a stretch leaves a backward pass as the cotangent of the one before.
+    are floats, since the state after a segment leaves a backward pass as the cotangent of the one before.
 
     **Fields:**
 
     - `x`: presynaptic activity, `[window, *in]`. `gain`: the post-synaptic factor of e, `[window, *out]`.
     - `signal`: learning signals by the step they belong to, `[pending, *out]`, smaller where a pool stands behind.
-    - `runs`: 1; a layer that ran twice in a stretch, or not at all, gives it back as another number.
-    - `written`, `sent`: steps to which factors and signals belong, counted from the start of the coming stretch and so
+    - `runs`: 1; a layer that ran twice in a segment, or not at all, gives it back as another number.
+    - `written`, `sent`: steps to which factors and signals belong, counted from the start of the coming segment and so
       negative, `[window]` and `[pending]`; None where every step has its own.
     - `axes`: how many axes stand in front of all these, one for each map over which a layer has many streams.
     """
@@ -50,13 +50,13 @@ def init_state(
 ) -> StreamState:
     """A layer with no past.
 
-    **Arguments:** `window`: lags that the kernel reaches back, in steps. `events`: of a stretch, if few. `batch`: sizes
+    **Arguments:** `window`: lags that the kernel reaches back, in steps. `events`: of a segment, if few. `batch`: sizes
     of the maps over which the layer has streams of its own, the outermost first.
 
     **Raises:** ValueError where steps of events, kept as floats, could not be told apart.
     """
     pending, times = delay.max_steps, (None, None)
-    if events is not None:  # room for those of every stretch that window and delay reach back into
+    if events is not None:  # room for those of every segment that window and delay reach back into
         exact, reach = wider(dtype, jnp.result_type(float)), max(window, pending) + events.steps
         if reach > 2 ** (jnp.finfo(exact).nmant + 1):
             raise ValueError(
@@ -80,17 +80,17 @@ def carry(
     events: Events | None = None,
     length: Int[Array, ""] | None = None,
 ):
-    """Credit of every remembered write from the signals that arrive in this stretch, and the state after it.
+    """Credit of every remembered write from the signals that arrive in this segment, and the state after it.
 
-    **Arguments:** `x`: `[time, *in]`. `gain`, `signal`: `[time, *out]`, the factors of this stretch's own steps.
+    **Arguments:** `x`: `[time, *in]`. `gain`, `signal`: `[time, *out]`, the factors of this segment's own steps.
     `unpool`: takes rows of the signal's shape to rows of the gain's, where a pool stands between. `events`: the steps
-    that the rows belong to, where these are not all. `length`: steps of the stretch, where padding follows.
+    that the rows belong to, where these are not all. `length`: steps of the segment, where padding follows.
 
     **Returns:** `(past, present, state)`: gain ∘ λ for the steps held in `state`, `[window, *out]`, and for this
-    stretch's, `[time, *out]`; the gradient of an affine layer is its weight-vjp at both.
+    segment's, `[time, *out]`; the gradient of an affine layer is its weight-vjp at both.
     """
     if not delay.placed:
-        raise ValueError("a stream of random delays needs its place in time: attach `delay.at(step)` for each stretch")
+        raise ValueError("a stream of random delays needs its place in time: attach `delay.at(step)` for each segment")
     window, pending, rows = state.gain.shape[0], state.signal.shape[0], gain.shape[0]
     if events is None:
         steps, regular = rows if length is None else length, delay.regular

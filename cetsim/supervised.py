@@ -62,19 +62,19 @@ class Hyperparameters(eqx.Module):
 class Settings:
     """What is compiled into a program.
 
-    **Fields:** `steps`: updates of a whole run. `batch`: images of a stretch, one a step of time. `form`, `boundary`:
+    **Fields:** `steps`: updates of a whole run. `segment`: images a segment, one a step of time. `form`, `boundary`:
     see `attach`. `warmup`: share of the run in which the learning rate rises; it then falls along a cosine to `floor`
     times its peak. `clip`: largest global norm of a gradient. `window`: steps that a stream remembers (see `attach`);
     None takes the trace's own at `init`, where its parameters must then be concrete. `input_order`: order in which
     images are shown; None shuffles them. `derivative`: see `attach`.
 
-    **Raises:** ValueError for an argument outside its range: `steps`, `batch` and `window` are whole numbers.
+    **Raises:** ValueError for an argument outside its range: `steps`, `segment` and `window` are whole numbers.
 
     **Reference:** arXiv:2506.14598, training details.
     """
 
     steps: int
-    batch: int = 128
+    segment: int = 128
     form: str = "activation"
     boundary: str = "reset"
     warmup: float = 0.1
@@ -85,7 +85,7 @@ class Settings:
     derivative: str = "ideal"
 
     def __post_init__(self):
-        for name in ("steps", "batch", *(["window"] if self.window is not None else [])):
+        for name in ("steps", "segment", *(["window"] if self.window is not None else [])):
             object.__setattr__(self, name, checks.require_whole(name, getattr(self, name)))
         checks.require_in("form", self.form, nn.FORMS)
         checks.require_in("boundary", self.boundary, nn.BOUNDARIES)
@@ -112,10 +112,10 @@ class TrainState(eqx.Module):
     """All that a run is at one moment.
 
     **Fields:** `params`: arrays of the model. `buffers`: what its batch norm remembers, empty without any.
-    `optimizer`: state of AdamW. `stream`: carried by the layers, or None.
-    `order`: key of the shuffles. `step`: updates made. `diverged`: whether a loss was not finite. `attention`: state of
-    the salience gate, or None. `skipped`: updates that were not made, since no image of the stretch was salient.
-    `missed`: salient images for which the gate had no place.
+    `optimizer`: state of AdamW. `stream`: carried by the layers, or None. `order`: key of the shuffles.
+    `step`: updates made. `diverged`: whether a loss was not finite. `gate_state`: of the salience gate, or None.
+    `skipped`: updates that were not made, since no image of the segment was salient. `missed`: salient images for
+    which the gate had no place.
     """
 
     hyper: Hyperparameters
@@ -126,7 +126,7 @@ class TrainState(eqx.Module):
     order: Array
     step: Int[Array, ""]
     diverged: Bool[Array, ""]
-    attention: Float[Array, ""] | None
+    gate_state: Float[Array, ""] | None
     skipped: Int[Array, ""]
     missed: Int[Array, ""]
 
@@ -143,7 +143,7 @@ class SupervisedRun(eqx.Module):
     - `labels`: class numbers `[examples]`, integers from 0 to the number of the model's outputs - 1.
     - `settings`: what is compiled in.
 
-    **Raises:** ValueError for fewer examples than a batch, numbers that do not match, inputs that are not finite or
+    **Raises:** ValueError for fewer examples than a segment, numbers that do not match, inputs that are not finite or
     that the model does not take, labels of no class, and images that the input order cannot show.
     """
 
@@ -157,7 +157,7 @@ class SupervisedRun(eqx.Module):
         self.make_model, self.settings = make_model, settings
         self.x = checks.require_examples(x)
         self.labels = checks.require_labels(labels, len(self.x))
-        settings.shown.check(self.labels, settings.batch, self.x.shape)
+        settings.shown.check(self.labels, settings.segment, self.x.shape)
         checks.require_labels(labels, len(self.x), self._classes())
 
     def init(self, hyper: Hyperparameters, key: Array) -> TrainState:
@@ -170,9 +170,9 @@ class SupervisedRun(eqx.Module):
             attached = self._attach(model, hyper, hyper.delay, self._windows(model, hyper), self._silence(hyper))
             stream = nn.streaming_init(attached, _as_seen(self.x[0], params), *_arguments(buffers))
         optimizer = self._optimizer(hyper).init(params)
-        attention = None if hyper.salience is None else hyper.salience.init()
+        gate_state = None if hyper.salience is None else hyper.salience.init()
         none, never = jnp.zeros((), int), jnp.zeros((), bool)
-        return TrainState(hyper, params, buffers, optimizer, stream, order, none, never, attention, none, none)
+        return TrainState(hyper, params, buffers, optimizer, stream, order, none, never, gate_state, none, none)
 
     def advance(self, state: TrainState, steps: int, unroll: bool = False) -> tuple[TrainState, Float[Array, " steps"]]:
         """Makes `steps` (static, a whole number) updates; returns the state after them and the loss of each.
@@ -215,12 +215,12 @@ class SupervisedRun(eqx.Module):
         return measured
 
     def alignment(self, state: TrainState, x, labels, over: str = "arrived") -> dict[str, Float[Array, ""]]:
-        """Cosine per layer between the update of one stretch and the true gradient of its loss.
+        """Cosine per layer between the update of one segment and the true gradient of its loss.
 
-        **Arguments:** `x`, `labels`: one stretch. `over`: the steps whose loss the true gradient is of, those whose
-        signals `"arrived"` within the stretch or `"all"`. Where a salience gate is set it is of all its events.
+        **Arguments:** `x`, `labels`: one segment. `over`: the steps whose loss the true gradient is of, those whose
+        signals `"arrived"` within the segment or `"all"`. Where a salience gate is set it is of all its events.
 
-        The stretch starts empty, in a run that carries its traces from stretch to stretch too.
+        The segment starts empty, in a run that carries its traces from segment to segment too.
 
         **Raises:** ValueError for another `over`, and as `evaluate`.
         """
@@ -251,9 +251,9 @@ class SupervisedRun(eqx.Module):
 
         blends = self.settings.shown.interpolation > 1  # which makes floats
         dtype = jnp.result_type(self.x.dtype, float) if blends else self.x.dtype
-        stretch = jax.ShapeDtypeStruct((1, *self.x.shape[1:]), dtype)
+        segment = jax.ShapeDtypeStruct((1, *self.x.shape[1:]), dtype)
         try:
-            shape = eqx.filter_eval_shape(logits, jax.random.key(0), stretch).shape
+            shape = eqx.filter_eval_shape(logits, jax.random.key(0), segment).shape
         except (TypeError, ValueError) as error:
             example = f"{self.x.dtype}{list(self.x.shape[1:])}"
             raise ValueError(f"the model must take an example of `x`, {example}, but: {error}") from error
@@ -268,17 +268,20 @@ class SupervisedRun(eqx.Module):
         return eqx.filter(model, is_parameter, inverse=True)
 
     def _learn_from_salient(self, model, state: TrainState, x, labels):
-        """An update from the salient images of a stretch, found by a forward pass; and the mean loss of all images."""
+        """An update from the salient images of a segment, found by a forward pass; and the mean loss of all images."""
         losses, buffers = _losses(model, x, labels, state.buffers)
-        (rows, events, missed), attention = self._select(state, losses)
+        (rows, events, missed), gate_state = self._select(state, losses)
         # What batch norm knows of all images holds for the salient ones, whose own moments would tell of nothing else.
         seen = dataclasses.replace(state, buffers=buffers)
         x, labels, model = x[rows], labels[rows], eqx.nn.inference_mode(model)
         _, grads, stream = self._gradient(model, seen, state.stream, x, labels, events)
         skip = ~jnp.any(events.happened) if stream is None else jnp.zeros((), bool)  # a stream learns from the past too
-        counts = {"attention": attention, "skipped": state.skipped + skip.astype(int), "missed": state.missed + missed}
-        loss = jnp.mean(losses)
-        after = self._updated(state, loss, grads, buffers=buffers, stream=stream, **counts)
+        counts = {
+            "gate_state": gate_state,
+            "skipped": state.skipped + skip.astype(int),
+            "missed": state.missed + missed,
+        }
+        after = self._updated(state, loss := jnp.mean(losses), grads, buffers=buffers, stream=stream, **counts)
         kept = {
             name: jax.tree.map(lambda old, new: jnp.where(skip, old, new), getattr(state, name), getattr(after, name))
             for name in ("params", "optimizer")
@@ -296,17 +299,17 @@ class SupervisedRun(eqx.Module):
         return dataclasses.replace(state, **changed)
 
     def _select(self, state: TrainState, losses) -> tuple[Selection, Array]:
-        """The salient steps of the stretch that comes next, and what the gate remembers."""
+        """The salient steps of the segment that comes next, and what the gate remembers."""
         # Far from the epochs by which the key of the shuffles is folded.
         key = jax.random.fold_in(jax.random.fold_in(state.order, 2**31 - 1), state.step)
-        return state.hyper.salience.select(losses, state.attention, key)
+        return state.hyper.salience.select(losses, state.gate_state, key)
 
     def _silence(self, hyper: Hyperparameters) -> Events | None:
-        """Events of a stretch in which none happened, to make room for others; None where every step is one."""
+        """Events of a segment in which none happened, to make room for others; None where every step is one."""
         if hyper.salience is None:
             return None
-        places = hyper.salience.places(self.settings.batch)
-        return Events(jnp.zeros(places, int), self.settings.batch, jnp.zeros(places, bool))
+        places = hyper.salience.places(self.settings.segment)
+        return Events(jnp.zeros(places, int), self.settings.segment, jnp.zeros(places, bool))
 
     def _attach(self, model, hyper: Hyperparameters, delay, windows: dict | None, events: Events | None = None):
         """The model with its traces; `windows`: steps that each layer's stream remembers, None to start empty."""
@@ -325,8 +328,8 @@ class SupervisedRun(eqx.Module):
         return dict(zip(reversed(names), windows, strict=True))
 
     def _delay(self, state: TrainState) -> AbstractDelay | LayerwiseDelay:
-        """The delay of the signals that belong to the stretch that comes next."""
-        return state.hyper.delay.at(state.step * self.settings.batch)
+        """The delay of the signals that belong to the segment that comes next."""
+        return state.hyper.delay.at(state.step * self.settings.segment)
 
     def _gradient(self, model, state: TrainState, stream: dict | None, x, labels, events: Events | None = None):
         """Loss and buffers, update of the rule, and what is carried on."""
@@ -350,12 +353,12 @@ class SupervisedRun(eqx.Module):
         )
 
     def _frames(self, state: TrainState, steps: int) -> Frames:
-        """What the next stretches show, `[steps, batch]`."""
-        return self.settings.shown.frames(state.order, self.labels, state.step, steps, self.settings.batch)
+        """What the next segments show, `[steps, segment]`."""
+        return self.settings.shown.frames(state.order, self.labels, state.step, steps, self.settings.segment)
 
 
 def _loss(model, x, labels, buffers, weights=1.0):
-    """Mean over the steps of a stretch, and the buffers after it."""
+    """Mean over the steps of a segment, and the buffers after it."""
     losses, buffers = _losses(model, x, labels, buffers)
     return jnp.mean(weights * losses), buffers
 
@@ -366,14 +369,14 @@ def _share(events: Events):
 
 
 def _losses(model, x, labels, buffers):
-    """Loss of every step of a stretch, and the buffers after it."""
+    """Loss of every step of a segment, and the buffers after it."""
     logits, buffers = _logits(model, x, buffers)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels), buffers
 
 
 def _logits(model, x, buffers):
-    """What the model says at every step of a stretch, and the buffers after it."""
-    if _is_empty(buffers):
+    """What the model says at every step of a segment, and the buffers after it."""
+    if not jax.tree.leaves(buffers):
         return jax.vmap(model, axis_name="time")(x), buffers
     over_time = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="time")
     return over_time(x, *_arguments(buffers))
@@ -386,13 +389,9 @@ def _as_seen(x, params):
     return x.astype(max(floats, key=lambda dtype: jnp.finfo(dtype).bits)) if image and floats else x
 
 
-def _is_empty(buffers: eqx.nn.State) -> bool:
-    return not jax.tree.leaves(buffers)
-
-
 def _arguments(buffers: eqx.nn.State) -> tuple:
     """What a model is called with behind its input: a copy of its state, which equinox lets be used once."""
-    return () if _is_empty(buffers) else (jax.tree.map(lambda leaf: leaf, buffers),)
+    return (jax.tree.map(lambda leaf: leaf, buffers),) if jax.tree.leaves(buffers) else ()
 
 
 def backprop(learning_rate, dt: float = 0.2, weight_decay=0.01) -> Hyperparameters:

@@ -51,7 +51,7 @@ GATES = {"mlp": 0.3, "convnet": 0.006}
 NETWORKS = {"mlp": (mlp, mlp_oracle, (4,)), "convnet": (convnet, convnet_oracle, IMAGE)}
 
 
-def stretch(shape=(4,), steps=STEPS, seed=1):
+def segment(shape=(4,), steps=STEPS, seed=1):
     """Inputs and targets."""
     rng = np.random.default_rng(seed)
     return jnp.asarray(rng.normal(size=(steps, *shape))), jnp.asarray(rng.normal(size=(steps, 2)))
@@ -62,7 +62,7 @@ def half_square(model, x, target):
 
 
 def once(model, x):
-    """The model's output for one input, at the first step of a stretch."""
+    """The model's output for one input, at the first step of a segment."""
     return jax.vmap(model, axis_name="time")(jnp.broadcast_to(x, (STEPS, *x.shape)))[0]
 
 

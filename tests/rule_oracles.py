@@ -142,7 +142,7 @@ def gain_and_signal(form, factors, error_gate=0.0):
 
 
 def update(trace, delay_steps, factors, form="activation", error_gate=0.0, horizon=None, signal=None):
-    """A layer's gradient over one stretch: the double loop, summed over the positions that share its weights."""
+    """A layer's gradient over one segment: the double loop, summed over the positions that share its weights."""
     gain, learning = gain_and_signal(form, factors if signal is None else factors._replace(error=signal), error_gate)
     arrivals = np.arange(len(gain)) + delay_steps
     horizon = len(gain) if horizon is None else horizon

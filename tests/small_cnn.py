@@ -21,7 +21,7 @@ PIXELS, POOLED = 16, 4  # of a channel
 TRACE, LATE = CascadingTrace(3, 0.5, DT), 2  # set apart: the peak at 0.5 s, the signal 2 steps late
 
 
-def make(statistics="stretch", layout="channels_first", key=0):
+def make(statistics="segment", layout="channels_first", key=0):
     """A small network whose first linear layer has its weights for features ordered as channels first."""
     options = dict(statistics=statistics, layout=layout, key=jax.random.key(key))
     model, state = jit(eqx.nn.make_with_state(cnn))(IMAGE, CHANNELS, HIDDEN, CLASSES, **options)
@@ -59,7 +59,7 @@ def of_layout(name, layout):
 
 
 @functools.cache
-def stretch():
+def segment():
     rng = np.random.default_rng(1)
     return jnp.asarray(rng.normal(size=(STEPS, *IMAGE))), jnp.asarray(rng.integers(0, CLASSES, STEPS))
 
@@ -74,7 +74,7 @@ def cross_entropy(logits, labels):
 
 @jit
 def learn(model, state, batch, trace=None, delay=None, error_gate=0.0, **options):
-    """Logits, state after the stretch and gradient, by backprop or through traces attached inside the loss."""
+    """Logits, state after the segment and gradient, by backprop or through traces attached inside the loss."""
     x, labels = batch
 
     @eqx.filter_grad(has_aux=True)
@@ -132,7 +132,7 @@ def written_out(weights, patches, labels, statistics):
 
 def normalised(x, statistics):
     """Batch norm of `[time, positions, channels]` that begins at mean 0 and variance 1, image by image if running."""
-    if statistics == "stretch":
+    if statistics == "segment":
         return (x - x.mean((0, 1))) / jnp.sqrt(x.var((0, 1)) + 1e-5)
     out, mean, square, kept = [], 0.0, 1.0, 0.9 ** (1 / 128)
     for image in x:
@@ -145,7 +145,7 @@ def normalised(x, statistics):
 @functools.cache
 def literal_factors(statistics):
     """Logits, and the factors of every layer of `small`."""
-    x, labels = stretch()
+    x, labels = segment()
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     places = list(itertools.product(range(4), range(4)))
     patches = np.stack([padded[:, :, i : i + 3, j : j + 3].reshape(STEPS, -1) for i, j in places], axis=1)

@@ -56,8 +56,8 @@ EVERY_KIND = pytest.mark.parametrize(
 TWO_TRACES = pytest.mark.parametrize("name", ["exponential-before-shared", "fir-per_post"])
 
 
-def random_stretch(seed=0, steps=STEPS):
-    """Random x, derivative and error of one stretch."""
+def random_segment(seed=0, steps=STEPS):
+    """Random x, derivative and error of one segment."""
     rng = np.random.default_rng(seed)
     return [jnp.asarray(rng.normal(size=(steps, size))) for size in (IN, OUT, OUT)]
 
@@ -155,8 +155,8 @@ def test_remember_is_the_transpose_applied_to_every_signal(post):
 
 @EVERY_TRACE
 def test_every_evaluation_is_the_double_loop(name):
-    """In all forms, with signals 3 steps late and lost at the end of the stretch."""
-    x, derivative, error = random_stretch()
+    """In all forms, with signals 3 steps late and lost at the end of the segment."""
+    x, derivative, error = random_segment()
     arrivals = jnp.arange(STEPS) + 3.0
     for form in credit.FORMS:
         gain, signal = credit.synaptic_factors(form, derivative, error)
@@ -167,7 +167,7 @@ def test_every_evaluation_is_the_double_loop(name):
 
 @EVERY_KIND
 def test_every_evaluation_is_the_double_loop_in_float32(name):
-    x, gain, signal = random_stretch()
+    x, gain, signal = random_segment()
     arrivals = jnp.arange(STEPS) + 3.0
     expected = oracles.double_loop(TRACES[name], x, gain, signal, arrivals, horizon=STEPS)
     with jax.enable_x64(False):
@@ -180,8 +180,8 @@ def test_every_evaluation_is_the_double_loop_in_float32(name):
 @TWO_TRACES
 @pytest.mark.parametrize(("horizon", "chunks"), [(6, (1, 6)), (40, (3, 64))])
 def test_signals_are_lost_at_the_horizon_and_nowhere_else(name, horizon, chunks):
-    """Shorter and longer than the stretch, for chunks of a step up to more than all, that divide it or not."""
-    x, gain, signal = random_stretch()
+    """Shorter and longer than the segment, for chunks of a step up to more than all, that divide it or not."""
+    x, gain, signal = random_segment()
     arrivals = jnp.arange(STEPS) + 3.0
     expected = oracles.double_loop(TRACES[name], x, gain, signal, arrivals, horizon=horizon)
     for update in every_evaluation(TRACES[name], x, gain, signal, arrivals, horizon=horizon, chunks=chunks).values():
@@ -191,7 +191,7 @@ def test_signals_are_lost_at_the_horizon_and_nowhere_else(name, horizon, chunks)
 @EVERY_KIND
 def test_without_a_horizon_every_signal_is_met(name):
     """In the adjoint; the others need to know how long to step."""
-    trace, (x, gain, signal) = TRACES[name], random_stretch()
+    trace, (x, gain, signal) = TRACES[name], random_segment()
     arrivals = jnp.arange(STEPS) + 5.0
     met = oracles.double_loop(trace, x, gain, signal, arrivals)
     assert_same(adjoint(trace, x, gain, signal, arrivals, horizon=None), met)
@@ -207,7 +207,7 @@ def test_times_need_not_be_regular(name, data):
     """Whole steps in any order; no two writes share one, signals may."""
     writes = data.draw(st.lists(st.integers(0, 24), min_size=STEPS, max_size=STEPS, unique=True))
     arrivals = data.draw(st.lists(st.integers(-3, 30), min_size=STEPS, max_size=STEPS))
-    x, gain, signal = random_stretch()
+    x, gain, signal = random_segment()
     writes, arrivals = np.array(writes, float), np.array(arrivals, float)
     expected = oracles.double_loop(TRACES[name], x, gain, signal, arrivals, writes, horizon=25)
     for update in every_evaluation(TRACES[name], x, gain, signal, arrivals, writes, horizon=25).values():
@@ -217,7 +217,7 @@ def test_times_need_not_be_regular(name, data):
 
 def test_times_may_fall_between_steps_in_the_adjoint():
     trace, rng = CascadingTrace(4, 1.3, DT), np.random.default_rng(3)
-    x, gain, _ = random_stretch()
+    x, gain, _ = random_segment()
     writes, arrivals, signal = rng.uniform(0, 20, STEPS), rng.uniform(0, 40, 9), rng.normal(size=(9, OUT))
     expected = oracles.double_loop(trace, x, gain, signal, arrivals, writes, horizon=31)
     arrays = (x, gain, *map(jnp.asarray, (signal, arrivals, writes)))
@@ -226,7 +226,7 @@ def test_times_may_fall_between_steps_in_the_adjoint():
 
 @TWO_TRACES
 def test_scalar_third_factor_reaches_every_neuron(name):
-    x, gain, signal = random_stretch()
+    x, gain, signal = random_segment()
     arrivals, reward = jnp.arange(STEPS) + 3.0, signal[:, 0]
     expected = oracles.double_loop(TRACES[name], x, gain, np.repeat(reward[:, None], OUT, 1), arrivals, horizon=STEPS)
     for update in every_evaluation(TRACES[name], x, gain, reward, arrivals, horizon=STEPS).values():
@@ -235,7 +235,7 @@ def test_scalar_third_factor_reaches_every_neuron(name):
 
 @TWO_TRACES
 def test_biases_are_synapses_with_input_one(name):
-    x, gain, signal = random_stretch()
+    x, gain, signal = random_segment()
     arrivals = jnp.arange(STEPS) + 3.0
     for update in every_evaluation(TRACES[name], x.at[:, 0].set(1.0), gain, signal, arrivals, horizon=STEPS).values():
         np.testing.assert_allclose(update.bias, update.weight[:, 0], rtol=1e-12, atol=1e-14)
@@ -243,7 +243,7 @@ def test_biases_are_synapses_with_input_one(name):
 
 
 def test_delay_line_without_delay_is_backprop():
-    x, gain, signal = random_stretch()
+    x, gain, signal = random_segment()
     for update in every_evaluation(
         DelayLine(0.0, DT, max_delay=0.0), x, gain, signal, jnp.arange(STEPS), horizon=STEPS
     ).values():
@@ -252,7 +252,7 @@ def test_delay_line_without_delay_is_backprop():
 
 def test_literal_takes_a_kernel_per_synapse():
     rng, literal = np.random.default_rng(4), partial(credit.literal, horizon=STEPS)
-    x, gain, signal = random_stretch()
+    x, gain, signal = random_segment()
     arrivals = jnp.arange(STEPS) + 3.0
     for trace in (
         FIRTrace(rng.normal(size=(OUT, IN + 1, 6)), DT),
@@ -264,7 +264,7 @@ def test_literal_takes_a_kernel_per_synapse():
 
 @EVERY_KIND
 def test_chunk_hands_on_the_state_that_stepping_reaches(name):
-    trace, (x, gain, signal) = TRACES[name], random_stretch(steps=6)
+    trace, (x, gain, signal) = TRACES[name], random_segment(steps=6)
     state = start = trace.init((OUT, IN)) + 0.1
     step, total = jax.jit(type(trace).step), 0.0
     for t in range(len(x)):
@@ -359,9 +359,9 @@ def test_shapes_that_do_not_fit_are_refused(evaluation, wrong, message):
 def test_a_kernel_per_synapse_needs_the_literal_form(evaluation):
     trace = CascadingTrace(3, jnp.ones((OUT, IN + 1)))
     with pytest.raises(ValueError, match=r"needs `literal`, got a trace of shape \(3, 5\)"):
-        evaluation(trace, *random_stretch(), jnp.arange(STEPS) * 1.0, horizon=STEPS)
+        evaluation(trace, *random_segment(), jnp.arange(STEPS) * 1.0, horizon=STEPS)
 
 
 def test_an_empty_chunk_is_refused():
     with pytest.raises(ValueError, match="`chunk` must be at least 1 step, got 0"):
-        credit.chunked(CascadingTrace(3, 1.0), *random_stretch(), jnp.arange(STEPS) * 1.0, horizon=STEPS, chunk=0)
+        credit.chunked(CascadingTrace(3, 1.0), *random_segment(), jnp.arange(STEPS) * 1.0, horizon=STEPS, chunk=0)

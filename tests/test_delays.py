@@ -1,4 +1,4 @@
-"""Arrival times, and which signals arrive within a stretch."""
+"""Arrival times, and which signals arrive within a segment."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def test_signals_arrive_the_delay_later(steps):
     assert delay.max_steps == steps
 
 
-def test_signals_after_the_end_of_a_stretch_have_not_arrived_unless_kept():
+def test_signals_after_the_end_of_a_segment_have_not_arrived_unless_kept():
     np.testing.assert_array_equal(FixedDelay(0.6, 0.2).arrived(5), [1, 1, 0, 0, 0])
     np.testing.assert_array_equal(FixedDelay(2.0, 0.2).arrived(5), np.zeros(5))
     np.testing.assert_array_equal(FixedDelay(0.6, 0.2, keep_late=True).arrived(5), np.ones(5))

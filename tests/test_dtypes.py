@@ -72,7 +72,7 @@ def test_layers_fed_with_narrow_numbers(dtype, situation):
 
 @NARROW
 def test_streams_fed_with_narrow_numbers(dtype):
-    """In two stretches, of more steps than bfloat16 can count."""
+    """In two segments, of more steps than bfloat16 can count."""
     floats = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
     layer, x, signal = (
         eqx.nn.Linear(3, 2, dtype=floats, key=jax.random.key(0)),

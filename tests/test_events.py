@@ -21,7 +21,7 @@ from networks import (
     jit,
     mlp,
     mlp_oracle,
-    stretch,
+    segment,
 )
 
 import cetsim
@@ -118,7 +118,7 @@ def attach(model, kind="CET", delay=LAYERWISE, events=None, **options):
 @pytest.mark.parametrize("derivative", ["ideal", "cascade"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_events_equal_the_dense_simulation_of_every_synapse(kind, derivative):
-    model, (x, target) = mlp(), stretch(steps=PLACES)
+    model, (x, target) = mlp(), segment(steps=PLACES)
     expected = simulate(mlp_oracle(model), x, target, arrivals_of(LAYERWISE), traces(kind), derivative=derivative)
     grads, input_grad = gradients(model, x, target, lambda m: attach(m, kind, derivative=derivative))
     assert_same((affine_gradients(grads), input_grad), expected)
@@ -127,7 +127,7 @@ def test_events_equal_the_dense_simulation_of_every_synapse(kind, derivative):
 @FORMS
 @pytest.mark.parametrize("derivative", ["ideal", "cascade"])
 def test_events_in_every_form(form, derivative):
-    model, (x, target) = mlp("softplus"), stretch(steps=PLACES)
+    model, (x, target) = mlp("softplus"), segment(steps=PLACES)
     options = {"form": form, "derivative": derivative}
     expected = simulate(mlp_oracle(model, "softplus"), x, target, arrivals_of(LAYERWISE), traces("CET"), **options)
     grads, input_grad = gradients(model, x, target, lambda m: attach(m, **options))
@@ -141,7 +141,7 @@ def test_random_delays_layer_by_layer(keep_late):
         for layer in (1, 2)
     ]
     delay = LayerwiseDelay((FixedDelay(0.0, DT, keep_late=keep_late), *draws)).at(jnp.asarray(80))
-    model, (x, target) = mlp(), stretch(steps=PLACES)
+    model, (x, target) = mlp(), segment(steps=PLACES)
     horizon = None if keep_late else LENGTH
     expected = simulate(mlp_oracle(model), x, target, arrivals_of(delay), traces("CET"), horizon=horizon)
     grads, input_grad = gradients(model, x, target, lambda m: attach(m, delay=delay))
@@ -151,7 +151,7 @@ def test_random_delays_layer_by_layer(keep_late):
 @pytest.mark.parametrize("form", ["activation", "authors"])
 def test_events_in_a_convolutional_network(form):
     """One delay in all layers: the double loop over events, summed over positions, filtered behind the pool or not."""
-    model, (x, target) = convnet(), stretch((2, 4, 4), PLACES)
+    model, (x, target) = convnet(), segment((2, 4, 4), PLACES)
     layers, x_flat = convnet_oracle(model), np.asarray(x).reshape(PLACES, -1)
     trace, delay = KINDS["CET"](PER_LAYER), FixedDelay(PER_LAYER, DT, keep_late=True)
     output, _ = oracles.forward(layers, x_flat)
@@ -173,7 +173,7 @@ def test_events_in_a_convolutional_network(form):
 @pytest.mark.parametrize("form", ["activation", "preactivation"])
 def test_derivatives_remembered_behind_a_pool(form):
     """A delay line at the soma is the ideal memory, in a network with a pool too."""
-    model, (x, target) = convnet(), stretch((2, 4, 4), PLACES)
+    model, (x, target) = convnet(), segment((2, 4, 4), PLACES)
     line, delay = DelayLine(PER_LAYER, DT), FixedDelay(PER_LAYER, DT, keep_late=True)
 
     def with_derivative(name):
@@ -185,7 +185,7 @@ def test_derivatives_remembered_behind_a_pool(form):
 
 def test_a_signal_handed_in_stays_in_its_layer():
     """What a layer learns from is not what it sends down, whatever remembers its derivative."""
-    model, (x, target) = mlp(), stretch(steps=PLACES)
+    model, (x, target) = mlp(), segment(steps=PLACES)
     options = {"signal": jnp.ones(PLACES), "events": Events(TIMES, LENGTH)}
     line, delay = DelayLine(PER_LAYER, DT), FixedDelay(PER_LAYER, DT, keep_late=True)
 
@@ -196,7 +196,7 @@ def test_a_signal_handed_in_stays_in_its_layer():
 
 
 def test_an_ideal_memory_is_backprop_on_the_events():
-    model, (x, target) = mlp(), stretch(steps=PLACES)
+    model, (x, target) = mlp(), segment(steps=PLACES)
     line = gradients(model, x, target, lambda m: attach(m, "delay line"))
     plain = gradients(model, x, target, lambda m: m)
     assert_same(line, plain, 1e-14)
@@ -234,7 +234,7 @@ def test_golden_arrays(kind, index):
 
 @pytest.mark.parametrize("derivative", ["ideal", "cascade"])
 def test_float32_twin(derivative):
-    model, (x, target) = mlp(), stretch(steps=PLACES)
+    model, (x, target) = mlp(), segment(steps=PLACES)
     expected = simulate(mlp_oracle(model), x, target, arrivals_of(LAYERWISE), traces("CET"), derivative=derivative)
     with jax.enable_x64(False):
         single = lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float32) if eqx.is_array(leaf) else leaf  # noqa: E731
@@ -250,7 +250,7 @@ def test_float32_twin(derivative):
 
 @pytest.mark.parametrize("derivative", ["ideal", "cascade"])
 def test_empty_places_change_nothing(derivative):
-    model, (x, target) = mlp(), stretch(steps=PLACES)
+    model, (x, target) = mlp(), segment(steps=PLACES)
     filled = np.array([True] * 5 + [False] * 3)
     few = Events(TIMES[:5], LENGTH)
     # Whatever a place holds, even the time of an event.
@@ -262,7 +262,7 @@ def test_empty_places_change_nothing(derivative):
 
 
 def test_no_event_at_all_gives_a_gradient_of_zero():
-    model, (x, target) = mlp(), stretch(steps=PLACES)
+    model, (x, target) = mlp(), segment(steps=PLACES)
     none = Events(jnp.zeros(PLACES), LENGTH, jnp.zeros(PLACES, bool))
     grads, _ = gradients(model, x, target, lambda m: attach(m, events=none))
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
@@ -272,12 +272,12 @@ def test_no_event_at_all_gives_a_gradient_of_zero():
 
 
 @jit
-def next_stretch(model, state, x, target):
+def next_segment(model, state, x, target):
     return cetsim.streaming_value_and_grad(half_square)(model, state, x, target)
 
 
-def in_stretches(model, x, target, cuts, kind="CET"):
-    """Sum of the updates of a stream of events cut at steps `cuts` into stretches with room for all events."""
+def in_segments(model, x, target, cuts, kind="CET"):
+    """Sum of the updates of a stream of events cut at steps `cuts` into segments with room for all events."""
     carried, total, state = LayerwiseDelay.stacked(PER_LAYER, 3, DT), None, None
     for start, end in zip([0, *cuts], [*cuts, LENGTH + 60], strict=True):
         here = (start <= TIMES) & (end > TIMES)
@@ -286,11 +286,11 @@ def in_stretches(model, x, target, cuts, kind="CET"):
         events = Events(np.where(happened, TIMES[rows] - start, 0), end - start, happened)
         attached = cetsim.attach(model, traces(kind), carried, events=events, boundary="carry", window=2 * LENGTH)
         if state is None:
-            # Room for what the shortest stretch asks for, so that one state serves all.
+            # Room for what the shortest segment asks for, so that one state serves all.
             short = Events(jnp.zeros(PLACES), 5, jnp.zeros(PLACES, bool))
             roomy = cetsim.attach(model, traces(kind), carried, events=short, boundary="carry", window=2 * LENGTH)
             state = cetsim.streaming_init(roomy, x[0])
-        _, grads, state = next_stretch(attached, state, x[rows], target[rows])
+        _, grads, state = next_segment(attached, state, x[rows], target[rows])
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     return cetsim.detach(total)
 
@@ -298,9 +298,9 @@ def in_stretches(model, x, target, cuts, kind="CET"):
 @hypothesis.settings(max_examples=6)
 @hypothesis.given(st.lists(st.integers(1, 7), max_size=4, unique=True))
 def test_nothing_is_lost_where_a_stream_of_events_is_cut(cuts):
-    model, (x, target) = mlp(), stretch(steps=PLACES)
+    model, (x, target) = mlp(), segment(steps=PLACES)
     expected = simulate(mlp_oracle(model), x, target, arrivals_of(LAYERWISE), traces("CET"))[0]
-    found = in_stretches(model, x, target, [5 * cut for cut in sorted(cuts)])
+    found = in_segments(model, x, target, [5 * cut for cut in sorted(cuts)])
     assert_same(affine_gradients(found), expected)
 
 
@@ -329,7 +329,7 @@ def test_cost_grows_with_events_and_not_with_the_delay():
 
 
 def test_delays_are_mapped_outside_the_map_over_events():
-    model, (x, target) = mlp(), stretch(steps=PLACES)
+    model, (x, target) = mlp(), segment(steps=PLACES)
 
     @jit
     @jax.vmap

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from networks import DT, gradients, mlp, stretch
+from networks import DT, gradients, mlp, segment
 from test_events import KINDS, LENGTH, PER_LAYER, PLACES, attach, traces
 
 import cetsim
@@ -65,7 +65,7 @@ def test_wrong_layerwise_delays(make, message):
 
 
 def test_a_model_mapped_over_another_number_of_steps_than_events():
-    model, (x, target) = mlp(), stretch(steps=PLACES + 1)
+    model, (x, target) = mlp(), segment(steps=PLACES + 1)
     with pytest.raises(ValueError, match="the model is mapped over 9 steps, but there are 8 events"):
         gradients(model, x, target, attach)
 

@@ -18,7 +18,7 @@ from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 pytestmark = pytest.mark.slow
 
 CLASSES, EXAMPLES = 3, 48
-SETTINGS = Settings(steps=4, batch=16)
+SETTINGS = Settings(steps=4, segment=16)
 X = np.random.default_rng(0).normal(size=(EXAMPLES, 5))
 LABELS = np.arange(EXAMPLES) % CLASSES
 HYPER = Hyperparameters(1e-2, cetsim.CascadingTrace(4, 1.0), cetsim.FixedDelay(1.0))

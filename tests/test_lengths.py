@@ -62,8 +62,8 @@ def test_the_case_of_a_delay_line():
     assert_same(update(pad(x), pad(c), length=40).weight, expected)
 
 
-def test_a_length_in_a_stretch_of_events():
-    """The stretch ends before its last events."""
+def test_a_length_in_a_segment_of_events():
+    """The segment ends before its last events."""
     times, rows = np.array([0, 2, 3, 7, 10]), X[0, :5]
     grads = [
         eqx.filter_grad(
@@ -77,7 +77,7 @@ def test_a_length_in_a_stretch_of_events():
 
 
 def test_a_stream_goes_on_from_the_end_of_what_is_real():
-    """Stretches of one size, filled to different lengths, are the stream that has no padding."""
+    """Segments of one size, filled to different lengths, are the stream that has no padding."""
     model = cetsim.attach(MODEL, TRACE, LATE, boundary="carry", window=T)
     step = jit(
         lambda m, state, x, c, n: cetsim.streaming_value_and_grad(loss)(

@@ -54,7 +54,7 @@ class Online:
         inputs.append(np.append(f(hidden), 1.0))
         logits = self.weights[1] @ inputs[1]
         odds = np.exp(logits - logits.max())
-        error = (odds / odds.sum() - np.eye(len(logits))[label]) / self.settings.batch  # the loss is a batch's mean
+        error = (odds / odds.sum() - np.eye(len(logits))[label]) / self.settings.segment  # the loss is a batch's mean
         slopes = [slope(hidden), np.ones_like(logits)]
         errors = [self.weights[1][:, :-1].T @ error, error]  # of the activations
         for layer in range(2):
@@ -120,7 +120,7 @@ MODELS = {
 def start(trace, form="activation", gate=0.0, activation="tanh", update_every=1, tabulated=False):
     """A run that has not begun, its simulation, and the images of every step of time, `[updates, update_every]`."""
     settings = Settings(
-        steps=STEPS // update_every, batch=update_every, form=form, boundary="carry", clip=0.3, window=STEPS
+        steps=STEPS // update_every, segment=update_every, form=form, boundary="carry", clip=0.3, window=STEPS
     )
     run = SupervisedRun(MODELS[activation], *problem(), settings)
     kept = trace.tabulate(STEPS) if tabulated else trace

@@ -12,8 +12,8 @@ import pytest
 import rule_oracles as oracles
 import scipy.stats
 from networks import DT, STEPS, TRACE, affine_gradients, assert_same, gradients, half_square, mlp
-from networks import stretch as random_data
-from test_credit import TRACES, every_evaluation, random_stretch
+from networks import segment as random_data
+from test_credit import TRACES, every_evaluation, random_segment
 
 import cetsim
 from cetsim import CascadingTrace, FIRTrace, FixedDelay, RandomDelay, credit
@@ -157,7 +157,7 @@ def test_a_fixed_delay_is_the_same_everywhere():
     assert (random.regular, random.placed, random.at(3).placed) == (False, False, True)
 
 
-def test_which_signals_arrive_within_a_stretch():
+def test_which_signals_arrive_within_a_segment():
     delay = LATE["uniform"].at(40)
     arrivals = np.asarray(delay.arrivals(jnp.arange(12.0)))
     np.testing.assert_array_equal(delay.arrived(12), arrivals < 12)
@@ -263,7 +263,7 @@ def test_attached_layers_learn_event_by_event(distribution, keep_late):
 
 @pytest.mark.parametrize("name", TRACES)
 def test_every_evaluation_agrees_on_random_arrivals(name):
-    x, gain, signal = random_stretch(steps=20)
+    x, gain, signal = random_segment(steps=20)
     for distribution, start in (("uniform", 0), ("gamma", 60)):
         arrivals = LATE[distribution].at(start).arrivals(jnp.arange(20.0))
         assert np.any(np.diff(arrivals) < 0)
@@ -292,20 +292,20 @@ TRACED = []
 
 
 @eqx.filter_jit
-def next_stretch(model, delay, state, x, target, start):
+def next_segment(model, delay, state, x, target, start):
     TRACED.append(1)
     attached = cetsim.attach(model, TRACE, delay.at(start), boundary="carry", window=LENGTH)
     _, grads, state = cetsim.streaming_value_and_grad(half_square)(attached, state, x, target)
     return cetsim.detach(grads), state
 
 
-def in_stretches(model, delay, x, target, cuts, start=0):
+def in_segments(model, delay, x, target, cuts, start=0):
     """Sum of the updates of a stream from step `start` on, cut after each of `cuts`, and the state at its end."""
     attached = cetsim.attach(model, TRACE, delay, boundary="carry", window=LENGTH)
     state, total = cetsim.streaming_init(attached, x[0]), None
     for begin, end in itertools.pairwise([0, *cuts, len(x)]):
         origin = jnp.asarray(start + begin)
-        grads, state = next_stretch(model, delay, state, x[begin:end], target[begin:end], origin)
+        grads, state = next_segment(model, delay, state, x[begin:end], target[begin:end], origin)
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     return total, state
 
@@ -314,14 +314,14 @@ def in_stretches(model, delay, x, target, cuts, start=0):
 def test_a_stream_is_the_same_wherever_it_is_cut(distribution):
     """And it is what single events give: those under way at its end are still pending, and none is met twice."""
     start, model, delay, (x, target) = 1000, small(), LATE[distribution], random_data(steps=LENGTH)
-    whole, end = in_stretches(model, delay, x, target, [], start)
+    whole, end = in_segments(model, delay, x, target, [], start)
     arrivals = np.asarray(delay.at(start).arrivals(jnp.arange(LENGTH, dtype=float)))
     assert np.any(np.diff(arrivals) < 0)
     assert np.any(arrivals >= LENGTH)
     loops = [event_by_event(TRACE, f, arrivals, LENGTH) for f in factors_of(model, x, target)]
     assert_same(affine_gradients(whole), loops)
     for cuts in (range(1, LENGTH), range(4, LENGTH, 4), [4, 5, 12, 13, 20], [7, 14, 18, 22, 23]):
-        pieces, same_end = in_stretches(model, delay, x, target, cuts, start)
+        pieces, same_end = in_segments(model, delay, x, target, cuts, start)
         assert_same(jax.tree.leaves(pieces), jax.tree.leaves(whole), 1e-10)
         for left, right in zip(jax.tree.leaves(end), jax.tree.leaves(same_end), strict=True):
             np.testing.assert_allclose(left, right, atol=1e-13)
@@ -333,7 +333,7 @@ def test_every_signal_of_a_stream_arrives_once_in_the_end(distribution):
     model, delay, (x, target) = small(), LATE[distribution], random_data(steps=LENGTH)
     x, target = (jnp.concatenate([rows[: LENGTH - 12], 0 * rows[:12]]) for rows in (x, target))
     target = target.at[LENGTH - 12 :].set(jax.vmap(model, axis_name="time")(x[LENGTH - 12 :]))  # no error
-    stream, _ = in_stretches(model, delay, x, target, range(4, LENGTH, 4))
+    stream, _ = in_segments(model, delay, x, target, range(4, LENGTH, 4))
     arrivals = delay.arrivals(jnp.arange(LENGTH, dtype=float))
     loops = [event_by_event(TRACE, f, arrivals) for f in factors_of(model, x, target)]
     assert_same(affine_gradients(stream), loops)
@@ -343,6 +343,6 @@ def test_mean_spread_and_key_of_a_stream_change_without_compiling_again():
     model, (x, target), compiled = small(), random_data(steps=8), []
     for mean, spread, seed in ((1.0, 1.0, 0), (1.6, 0.2, 1), (0.4, 0.0, 2)):
         delay = RandomDelay(mean, spread, DT, key=jax.random.key(seed), max_delay=2.0)
-        in_stretches(model, delay, x, target, [4])
+        in_segments(model, delay, x, target, [4])
         compiled.append(len(TRACED))
     assert compiled == [compiled[0]] * 3

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import DT, TRACE, half_square, mlp
-from networks import stretch as random_data
+from networks import segment as random_data
 from test_random_delay import LATE
 
 import cetsim
@@ -64,7 +64,7 @@ def test_streams_must_have_room_and_know_their_place():
         jax.jit(lambda s: cetsim.streaming_init(attach(RandomDelay(1.0, s, DT)), x[0]))(0.5)
     attached = attach(LATE["uniform"])
     state = cetsim.streaming_init(attached, x[0])
-    with pytest.raises(ValueError, match=r"needs its place in time: attach `delay.at\(step\)` for each stretch"):
+    with pytest.raises(ValueError, match=r"needs its place in time: attach `delay.at\(step\)` for each segment"):
         cetsim.streaming_value_and_grad(half_square)(attached, state, x, target)
     with pytest.raises(ValueError, match="a stream that is carried loses no signal"):
         attach(RandomDelay(1.0, 0.5, DT, keep_late=True))

@@ -18,7 +18,7 @@ from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 pytestmark = pytest.mark.slow
 
 BATCH, DT = 40, 0.2
-SETTINGS = Settings(steps=10, batch=BATCH)
+SETTINGS = Settings(steps=10, segment=BATCH)
 
 
 def make_model(key):
@@ -88,13 +88,13 @@ def test_where_all_is_salient_it_is_the_run_without_a_gate(boundary):
     run = make_run(dataclasses.replace(SETTINGS, boundary=boundary))
     plain = advance(run, start(run, None, keep_late=False), 4)
     gated = advance(run, start(run, NoGate(), keep_late=False), 4)
-    # A stream of events remembers whole stretches, one of all steps only as far as the kernel reaches, 1 - 1e-6 of it.
+    # A stream of events remembers whole segments, one of all steps only as far as the kernel reaches, 1 - 1e-6 of it.
     tolerance = 1e-9 if boundary == "reset" else 1e-6
     assert_same(jax.tree.leaves(gated[0].params), jax.tree.leaves(plain[0].params), tolerance)
     np.testing.assert_allclose(gated[1], plain[1], rtol=tolerance)
 
 
-def test_stretches_without_an_event_are_skipped_and_counted():
+def test_segments_without_an_event_are_skipped_and_counted():
     run = make_run()
     state = start(run, ThresholdGate(1e3))
     after, losses = advance(run, state, 3)
@@ -113,7 +113,7 @@ def test_salient_images_without_a_place_are_counted():
 
 
 def test_a_stream_learns_from_signals_under_way_when_nothing_happens():
-    """Once no loss is above the threshold, what was seen in the stretch before still changes weights."""
+    """Once no loss is above the threshold, what was seen in the segment before still changes weights."""
     run = make_run(dataclasses.replace(SETTINGS, boundary="carry", warmup=0.0))
     state, _ = advance(run, start(run, ThresholdGate(0.0, room=0.2), per_layer=8.0, keep_late=False), 1)
     quiet = eqx.tree_at(lambda state: state.hyper.salience.threshold, state, jnp.asarray(1e3))
@@ -162,7 +162,7 @@ def test_batch_norm_learns_its_moments_from_all_images():
     own = Hyperparameters(1e-2, DelayLine(0.0, DT), FixedDelay(0.0, DT), salience=QuantileGate(0.1))
     state = run.init(own, jax.random.key(0))
     after, _ = advance(run, state, 2)
-    # The moments are those of a forward pass over all images of each stretch, whatever was salient.
+    # The moments are those of a forward pass over all images of each segment, whatever was salient.
     control = eqx.tree_at(lambda s: s.hyper.salience, state, RandomGate(0.1))
     first = [advance(run, each, 1)[0] for each in (state, control)]
     buffers = [jax.tree.leaves(each.buffers) for each in (state, *first)]

@@ -14,7 +14,7 @@ from cetsim import CascadingTrace
 pytestmark = pytest.mark.slow
 
 
-def in_stretches(model, state, x, cotangent, cuts, run):
+def in_segments(model, state, x, cotangent, cuts, run):
     """Sum of the updates of a stream that is cut, and its last state; time is the first axis."""
     loss = lambda m, x, c: jnp.sum(c * run(m, x))  # noqa: E731
     step = jit(lambda state, x, c: cetsim.streaming_value_and_grad(loss)(model, state, x, c)[1:])
@@ -37,12 +37,12 @@ def test_a_batch_of_independent_streams(where):
     model = attach(linear(), boundary="carry", window=T)
     x, cotangent = (jnp.asarray(RNG.normal(size=(T, 2, size))) for size in (4, 3))
     state = cetsim.streaming_init(model, x[0, 0], batch=2)
-    grads, state = in_stretches(model, state, x, cotangent, [4, 8], RUNS[where])
+    grads, state = in_segments(model, state, x, cotangent, [4, 8], RUNS[where])
     assert_same(grads.weight, by_hand(x, cotangent))
     (state,) = state.values()
     for i in range(2):
         alone = cetsim.streaming_init(model, x[0, 0])
-        _, alone = in_stretches(model, alone, x[:, i], cotangent[:, i], [4, 8], lambda m, x: time(m)(x))
+        _, alone = in_segments(model, alone, x[:, i], cotangent[:, i], [4, 8], lambda m, x: time(m)(x))
         for whole, one in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(whole[i], one, atol=1e-13)
 
@@ -61,7 +61,7 @@ def test_streams_of_tokens_in_a_batch():
     for where, run in RUNS.items():
         state = cetsim.streaming_init(model, x[0, 0], batch=2)
         assert state["layer"].x.shape == (2, 3, T, 4), where
-        grads, _ = in_stretches(model, state, x, cotangent, [5], run)
+        grads, _ = in_segments(model, state, x, cotangent, [5], run)
         assert_same(grads.layer.weight, by_hand(x, cotangent))
 
 
@@ -107,7 +107,7 @@ class Twice(eqx.Module):
         ),
         (lambda m, x: jax.vmap(time(lambda x: m.unused(m(x))))(jnp.stack([x, x])), "layer"),
     ],
-    ids=["twice", "twice a step", "not at all", "two stretches in one", "batch outside"],
+    ids=["twice", "twice a step", "not at all", "two segments in one", "batch outside"],
 )
 def test_a_layer_of_a_stream_runs_exactly_once(run, layer):
     model = attach(Twice(linear(4, 4), linear(4, 4)), boundary="carry", window=5)
@@ -115,7 +115,7 @@ def test_a_layer_of_a_stream_runs_exactly_once(run, layer):
     (one,) = cetsim.streaming_init(attach(linear(4, 4), boundary="carry", window=5), x[0]).values()
     state = {"layer": one, "unused": one}
     step = eqx.filter_jit(cetsim.streaming_value_and_grad(lambda m, x: jnp.sum(run(m, x))))
-    with pytest.raises(Exception, match=f"layer '{layer}' of a stream must run exactly once in a stretch"):
+    with pytest.raises(Exception, match=f"layer '{layer}' of a stream must run exactly once in a segment"):
         jax.block_until_ready(jax.tree.leaves(step(model, state, x)))
 
 

@@ -1,4 +1,4 @@
-"""Streams: time goes on from stretch to stretch, wherever it is cut, and nothing under way is lost."""
+"""Streams: time goes on from segment to segment, wherever it is cut, and nothing under way is lost."""
 
 import itertools
 
@@ -25,8 +25,8 @@ from networks import (
     jit,
     mlp,
     mlp_oracle,
+    segment,
     simulate,
-    stretch,
 )
 
 import cetsim
@@ -35,19 +35,19 @@ from cetsim import CascadingTrace, DelayLine, FixedDelay
 pytestmark = pytest.mark.slow
 
 LENGTH = 24
-LATE = FixedDelay(1.4, DT)  # 7 steps, longer than most stretches below
+LATE = FixedDelay(1.4, DT)  # 7 steps, longer than most segments below
 
 
 @jit
-def next_stretch(model, state, x, target):
+def next_segment(model, state, x, target):
     return cetsim.streaming_value_and_grad(half_square)(model, state, x, target)
 
 
-def in_stretches(model, x, target, cuts):
+def in_segments(model, x, target, cuts):
     """Sum of the updates of a stream cut after each of `cuts`, weights held, and the state at its end."""
     state, total, edges = cetsim.streaming_init(model, x[0]), None, [0, *sorted(set(cuts)), len(x)]
     for start, end in itertools.pairwise(edges):
-        _, grads, state = next_stretch(model, state, x[start:end], target[start:end])
+        _, grads, state = next_segment(model, state, x[start:end], target[start:end])
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     return cetsim.detach(total), state
 
@@ -69,10 +69,10 @@ def cuts_of(pieces):
 @hypothesis.settings(max_examples=6)
 @hypothesis.given(st.lists(st.sampled_from((1, 3, 8)), min_size=1, max_size=12))
 def test_a_stream_is_the_same_wherever_it_is_cut(pieces):
-    cuts, (x, target) = cuts_of(pieces), stretch(steps=LENGTH)
+    cuts, (x, target) = cuts_of(pieces), segment(steps=LENGTH)
     model = carry(mlp(), window=LENGTH)
-    whole, end = in_stretches(model, x, target, [])
-    pieces, same_end = in_stretches(model, x, target, cuts)
+    whole, end = in_segments(model, x, target, [])
+    pieces, same_end = in_segments(model, x, target, cuts)
     assert_same(jax.tree.leaves(pieces), jax.tree.leaves(whole), 1e-12)
     for left, right in zip(jax.tree.leaves(end), jax.tree.leaves(same_end), strict=True):
         np.testing.assert_allclose(left, right, atol=1e-13)
@@ -82,31 +82,31 @@ def test_a_stream_is_the_same_wherever_it_is_cut(pieces):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_cut_stream_is_what_the_loops_give_for_the_whole(network, form):
     make, oracle, shape = NETWORKS[network]
-    model, (x, target) = make("relu"), stretch(shape, LENGTH)
+    model, (x, target) = make("relu"), segment(shape, LENGTH)
     gate = GATES[network]
-    summed, _ = in_stretches(carry(model, form=form, error_gate=gate, window=LENGTH), x, target, [3, 4, 7, 8, 16])
+    summed, _ = in_segments(carry(model, form=form, error_gate=gate, window=LENGTH), x, target, [3, 4, 7, 8, 16])
     layers = oracle(model, "relu")
     expected, _ = simulate(layers, x, target, TRACE, delay_steps=7, form=form, error_gate=gate)
     assert_same(affine_gradients(summed), expected)
 
 
 @pytest.mark.parametrize("trace", [TRACE, DelayLine(1.4, DT)], ids=["cascade", "delay line"])
-def test_one_stretch_from_nothing_is_the_reset_mode(trace):
-    model, (x, target) = mlp(), stretch(steps=LENGTH)
-    streamed, _ = in_stretches(carry(model, trace), x, target, [])
+def test_one_segment_from_nothing_is_the_reset_mode(trace):
+    model, (x, target) = mlp(), segment(steps=LENGTH)
+    streamed, _ = in_segments(carry(model, trace), x, target, [])
     reset, _ = gradients(model, x, target, lambda m: cetsim.attach(m, trace, LATE))
     assert_same(jax.tree.leaves(streamed), jax.tree.leaves(reset), 1e-12)
 
 
 def test_learning_at_every_step_is_a_literal_online_simulation():
     """Weights change at each step; each past factor and each signal under way keeps the weights of its own time."""
-    model, (x, target) = mlp(), stretch(steps=LENGTH)
+    model, (x, target) = mlp(), segment(steps=LENGTH)
     rate, attach = 0.3, lambda m: carry(m, delay=DELAY, window=LENGTH)
     state = cetsim.streaming_init(attach(model), x[0])
     online = [oracles.OnlineLayer(TRACE, 3, "activation") for _ in range(3)]
     layers = mlp_oracle(model)
     for t in range(LENGTH):
-        _, grads, state = next_stretch(attach(model), state, x[t : t + 1], target[t : t + 1])
+        _, grads, state = next_segment(attach(model), state, x[t : t + 1], target[t : t + 1])
         model = eqx.apply_updates(model, jax.tree.map(lambda g: -rate * g, cetsim.detach(grads)))
         now, goal = np.asarray(x[t : t + 1]), np.asarray(target[t : t + 1])
         output, _ = oracles.forward(layers, now)
@@ -123,37 +123,37 @@ def test_learning_at_every_step_is_a_literal_online_simulation():
 
 def test_what_lies_beyond_the_window_is_below_its_tail():
     """The difference is bounded by the tail's mass times Σ|L| max|e| (design, §3)."""
-    trace, (x, target) = CascadingTrace(3, 1.0, DT), stretch(steps=60)
+    trace, (x, target) = CascadingTrace(3, 1.0, DT), segment(steps=60)
     model = eqx.nn.Sequential([eqx.nn.Linear(4, 2, key=jax.random.key(0))])
-    exact, _ = in_stretches(carry(model, trace, window=60), x, target, range(0, 60, 5))
+    exact, _ = in_segments(carry(model, trace, window=60), x, target, range(0, 60, 5))
     error = np.abs(jax.vmap(model, axis_name="time")(x) - target)
     bound = np.sum(error, axis=0)[:, None] * np.abs(x).max()
     for tail in (1e-1, 1e-3, 1e-6):
         window = trace.window(tail)
         assert window < 60
-        cut, _ = in_stretches(carry(model, trace, window=window), x, target, range(0, 60, 5))
+        cut, _ = in_segments(carry(model, trace, window=window), x, target, range(0, 60, 5))
         difference = np.abs(cut.layers[0].weight - exact.layers[0].weight)
         assert np.all(difference <= tail * bound + 1e-12)
-    default_window, _ = in_stretches(carry(model, trace), x, target, range(0, 60, 5))
+    default_window, _ = in_segments(carry(model, trace), x, target, range(0, 60, 5))
     np.testing.assert_array_equal(default_window.layers[0].weight, cut.layers[0].weight)
 
 
 def test_independent_streams_are_mapped_outside():
     model = carry(mlp(), window=10)
-    xs, targets = (jnp.stack(arrays) for arrays in zip(*(stretch(seed=seed) for seed in (1, 2)), strict=True))
+    xs, targets = (jnp.stack(arrays) for arrays in zip(*(segment(seed=seed) for seed in (1, 2)), strict=True))
     states = [cetsim.streaming_init(model, xs[0, 0])] * 2
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     one = lambda state, x, target: cetsim.streaming_value_and_grad(half_square)(model, state, x, target)[::2]  # noqa: E731
     values, after = eqx.filter_vmap(one)(stacked, xs, targets)
     for i in range(2):
-        value, _, state = next_stretch(model, states[i], xs[i], targets[i])
+        value, _, state = next_segment(model, states[i], xs[i], targets[i])
         np.testing.assert_allclose(values[i], value, rtol=1e-12)
         for left, right in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
             np.testing.assert_allclose(left[i], right, atol=1e-13)
 
 
 def test_a_delay_below_the_largest_changes_without_compiling_again():
-    model, (x, target) = mlp(), stretch(steps=LENGTH)
+    model, (x, target) = mlp(), segment(steps=LENGTH)
     state = cetsim.streaming_init(carry(model, delay=FixedDelay(0.2, DT, max_delay=1.4), window=30), x[0])
     traced = []
 
@@ -171,13 +171,13 @@ def test_a_delay_below_the_largest_changes_without_compiling_again():
 
 
 def test_what_is_refused():
-    model, (x, target) = mlp(), stretch()
+    model, (x, target) = mlp(), segment()
     attached = carry(model, window=10)
     state = cetsim.streaming_init(attached, x[0])
     with pytest.raises(ValueError, match="runs inside `streaming_value_and_grad`"):
         jax.vmap(attached, axis_name="time")(x)
     with pytest.raises(ValueError, match=r"the state must have the layers \['layers.0'.*got \['layers.0'\]"):
-        next_stretch(attached, {"layers.0": state["layers.0"]}, x, target)
+        next_segment(attached, {"layers.0": state["layers.0"]}, x, target)
     with pytest.raises(ValueError, match="attached with boundary='reset': nothing is carried"):
         cetsim.streaming_init(default(model), x[0])
     with pytest.raises(ValueError, match="a stream that is carried loses no signal"):

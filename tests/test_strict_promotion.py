@@ -113,7 +113,7 @@ def test_runs_begin_and_are_evaluated(x, boundary, x64):
     """Images of any precision, into a model of that of jax."""
 
     def make():
-        settings = Settings(steps=4, batch=8, boundary=boundary)
+        settings = Settings(steps=4, segment=8, boundary=boundary)
         return SupervisedRun(make_model, x, LABELS, settings), hyper()
 
     def use(made):
@@ -133,5 +133,5 @@ def test_an_update_is_applied(x64):
         state = training.init(hyper, jax.random.key(0))
         return training._updated(state, jnp.ones(()), jax.tree.map(jnp.ones_like, state.params)).params
 
-    make = lambda: (SupervisedRun(make_model, X, LABELS, Settings(steps=4, batch=8)), hyper())  # noqa: E731
+    make = lambda: (SupervisedRun(make_model, X, LABELS, Settings(steps=4, segment=8)), hyper())  # noqa: E731
     same_in_strict(make, update, x64)

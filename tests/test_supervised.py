@@ -17,7 +17,7 @@ from cetsim.supervised import Hyperparameters, Settings, SupervisedRun, backprop
 pytestmark = pytest.mark.slow
 
 BATCH = 16
-SETTINGS = Settings(steps=20, batch=BATCH)
+SETTINGS = Settings(steps=20, segment=BATCH)
 
 
 def make_model(key):
@@ -211,7 +211,7 @@ class TestStreams:
         state, losses = advance(run, run.init(h, jax.random.key(0)), 150)
         assert losses[-10:].mean() < 0.3 * losses[:10].mean()
         x, labels = run.x[:BATCH], run.labels[:BATCH]
-        cosines = align(run, state, x, labels)  # of a stretch that starts empty, as in the other mode
+        cosines = align(run, state, x, labels)  # of a segment that starts empty, as in the other mode
         np.testing.assert_array_equal(list(cosines.values()), list(align(make_run(), state, x, labels).values()))
 
     def test_a_stream_that_is_cut_is_the_same_run(self):
@@ -226,7 +226,7 @@ class TestStreams:
 class TestLearning:
     def test_a_trace_learns_at_its_delay_and_not_at_another(self):
         """The peak of CET(10) on the delay of the signal, and on four times as much, over 5 seeds: chance is 1/3."""
-        run = make_run(Settings(steps=300, batch=64), examples=512)
+        run = make_run(Settings(steps=300, segment=64), examples=512)
         keys = jax.random.split(jax.random.key(0), 5)
 
         def accuracy(trace):
@@ -257,7 +257,7 @@ class TestBadInput:
         ("options", "message"),
         [
             ({"steps": 0}, "`steps` must be at least 1, got 0"),
-            ({"batch": 0}, "`batch` must be at least 1, got 0"),
+            ({"segment": 0}, "`segment` must be at least 1, got 0"),
             ({"form": "other"}, "`form` must be one of 'activation'.*got 'other'"),
             ({"boundary": "other"}, "`boundary` must be one of 'reset', 'carry', got 'other'"),
             ({"warmup": 1.5}, r"`warmup` must be in \[0, 1\], got 1.5"),

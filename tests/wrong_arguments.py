@@ -20,7 +20,7 @@ DATASET = datasets.Dataset(
     "small", X[:, :, None, None], LABELS.astype(np.int32), X[:2, :, None, None], np.zeros(2, np.int32)
 )
 RUN = supervised.SupervisedRun(
-    lambda key: eqx.nn.MLP(3, 2, 4, 1, key=key), X, LABELS, supervised.Settings(steps=4, batch=8)
+    lambda key: eqx.nn.MLP(3, 2, 4, 1, key=key), X, LABELS, supervised.Settings(steps=4, segment=8)
 )
 
 
@@ -119,7 +119,7 @@ WHOLE = [
     (InputOrder, "run_length", 3, {}),
     (InputOrder, "interpolation", 3, {}),
     (settings, "steps", 3, {}),
-    (settings, "batch", 3, {}),
+    (settings, "segment", 3, {}),
     (settings, "window", 3, {}),
     (split, "seed", 3, {}),
     (rl.Settings, "updates", 3, {}),

@@ -59,7 +59,7 @@ def attach(
       does without the activation, which cannot be seen where a module's own code calls it.
     - `error_gate`: activity enters the trace only at steps where ‖∂ℓ/∂a‖² is above it; 0 is off. Where the activation
       is not known, a is what the layer itself returns.
-    - `boundary`: `"reset"` starts every stretch empty, `"carry"` goes with `streaming_value_and_grad`.
+    - `boundary`: `"reset"` starts every segment empty, `"carry"` goes with `streaming_value_and_grad`.
     - `signal`: stands in for ∂ℓ/∂a, with its sign and by the steps that it belongs to: `[time]`, or `[time, *out]` of
       one layer. The gradient is then Σ_t signal(t) · trace, a sum over steps and over whatever else is mapped.
     - `reward`: a scalar third factor `[time]` such as dopamine, by the steps that earned it, `delay` later seen by all
@@ -70,8 +70,8 @@ def attach(
     - `derivative`: how f'(z), which errors pass on their way down, waits for them in each layer: `"ideal"`, as it was,
       or in a `"cascade"`, the layer's trace, at the soma (with `boundary="reset"`, since what a stream sends down at
       once cannot wait).
-    - `events`: the steps of the stretch that the model is mapped over, where these are not all.
-    - `length`: steps of the stretch that are real, a whole number that may be traced, where padding follows: nothing
+    - `events`: the steps of the segment that the model is mapped over, where these are not all.
+    - `length`: steps of the segment that are real, a whole number that may be traced, where padding follows: nothing
       enters a trace, is sent or arrives from there on.
     - `overrides`: by the name of a layer (see `layer_names`) or of a module that holds some, the longest name first. A
       dict of the arguments above that differ there, also `feedback` (weights that errors travel down through) and
@@ -107,7 +107,7 @@ def attach(
 
 
 def _length(length, boundary: str, events: Events | None):
-    """The real length of a stretch as an array, or None for all of it."""
+    """The real length of a segment as an array, or None for all of it."""
     if length is None:
         return None
     if jnp.ndim(length) != 0 or not jnp.issubdtype(getattr(length, "dtype", type(length)), jnp.integer):
@@ -247,7 +247,7 @@ def _block(
     if derivative == "cascade" and boundary == "carry":
         raise ValueError(
             f"layer {name!r}: derivative='cascade' needs boundary='reset': a stream sends errors down at once, "
-            "and they cannot wait for a cascade that later stretches add to"
+            "and they cannot wait for a cascade that later segments add to"
         )
     if window is not None and window < 0:
         raise ValueError(f"layer {name!r}: `window` must be at least 0 steps, got {window}")

@@ -1,4 +1,4 @@
-"""Batch normalisation without affine parameters, over a stretch of time or over the past."""
+"""Batch normalisation without affine parameters, over a segment of time or over the past."""
 
 import math
 
@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 from cetsim import checks
 from cetsim.nn.conv import LAYOUTS
 
-STATISTICS = ("stretch", "running")
+STATISTICS = ("segment", "running")
 
 
 class BatchNorm(eqx.nn.StatefulLayer):
     """Normalises every channel of an image, (x - mean) / sqrt(variance + eps), without affine parameters.
 
-    `"stretch"` takes the moments of all images of the stretch, as batch norm does: they mix the future into the past.
+    `"segment"` takes the moments of all images of the segment, as batch norm does: they mix the future into the past.
     `"running"` takes those of the images before this one and holds them constant in the derivative, as a stream must:
     an exponential average over about `memory` images, updated image by image, so that cutting a stream differently
     changes nothing. In inference (`eqx.nn.inference_mode`) both use the running moments.
@@ -26,7 +26,7 @@ class BatchNorm(eqx.nn.StatefulLayer):
     with m and v the mean and variance over one image and d = e^(-1/memory). Nowhere is a variance a difference of
     squares: in float32 it would be off by 1e-7 of the mean's square.
 
-    **Arguments:** `channels`: number of channels. `statistics`: `"stretch"` or `"running"`. `layout`: see `Conv2d`.
+    **Arguments:** `channels`: number of channels. `statistics`: `"segment"` or `"running"`. `layout`: see `Conv2d`.
     `axis_name`: of the map over time. `memory`: in images; the default forgets a tenth in 128.
 
     **Raises:** ValueError for options outside their range.
@@ -45,7 +45,7 @@ class BatchNorm(eqx.nn.StatefulLayer):
     def __init__(
         self,
         channels: int,
-        statistics: str = "stretch",
+        statistics: str = "segment",
         *,
         layout: str,
         axis_name: str = "time",
@@ -80,7 +80,7 @@ class BatchNorm(eqx.nn.StatefulLayer):
         return self._normalised(x, *used), state.set(self.moments, after)
 
     def _running(self, mean, variance, means, variances):
-        """The running moments before each image of a stretch, `[time, channels]`, and after the last."""
+        """The running moments before each image of a segment, `[time, channels]`, and after the last."""
         mean_before, mean_after = self._average(mean, means)
         apart = math.exp(-1 / self.memory) * (means - mean_before) ** 2
         variance_before, variance_after = self._average(variance, variances + apart)

@@ -228,20 +228,20 @@ def streaming_init(model, example, *buffers, batch: int | tuple[int, ...] = ()) 
 
 
 def streaming_value_and_grad(loss: Callable, has_aux: bool = False) -> Callable:
-    """`eqx.filter_value_and_grad` for streams: trace and signals under way pass from stretch to stretch.
+    """`eqx.filter_value_and_grad` for streams: trace and signals under way pass from segment to segment.
 
         value, grads, state = cetsim.streaming_value_and_grad(loss)(model, state, *batch)
 
     While weights are held, cutting a stream differently changes nothing in the sum of the gradients (a loss that is a
-    sum over steps; a mean divides each stretch's signals by its own length).
+    sum over steps; a mean divides each segment's signals by its own length).
 
-    **Arguments:** `loss`: function of `(model, *batch)`, the model mapped over the steps of the stretch inside it.
+    **Arguments:** `loss`: function of `(model, *batch)`, the model mapped over the steps of the segment inside it.
     `model`: from `attach(..., boundary="carry")`. `state`: from `streaming_init`, or the last call.
 
     **Returns:** a function that returns `(value, gradient of the model, state)`.
 
     **Raises:** ValueError for a state of other layers. When it runs, an error that names a layer that did not run
-    exactly once in the stretch (or once for each of the state's streams), where states would have been added up.
+    exactly once in the segment (or once for each of the state's streams), where states would have been added up.
     """
 
     def differentiated(model_and_state, *args, **kwargs):
@@ -259,7 +259,7 @@ def _each_ran_once(states: dict[str, StreamState]) -> dict[str, StreamState]:
     """The states, or an error when the program runs, if any was added up or lost."""
     wrong = jnp.stack([jnp.any(state.runs != 1) for state in states.values()])
     messages = [
-        f"layer {name!r} of a stream must run exactly once in a stretch: it ran twice, not at all, or in a batch that "
+        f"layer {name!r} of a stream must run exactly once in a segment: it ran twice, not at all, or in a batch that "
         "its state does not have (say `streaming_init(model, example, batch=...)`)"
         for name in states
     ]

@@ -17,7 +17,7 @@ def cnn(
     hidden: int = 512,
     classes: int = 10,
     *,
-    statistics: str = "stretch",
+    statistics: str = "segment",
     layout: str | None = None,
     key: Array,
 ) -> eqx.nn.Sequential:
@@ -28,7 +28,7 @@ def cnn(
     `axis_name="time"`. Weights as by `xavier`.
 
     **Arguments:** `image`: shape of one. `channels`: of each convolution. `hidden`: units of the first linear layer.
-    `statistics`: of batch norm, `"stretch"` or `"running"`. `layout`: of the images inside; None for the
+    `statistics`: of batch norm, `"segment"` or `"running"`. `layout`: of the images inside; None for the
     backend's faster one.
 
     **Raises:** ValueError for an image that cannot be halved once a convolution.

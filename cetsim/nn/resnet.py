@@ -82,7 +82,7 @@ def resnet20(
     channels: tuple[int, ...] = (16, 32, 64),
     in_channels: int = 3,
     *,
-    statistics: str = "stretch",
+    statistics: str = "segment",
     layout: str | None = None,
     key: Array,
 ) -> ResNet:
@@ -94,7 +94,7 @@ def resnet20(
     code, so that `attach` takes `form="preactivation"`. Weights as by `xavier`; convolutions have no biases.
 
     **Arguments:** `classes`: number of logits. `channels`: in each stage. `in_channels`: of an image. `statistics`: of
-    batch norm, `"stretch"` or `"running"`. `layout`: of the images inside; None for the backend's faster one.
+    batch norm, `"segment"` or `"running"`. `layout`: of the images inside; None for the backend's faster one.
 
     **Raises:** ValueError unless there are three numbers of channels, none smaller than the one before, and for a
     number below 1.

@@ -17,7 +17,7 @@ from cetsim.nn.synapse import NonTrainable
 
 _MAGIC = b"cetsim model 1\n"
 _SHORT = 64  # numbers of an array that are written out; of a longer one, a digest
-_OF_A_STRETCH = ("signal", "events", "length", "name", "pool", "origin")  # or of the model
+_OF_A_SEGMENT = ("signal", "events", "length", "name", "pool", "origin")  # or of the model
 
 
 def save(path_or_file, model) -> None:
@@ -82,7 +82,7 @@ def _plain(value):
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, eqx.Module):
-        fields = [field.name for field in dataclasses.fields(value) if field.name not in _OF_A_STRETCH]
+        fields = [field.name for field in dataclasses.fields(value) if field.name not in _OF_A_SEGMENT]
         return {"kind": type(value).__name__} | {name: _plain(getattr(value, name)) for name in fields}
     if isinstance(value, tuple):
         return {str(index): _plain(each) for index, each in enumerate(value)}

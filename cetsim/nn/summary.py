@@ -23,10 +23,10 @@ class Row(NamedTuple):
     - `layer`: its name. `kind`: its class. `weight`: shape of its weights.
     - `trace`: kind of trace. `peak`: lag of its largest weight, in seconds; the range of one kernel per post-neuron.
     - `delay`: of learning signals, in seconds; the range of uniform random ones, the mean of gamma distributed ones.
-    - `window`: steps that a stream remembers; None where stretches start empty.
+    - `window`: steps that a stream remembers; None where segments start empty.
     - `literal_bytes`: state of the literal rule, which keeps the trace's states for every weight and bias (in a
       convolution this is for one position of its kernel).
-    - `kept_bytes`: what is carried from stretch to stretch; 0 where they start empty.
+    - `kept_bytes`: what is carried from segment to segment; 0 where they start empty.
     """
 
     layer: str

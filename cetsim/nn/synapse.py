@@ -56,12 +56,12 @@ class Synapses(eqx.Module):
     - `trace`: what they remember. `delay`: when signals arrive.
     - `error_gate`: activity enters the trace only where ‖∂ℓ/∂a‖² is above it (0 is off).
     - `signal`: stands in for ∂ℓ/∂a if given, `[time]` or `[time, *out]`.
-    - `form`: of the rule. `window`: steps that a stream remembers; None for stretches that start empty.
+    - `form`: of the rule. `window`: steps that a stream remembers; None for segments that start empty.
     - `pool`: a map, linear in each step, behind the activation; the signal is filtered behind it, where it is smallest.
     - `derivative`: how f'(z), which errors pass on their way down, waits for them: `"ideal"`, as it was, or in a
       `"cascade"`, the layer's trace, at the soma.
-    - `events`: the steps that the rows of a stretch belong to; None for all.
-    - `length`: steps of the stretch that are real, where padding follows; None for all.
+    - `events`: the steps that the rows of a segment belong to; None for all.
+    - `length`: steps of the segment that are real, where padding follows; None for all.
     - `name`: of the layer, for errors.
     """
 
@@ -100,7 +100,7 @@ class Synapses(eqx.Module):
         return jax.vmap(lambda row: one(row)[0])(rows)
 
     def real(self, rows):
-        """Rows of a stretch with those of padding, and of places in which no event happened, set to 0."""
+        """Rows of a segment with those of padding, and of places in which no event happened, set to 0."""
         if self.events is not None:
             rows = self.events.only(rows)
         if self.length is None:
@@ -128,10 +128,10 @@ def place_in_time(name: str) -> Int[Array, ""]:
         return jax.lax.axis_index(TIME)
     except NameError:
         raise ValueError(
-            f"layer {name!r} has a trace and must know which axis is time: map the model over the steps of a stretch "
+            f"layer {name!r} has a trace and must know which axis is time: map the model over the steps of a segment "
             'by `jax.vmap(model, axis_name="time")(x)`, x [time, ...], inside the loss; any other vmap is a batch. A '
             "loop, `lax.scan` or `lax.map` over steps cannot do it, since what a step's activity earns is known only "
-            "when later signals come: map over steps, or cut time into stretches with boundary='carry'. To evaluate "
+            "when later signals come: map over steps, or cut time into segments with boundary='carry'. To evaluate "
             "without learning, `cetsim.detach` the model."
         ) from None
 
@@ -145,7 +145,7 @@ def _nothing(*tree) -> Int[Array, ""]:
 
 
 def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | None):
-    """Credit of a stretch, cotangents of the pre-activations, `[time, *out]`; what errors pass; what is carried on."""
+    """Credit of a segment, cotangents of the pre-activations, `[time, *out]`; what errors pass; what is carried on."""
     synapses = synapses.whole()
     rows, events, delay = error.shape[0], synapses.events, synapses.delay
     if events is not None and events.times.shape[0] != rows:
@@ -181,17 +181,17 @@ def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | No
 
 
 NOTHING_ARRIVES = (
-    "so that its weights do not learn: make stretches longer than the delay, read signals that come after the end "
-    "(`keep_late=True`), or let time go on from stretch to stretch (boundary='carry')"
+    "so that its weights do not learn: make segments longer than the delay, read signals that come after the end "
+    "(`keep_late=True`), or let time go on from segment to segment (boundary='carry')"
 )
 
 
 def why_nothing_arrives(synapses: Synapses, rows: int) -> str:
-    """What to tell a user whose delay, as far as known before tracing, is as long as the stretch; else nothing."""
+    """What to tell a user whose delay, as far as known before tracing, is as long as the segment; else nothing."""
     steps = rows if synapses.events is None else synapses.events.steps
     if synapses.window is not None or synapses.delay.keep_late or synapses.delay.min_steps < steps:
         return ""
-    late = f"they come {synapses.delay.min_steps} steps late in a stretch of {steps}"
+    late = f"they come {synapses.delay.min_steps} steps late in a segment of {steps}"
     return f"no learning signal reaches layer {synapses.name!r}: {late}, {NOTHING_ARRIVES}"
 
 
@@ -201,7 +201,7 @@ def _warn_of_lost_signals(name: str, error, matrix) -> None:
         return
     sent = np.any(np.asarray(error) != 0, axis=tuple(range(1, error.ndim)))
     if np.any(sent) and not np.any(np.asarray(matrix)[sent]):
-        lost = "those of all steps whose error is not 0 would come after the end of the stretch"
+        lost = "those of all steps whose error is not 0 would come after the end of the segment"
         warnings.warn(f"no learning signal reaches layer {name!r}: {lost}, {NOTHING_ARRIVES}", stacklevel=2)
 
 
@@ -316,7 +316,7 @@ def learn_from_traces(warning: str, z, past_z, activity, below, derivative, x, s
     `activity` gets the plain cotangent, so that errors travel down undelayed, and `z` (which carries the weights'
     derivative and nothing else) gets gain ∘ λ. Where the derivative is remembered by a cascade, errors travel down
     through `below` instead, pre-activations that are differentiable in the input alone. In a stream, `past_z` gets the
-    credit of the steps remembered, and the cotangent of `state` is the state after the stretch, the one way out of a
+    credit of the steps remembered, and the cotangent of `state` is the state after the segment, the one way out of a
     backward pass. The output varies along every axis along which the rule does, time first of all, so that its
     cotangent does too and is not summed over one. A `warning` is given where the model is to learn.
     """

@@ -105,7 +105,7 @@ class Course:
         shown = InputOrder(run_length, interpolation, flip)
         fixed = dict(warmup=options.warmup, input_order=shown, derivative=derivative)
         settings = Settings(steps, update_every, options.form, mode, **fixed)
-        known = dict(statistics="running" if mode == "carry" or layers else "stretch")  # to batch norm
+        known = dict(statistics="running" if mode == "carry" or layers else "segment")  # to batch norm
 
         def make_model(key):
             if options.network == "mlp":
@@ -280,6 +280,6 @@ def describe(condition: Condition) -> str:
 
 def coming(run: SupervisedRun, state: TrainState, stretches: int) -> tuple[jax.Array, jax.Array]:
     """Images and labels of the stretches that the network sees next, `[stretches, batch, ...]`."""
-    shown, batch = run.settings.shown, run.settings.batch
+    shown, batch = run.settings.shown, run.settings.segment
     frames = shown.frames(state.order, run.labels, state.step, stretches, batch)
     return shown.show(frames, run.x, run.labels)

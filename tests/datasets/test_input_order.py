@@ -45,10 +45,10 @@ def orders(kind, epochs=EPOCHS, labels=None):
 
 
 def runs(order, labels):
-    """Lengths of the stretches of one class in an order, by class."""
+    """Lengths of the segments of one class in an order, by class."""
     lengths = {}
-    for kind, stretch in itertools.groupby(np.asarray(labels)[order].tolist()):
-        lengths.setdefault(kind, []).append(len(list(stretch)))
+    for kind, segment in itertools.groupby(np.asarray(labels)[order].tolist()):
+        lengths.setdefault(kind, []).append(len(list(segment)))
     return lengths
 
 
@@ -100,7 +100,7 @@ class TestShuffle:
 
 class TestRuns:
     @pytest.mark.parametrize("length", [2, 4, 7])
-    def test_stretches_of_a_class_are_whole_runs_and_one_rest(self, length):
+    def test_segments_of_a_class_are_whole_runs_and_one_rest(self, length):
         for order in orders(InputOrder(length)):
             for kind, lengths in runs(order, labels_of()).items():
                 assert sum(lengths) == COUNTS[kind]

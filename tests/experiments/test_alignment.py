@@ -40,7 +40,7 @@ def small_run(network: str, boundary: str) -> SupervisedRun:
     shape = (12,) if network == "mlp" else (3, 8, 8)
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(64, *shape)), rng.integers(0, 3, 64)
-    statistics = "stretch" if boundary == "reset" else "running"
+    statistics = "segment" if boundary == "reset" else "running"
     make = small_mlp if network == "mlp" else lambda key: small_cnn(key, statistics)
     return SupervisedRun(make, jnp.asarray(images), jnp.asarray(labels), Settings(8, 16, boundary=boundary))
 

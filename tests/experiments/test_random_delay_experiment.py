@@ -203,7 +203,7 @@ def test_streams_have_room_for_all_but_the_rarest_delays():
 def test_each_stretch_of_a_run_has_new_draws(distribution):
     batch, rng = 16, np.random.default_rng(0)
     x, labels = jnp.asarray(rng.normal(size=(64, 5))), jnp.asarray(rng.integers(0, 3, 64))
-    run = SupervisedRun(lambda key: cetsim.nn.mlp((5, 3), key=key), x, labels, Settings(steps=8, batch=batch))
+    run = SupervisedRun(lambda key: cetsim.nn.mlp((5, 3), key=key), x, labels, Settings(steps=8, segment=batch))
     trace, delay = cetsim.CascadingTrace(5, 1.0), cetsim.RandomDelay(1.0, 2.0, 0.2, distribution, jax.random.key(3))
     hyper, step = Hyperparameters(1e-2, trace, delay), eqx.filter_jit(lambda run, state: run.advance(state, 1)[0])
     state = eqx.filter_jit(lambda run, hyper: run.init(hyper, jax.random.key(0)))(run, hyper)
@@ -221,7 +221,7 @@ def test_updates_are_made_with_the_draws_of_their_stretch(distribution):
     batch, rng = 16, np.random.default_rng(0)
     x, labels = jnp.asarray(rng.normal(size=(64, 5))), jnp.asarray(rng.integers(0, 3, 64))
     make_model = lambda key: cetsim.nn.mlp((5, 3), key=key)  # noqa: E731
-    run = SupervisedRun(make_model, x, labels, Settings(steps=8, batch=batch))
+    run = SupervisedRun(make_model, x, labels, Settings(steps=8, segment=batch))
     trace, delay = cetsim.CascadingTrace(5, 1.0), cetsim.RandomDelay(1.0, 2.0, 0.2, distribution, jax.random.key(3))
 
     @eqx.filter_jit

@@ -89,8 +89,8 @@ def test_a_run_of_more_frequent_updates_sees_as_many_images():
     course = vision.Course(replace(OPTIONS, steps=10), datasets.Dataset("few", *few, *few), "test")
     for condition in conditions_of(OPTIONS):
         settings = course.supervised(**{name: getattr(condition, name) for name in vision.STATIC}).settings
-        assert settings.steps * settings.batch == 10 * 128
-        assert settings.batch == condition.update_every
+        assert settings.steps * settings.segment == 10 * 128
+        assert settings.segment == condition.update_every
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -21,8 +21,8 @@ from networks import (
     mlp,
     mlp_oracle,
     once,
+    segment,
     simulate,
-    stretch,
 )
 
 import cetsim
@@ -34,7 +34,7 @@ from cetsim import CascadingTrace, DelayLine, FIRTrace, FixedDelay
 @pytest.mark.parametrize("network", NETWORKS)
 def test_scalar_third_factor_replaces_every_error(network):
     make, oracle, shape = NETWORKS[network]
-    model, (x, target) = make(), stretch(shape)
+    model, (x, target) = make(), segment(shape)
     reward = np.random.default_rng(3).normal(size=STEPS)
     grads, input_grad = gradients(model, x, target, lambda m: default(m, signal=jnp.asarray(reward)))
     layers, flat = oracle(model), np.asarray(x).reshape(STEPS, -1)
@@ -46,7 +46,7 @@ def test_scalar_third_factor_replaces_every_error(network):
 
 
 def test_direct_feedback_alignment_by_signals_from_outside():
-    model, (x, target) = mlp(), stretch()
+    model, (x, target) = mlp(), segment()
     rng = np.random.default_rng(4)
     error = jax.vmap(model, axis_name="time")(x) - target
     directly = {"layers.0": error @ rng.normal(size=(2, 5)), "layers.2": error @ rng.normal(size=(2, 3))}
@@ -59,7 +59,7 @@ def test_direct_feedback_alignment_by_signals_from_outside():
 
 
 def test_feedback_alignment_sends_errors_through_its_own_weights():
-    model, (x, target) = mlp(), stretch()
+    model, (x, target) = mlp(), segment()
     back = [None, *(np.random.default_rng(5).normal(size=shape) for shape in ((3, 5), (2, 3)))]
     overrides = {f"layers.{2 * i}": {"feedback": jnp.asarray(back[i])} for i in (1, 2)}
     attach = lambda m: default(m, overrides=overrides)  # noqa: E731
@@ -76,7 +76,7 @@ def test_feedback_alignment_sends_errors_through_its_own_weights():
 
 
 def test_layers_differ_as_overrides_say():
-    model, (x, target) = mlp(), stretch()
+    model, (x, target) = mlp(), segment()
     overrides = {
         "layers.0": {"trace": FIRTrace(np.array([0.1, 0.5, 0.4]), DT), "delay": FixedDelay(0.2, DT), "error_gate": 0.3},
         "layers.2": {"form": "preactivation"},
@@ -105,7 +105,7 @@ def bare():
 
 
 def test_a_module_of_ones_own_learns_in_the_preactivation_form():
-    model, (x, target) = bare(), stretch()
+    model, (x, target) = bare(), segment()
     assert cetsim.layer_names(model) == ["first", "rest.0"]
     grads, _ = gradients(model, x, target, lambda m: default(m, form="preactivation"))
     layers = [oracles.dense(model.first, "tanh"), oracles.dense(model.rest[0])]
@@ -133,7 +133,7 @@ def test_an_activation_that_cannot_be_seen_is_asked_for(form):
 def test_equinox_mlp_learns_as_the_same_sequential(form, final):
     functions = {"identity": lambda x: x, "tanh": jnp.tanh}
     mlp = eqx.nn.MLP(4, 2, 5, 2, jnp.tanh, functions[final], key=jax.random.key(2))
-    x, target = stretch()
+    x, target = segment()
     grads, _ = gradients(mlp, x, target, lambda m: default(m, form=form))
     names = ("tanh", "tanh", final)
     layers = [oracles.dense(layer, name) for layer, name in zip(mlp.layers, names, strict=True)]
@@ -146,7 +146,7 @@ def test_activation_with_parameters_is_found_inside_a_loss_too():
     keys = jax.random.split(jax.random.key(0))
     learned = eqx.nn.Lambda(eqx.nn.PReLU())
     model = eqx.nn.Sequential([eqx.nn.Linear(4, 5, key=keys[0]), learned, eqx.nn.Linear(5, 2, key=keys[1])])
-    x, target = stretch()
+    x, target = segment()
     attach = lambda m: default(m, overrides={"layers.1": None})  # noqa: E731
     grads, _ = gradients(model, x, target, attach)
     outside = eqx.filter_grad(half_square)(attach(model), x, target)
@@ -159,7 +159,7 @@ def test_layers_without_bias_and_normalisation_between_layers():
     keys = jax.random.split(jax.random.key(0))
     first, second = eqx.nn.Linear(4, 5, use_bias=False, key=keys[0]), eqx.nn.Linear(5, 2, key=keys[1])
     model = eqx.nn.Sequential([first, eqx.nn.Lambda(jnp.tanh), eqx.nn.LayerNorm(5), second])
-    x, target = stretch()
+    x, target = segment()
     plain, _ = gradients(model, x, target, lambda m: m)
     norm = {"layers.2": None}
     traced, _ = gradients(model, x, target, lambda m: cetsim.attach(m, DelayLine(0.0), FixedDelay(0.0), overrides=norm))
@@ -181,7 +181,7 @@ def images(layer, *behind):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_function_that_mixes_channels_or_pixels_is_none(axis):
     """What is no activation stays where it is, so that without delay nothing but backprop is left."""
-    model, (x, target) = images(48, eqx.nn.Lambda(lambda z: z * jax.nn.softmax(z, axis))), stretch((2, 4, 4))
+    model, (x, target) = images(48, eqx.nn.Lambda(lambda z: z * jax.nn.softmax(z, axis))), segment((2, 4, 4))
     undelayed = lambda m: cetsim.attach(m, DelayLine(0.0), FixedDelay(0.0))  # noqa: E731
     assert undelayed(model).layers[0].activation is None
     assert_same(gradients(model, x, target, undelayed), gradients(model, x, target, lambda m: m), 1e-12)
@@ -198,7 +198,7 @@ def test_functions_that_mix_units_are_none_however_many_there_are(units):
 
 def test_an_activation_with_a_parameter_for_each_unit():
     slopes = jnp.linspace(0.1, 0.5, 5)
-    model, (x, target) = sequential(linear(4, 5), eqx.nn.PReLU(slopes), linear(5, 2)), stretch()
+    model, (x, target) = sequential(linear(4, 5), eqx.nn.PReLU(slopes), linear(5, 2)), segment()
     learned = {"layers.1": None}
     assert isinstance(default(model, overrides=learned).layers[0].activation, eqx.nn.PReLU)
     sloped = lambda z: jnp.where(z >= 0, z, slopes * z)  # noqa: E731
@@ -211,7 +211,7 @@ def test_an_activation_with_a_parameter_for_each_unit():
 
 def test_activations_are_found_wherever_a_model_is_attached():
     """Inside maps and derivatives too, where relu is traced even if its argument is known."""
-    x, target = stretch()
+    x, target = segment()
     found = []
 
     def update(seed):
@@ -296,7 +296,7 @@ def test_options_outside_their_range_are_refused(options, message):
 def test_a_signal_that_does_not_fit_is_refused(shape):
     overrides = {"layers.0": {"signal": jnp.ones(shape)}}
     with pytest.raises(ValueError, match=r"`signal` must have shape \(11, 5\) or \(11,\), got \(" + str(shape[0])):
-        gradients(mlp(), *stretch(), lambda m: default(m, overrides=overrides))
+        gradients(mlp(), *segment(), lambda m: default(m, overrides=overrides))
 
 
 def sequential(*layers):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rule_oracles as oracles
-from networks import DELAY, DT, TRACE, affine_gradients, assert_same, default, gradients, mlp, mlp_oracle, stretch
+from networks import DELAY, DT, TRACE, affine_gradients, assert_same, default, gradients, mlp, mlp_oracle, segment
 
 import cetsim
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FixedDelay, LayerwiseDelay
@@ -66,7 +66,7 @@ def default_at(model, delay):
 
 
 def test_traces_and_delays_by_name_are_those_layers_update():
-    model, (x, target) = mlp(), stretch()
+    model, (x, target) = mlp(), segment()
     traces = {"layers.0": TRACE, "layers.2": DelayLine(0.2, DT), "layers": ExponentialTrace(0.5, DT)}
     late = {"layers.4": FixedDelay(0.2, DT), "layers.2": FixedDelay(0.0, DT), "layers.0": FixedDelay(0.6, DT)}
     grads, _ = gradients(model, x, target, lambda m: cetsim.attach(m, traces, late))

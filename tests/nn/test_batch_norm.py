@@ -1,4 +1,4 @@
-"""Batch norm: over a stretch as numpy has it, over the past as a loop over images has it, however time is cut."""
+"""Batch norm: over a segment as numpy has it, over the past as a loop over images has it, however time is cut."""
 
 import itertools
 import math
@@ -69,7 +69,7 @@ def literal(x, layout, memory=MEMORY):
     return np.stack(outputs), after
 
 
-def whole_stretch(x, layout, library=np):
+def whole_segment(x, layout, library=np):
     """Normalised by the mean and variance of every pixel of every image."""
     every = (0, *(axis + 1 for axis in axes(layout)))
     mean, variance = x.mean(every, keepdims=True), x.var(every, keepdims=True)
@@ -77,18 +77,18 @@ def whole_stretch(x, layout, library=np):
 
 
 @EITHER_LAYOUT
-def test_stretch_is_numpy_s_and_so_is_its_derivative(layout):
-    norm, state = make("stretch", layout)
+def test_segment_is_numpy_s_and_so_is_its_derivative(layout):
+    norm, state = make("segment", layout)
     x = images(layout)
     out, _ = over_time(norm, state, x)
-    np.testing.assert_allclose(out, whole_stretch(x, layout), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(out, whole_segment(x, layout), rtol=1e-10, atol=1e-12)
     cotangent = np.cos(np.arange(x.size)).reshape(x.shape)
     found = input_gradient(norm, state, x, cotangent)
-    wanted = jax.vjp(lambda x: whole_stretch(x, layout, jnp), x)[1](cotangent)[0]
+    wanted = jax.vjp(lambda x: whole_segment(x, layout, jnp), x)[1](cotangent)[0]
     np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12)
     step = np.zeros(x.shape)
     step[2, 1, 1, 2] = 1e-5
-    ahead, behind = (np.sum(cotangent * whole_stretch(x + sign * step, layout)) for sign in (1, -1))
+    ahead, behind = (np.sum(cotangent * whole_segment(x + sign * step, layout)) for sign in (1, -1))
     np.testing.assert_allclose(found[2, 1, 1, 2], (ahead - behind) / 2e-5, rtol=1e-6)
 
 
@@ -109,13 +109,13 @@ def test_running_is_a_loop_over_images_and_constant_in_the_derivative(layout):
 @EITHER_LAYOUT
 def test_moments_do_not_depend_on_which_are_used(layout):
     x = images(layout)
-    norm, state = make("stretch", layout)
+    norm, state = make("segment", layout)
     np.testing.assert_allclose(moments(norm, over_time(norm, state, x)[1]), literal(x, layout)[1][-1], rtol=1e-10)
 
 
 def test_the_default_forgets_a_tenth_in_128_images():
     norm, state = eqx.nn.make_with_state(BatchNorm)(CHANNELS, layout="channels_first")
-    assert norm.statistics == "stretch"
+    assert norm.statistics == "segment"
     _, after = over_time(norm, state, np.ones((128, CHANNELS, *SIDE)))
     mean, variance = moments(norm, after)
     np.testing.assert_allclose(mean, 0.1, rtol=1e-10)  # of ones, having begun at 0
@@ -171,7 +171,7 @@ def test_float32_holds_where_the_mean_is_large(statistics, mean):
     assert all(values.dtype == np.float32 for values in moments(norm, after))
     exact = x.astype(np.float64)
     wanted, by_image = literal(exact, "channels_first")
-    wanted = whole_stretch(exact, "channels_first") if statistics == "stretch" else wanted
+    wanted = whole_segment(exact, "channels_first") if statistics == "segment" else wanted
     tolerance = 1e-6 * max(1.0, 2 * mean)  # a channel's spread is 0.5 at least
     np.testing.assert_allclose(out[20:], wanted[20:], rtol=0, atol=tolerance)
     np.testing.assert_allclose(moments(norm, after)[0], by_image[-1][0], rtol=1e-6, atol=1e-6)
@@ -181,7 +181,7 @@ def test_float32_holds_where_the_mean_is_large(statistics, mean):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"statistics": "batch"}, "`statistics` must be one of 'stretch', 'running', got 'batch'"),
+        ({"statistics": "batch"}, "`statistics` must be one of 'segment', 'running', got 'batch'"),
         ({"layout": "CHW"}, "`layout` must be one of 'channels_first', 'channels_last', got 'CHW'"),
         ({"memory": 0.0}, "`memory` must be above 0 images, got 0.0"),
         ({"memory": float("inf")}, "`memory` must be finite, got inf"),

@@ -34,8 +34,8 @@ from small_cnn import (
     make,
     of_layout,
     over_time,
+    segment,
     small,
-    stretch,
 )
 
 import cetsim
@@ -47,7 +47,7 @@ from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 pytestmark = pytest.mark.slow
 
 EITHER_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
-EITHER_STATISTICS = pytest.mark.parametrize("statistics", ["stretch", "running"])
+EITHER_STATISTICS = pytest.mark.parametrize("statistics", ["segment", "running"])
 
 
 # What it computes
@@ -87,19 +87,19 @@ def test_weights_are_xavier_uniform():
 def test_forward_pass_and_its_derivative(statistics, layout):
     """Outputs of the network written out, and without delay its update is plain autodiff of the model."""
     model, state = small(statistics, layout)
-    logits, _, plain = learn(model, state, stretch())
+    logits, _, plain = learn(model, state, segment())
     assert_same(logits, literal_factors(statistics)[0])
     straight = late(DelayLine(0.0, DT), 0)
     for form in ("activation", "preactivation", "authors"):  # relu: the authors' form agrees too
-        if form == "activation" or statistics == "stretch":
-            found, _, grads = learn(model, state, stretch(), *straight, form=form)
+        if form == "activation" or statistics == "segment":
+            found, _, grads = learn(model, state, segment(), *straight, form=form)
             np.testing.assert_array_equal(found, logits)
             assert_same(arrays(grads), arrays(plain))
 
 
 @EITHER_STATISTICS
 def test_layouts_agree(statistics):
-    found = [learn(*small(statistics, layout), stretch(), *late(), form="activation") for layout in LAYOUTS]
+    found = [learn(*small(statistics, layout), segment(), *late(), form="activation") for layout in LAYOUTS]
     assert_same(found[1][:2], found[0][:2])
     assert_same(affine(found[1][2], LAYOUTS[1]), affine(found[0][2]))
 
@@ -110,13 +110,13 @@ def test_layouts_agree(statistics):
 @EITHER_LAYOUT
 @pytest.mark.parametrize(
     ("form", "statistics"),
-    [("activation", "stretch"), ("activation", "running"), ("preactivation", "stretch"), ("authors", "stretch")],
+    [("activation", "segment"), ("activation", "running"), ("preactivation", "segment"), ("authors", "segment")],
 )
 def test_update_is_what_the_loops_give(form, statistics, layout):
     """The signal is filtered behind the pool, where the loops have a trace at every pixel; gated and not."""
     model, state = small(statistics, layout)
     gates = (0.0, gate(statistics), gate(statistics, 1))
-    found = [affine(learn(model, state, stretch(), *late(), g, form=form)[2], layout) for g in gates]
+    found = [affine(learn(model, state, segment(), *late(), g, form=form)[2], layout) for g in gates]
     for grads, error_gate in zip(found, gates, strict=True):
         assert_same(grads, literal_updates(statistics, form, error_gate))
     for layer in (0, 1):  # each by its own gate
@@ -127,23 +127,23 @@ def test_update_is_what_the_loops_give(form, statistics, layout):
 
 @EITHER_LAYOUT
 def test_a_pool_that_is_not_absorbed_changes_nothing(layout):
-    model, state = small("stretch", layout)
+    model, state = small("segment", layout)
     layers = [eqx.nn.Lambda(layer) if isinstance(layer, AvgPool2d) else layer for layer in model.layers]
     hidden = eqx.nn.Sequential(layers)
     attached = [cetsim.attach(m, *late()) for m in (model, hidden)]
     conv = int(of_layout("layers.0", layout).removeprefix("layers."))
     assert [m.layers[conv].pool is not None for m in attached] == [True, False]
-    for error_gate in (0.0, gate("stretch")):
-        found = [learn(m, state, stretch(), *late(), error_gate, form="activation")[2] for m in (model, hidden)]
+    for error_gate in (0.0, gate("segment")):
+        found = [learn(m, state, segment(), *late(), error_gate, form="activation")[2] for m in (model, hidden)]
         assert_same(affine(found[0], layout), affine(found[1], layout), 1e-12)
 
 
 def test_a_scalar_third_factor_acts_before_the_pool():
     """A signal handed in is that of the activation, whatever stands behind it: nothing is absorbed."""
     reward, layout = np.random.default_rng(3).normal(size=STEPS), "channels_last"
-    model, state = small("stretch", layout)
-    _, _, grads = learn(model, state, stretch(), *late(), form="activation", signal=jnp.asarray(reward))
-    for layer, found in zip(literal_factors("stretch")[1], affine(grads, layout), strict=True):
+    model, state = small("segment", layout)
+    _, _, grads = learn(model, state, segment(), *late(), form="activation", signal=jnp.asarray(reward))
+    for layer, found in zip(literal_factors("segment")[1], affine(grads, layout), strict=True):
         signal = np.broadcast_to(reward[:, None, None], layer.error.shape)
         assert_same(found, oracles.update(TRACE, LATE, layer, signal=signal))
 
@@ -152,10 +152,10 @@ def test_a_kernel_for_each_channel_with_a_pool_behind():
     own = ExponentialTrace(jnp.array([0.3, 0.7, 2.0]), DT)
     model, state = small()
     overrides = {"layers.0": {"trace": own}}
-    _, _, grads = learn(model, state, stretch(), *late(), form="activation", overrides=overrides)
+    _, _, grads = learn(model, state, segment(), *late(), form="activation", overrides=overrides)
     assert cetsim.attach(model, *late(), overrides=overrides).layers[0].pool is not None
-    assert_same(affine(grads), literal_updates("stretch", "activation", traces=(own, TRACE, TRACE)))
-    last, _ = small("stretch", "channels_last")
+    assert_same(affine(grads), literal_updates("segment", "activation", traces=(own, TRACE, TRACE)))
+    last, _ = small("segment", "channels_last")
     with pytest.raises(ValueError, match=r"'layers.1': one kernel per post-neuron needs the layout 'channels_first'"):
         cetsim.attach(last, *late(), overrides={"layers.1": {"trace": own}})
 
@@ -163,20 +163,20 @@ def test_a_kernel_for_each_channel_with_a_pool_behind():
 def test_layers_differ_as_overrides_say():
     layout = "channels_last"
     names = [of_layout(name, layout) for name in ("layers.0", "layers.5", "layers.7")]
-    model, state = small("stretch", layout)
+    model, state = small("segment", layout)
     overrides = {names[0]: None, names[1]: {"form": "preactivation"}}
-    _, _, grads = learn(model, state, stretch(), *late(), form="activation", overrides=overrides)
-    _, _, plain = learn(model, state, stretch())
+    _, _, grads = learn(model, state, segment(), *late(), form="activation", overrides=overrides)
+    _, _, plain = learn(model, state, segment())
     found = affine(grads, layout)
     assert_same(found[0], affine(plain, layout)[0])
-    assert_same(found[1], literal_updates("stretch", "preactivation")[1])
-    assert_same(found[2], literal_updates("stretch", "activation")[2])
+    assert_same(found[1], literal_updates("segment", "preactivation")[1])
+    assert_same(found[2], literal_updates("segment", "activation")[2])
 
 
 @EITHER_LAYOUT
 @pytest.mark.parametrize("form", cetsim.nn.FORMS)
 def test_detach_gives_the_model_back(form, layout):
-    model, _ = small("stretch", layout)
+    model, _ = small("segment", layout)
     attached = cetsim.attach(model, *late(), form=form)
     pools = [block.pool is not None for block in cetsim.nn.block.blocks(attached).values()]
     assert pools == [form in ("activation", "authors"), False, False]
@@ -191,8 +191,8 @@ def test_gradients_of_an_attached_model_are_detached():
         loss = lambda m: cross_entropy(over_time(m, state, batch[0])[0], batch[1]).mean()  # noqa: E731
         return eqx.filter_grad(loss)(attached)
 
-    detached = cetsim.detach(outside(cetsim.attach(model, *late()), stretch()))
-    _, _, inside = learn(model, state, stretch(), *late(), form="activation")
+    detached = cetsim.detach(outside(cetsim.attach(model, *late()), segment()))
+    _, _, inside = learn(model, state, segment(), *late(), form="activation")
     assert jax.tree.structure(detached) == jax.tree.structure(inside)
     assert_same(detached, inside, 1e-13)
 
@@ -207,7 +207,7 @@ def test_gradients_of_an_attached_model_are_detached():
 )
 def test_pools_of_equinox_are_absorbed(pool):
     """They are compared by value when they are compiled in: an equal pool compiles nothing anew."""
-    conv, x = Conv2d(2, 3, layout="channels_first", key=jax.random.key(0)), stretch()[0]
+    conv, x = Conv2d(2, 3, layout="channels_first", key=jax.random.key(0)), segment()[0]
     traced = []
 
     @jit
@@ -233,7 +233,7 @@ def remade(pool):
 def test_feedback_weights_of_a_convolution(layout):
     keys = jax.random.split(jax.random.key(0))
     conv, other = (Conv2d(2, 3, layout=layout, key=key) for key in keys)
-    x = stretch()[0] if layout == "channels_first" else jnp.moveaxis(stretch()[0], 1, -1)
+    x = segment()[0] if layout == "channels_first" else jnp.moveaxis(segment()[0], 1, -1)
     model = eqx.nn.Sequential([conv, eqx.nn.Lambda(jnp.tanh)])
     attached = cetsim.attach(model, *late(), overrides={"layers.0": {"feedback": other.weight}})
 
@@ -265,8 +265,8 @@ def test_what_attach_refuses():
 
 
 @jit
-def next_stretch(attached, stream, buffers, x, labels):
-    """Gradient of the sum over the stretch, the stream and the buffers after it."""
+def next_segment(attached, stream, buffers, x, labels):
+    """Gradient of the sum over the segment, the stream and the buffers after it."""
 
     def loss(model, x, labels, buffers):
         logits, after = over_time(model, buffers, x)
@@ -281,10 +281,10 @@ def next_stretch(attached, stream, buffers, x, labels):
 def in_pieces(cuts, error_gate=0.0):
     model, buffers = make("running", "channels_last")
     attached = cetsim.attach(model, *late(), boundary="carry", window=STEPS, error_gate=error_gate)
-    x, labels = stretch()
+    x, labels = segment()
     stream, total = cetsim.streaming_init(attached, x[0], buffers), None
     for first, last in itertools.pairwise([0, *cuts, STEPS]):
-        grads, stream, buffers = next_stretch(attached, stream, buffers, x[first:last], labels[first:last])
+        grads, stream, buffers = next_segment(attached, stream, buffers, x[first:last], labels[first:last])
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     return affine(total, "channels_last"), stream, buffers
 
@@ -318,7 +318,7 @@ def problem(examples=64):
 
 def make_run(boundary, statistics, steps=40):
     x, labels = problem()
-    settings = Settings(steps=steps, batch=8, form="authors", boundary=boundary)
+    settings = Settings(steps=steps, segment=8, form="authors", boundary=boundary)
     model = lambda key: cnn(IMAGE, CHANNELS, HIDDEN, CLASSES, statistics=statistics, key=key)  # noqa: E731
     return SupervisedRun(model, jnp.asarray(x), jnp.asarray(labels), settings)
 
@@ -326,7 +326,7 @@ def make_run(boundary, statistics, steps=40):
 @functools.cache
 def begun(boundary, steps=LATE):
     """A run and its beginning, with hyperparameters that are known while it is traced: streams need their delays."""
-    run = make_run(boundary, "running" if boundary == "carry" else "stretch")
+    run = make_run(boundary, "running" if boundary == "carry" else "segment")
     hyper = Hyperparameters(3e-2, *late(DelayLine(steps * DT, DT), steps), 1e-8)
     return run, jit(lambda run: run.init(hyper, jax.random.key(0)))(run)
 

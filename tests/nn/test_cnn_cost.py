@@ -46,7 +46,7 @@ def test_flops_of_a_step_are_those_of_backprop():
     [
         ({"image": (3, 32, 28)}, "height and width must be multiples of 8 to be pooled, got 32 x 28"),
         ({"layout": "NHWC"}, "`layout` must be one of 'channels_first', 'channels_last', got 'NHWC'"),
-        ({"statistics": "batch"}, "`statistics` must be one of 'stretch', 'running', got 'batch'"),
+        ({"statistics": "batch"}, "`statistics` must be one of 'segment', 'running', got 'batch'"),
         ({"channels": (8, 0)}, "`out_channels` must be at least 1, got 0"),
     ],
 )

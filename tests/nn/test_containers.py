@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rule_oracles as oracles
-from networks import TRACE, assert_same, default, gradients, half_square, jit, once, simulate, stretch
+from networks import TRACE, assert_same, default, gradients, half_square, jit, once, segment, simulate
 
 import cetsim
 from cetsim import DelayLine, FixedDelay
@@ -32,7 +32,7 @@ def test_activations_behind_inner_containers_are_found():
     inner = eqx.nn.Sequential([eqx.nn.Identity(), linear(4, 5), eqx.nn.Lambda(lambda x: x)])
     deeper = eqx.nn.Sequential([eqx.nn.Sequential([TANH]), eqx.nn.MLP(5, 3, 6, 1, jax.nn.softplus, key=KEYS[1])])
     model = eqx.nn.Sequential([inner, deeper, TANH, linear(3, 2, 2)])
-    x, target = stretch()
+    x, target = segment()
     grads, down = gradients(model, x, target, default)
     mlp = deeper.layers[1].layers
     names = ("tanh", "softplus", "tanh", "identity")
@@ -62,7 +62,7 @@ class Calls(eqx.Module):
     "body", [eqx.nn.Sequential([linear(4, 5), TANH, linear(5, 3, 1)]), eqx.nn.MLP(4, 3, 5, 1, jnp.tanh, key=KEYS[0])]
 )
 def test_the_end_of_a_container_that_other_code_calls_is_refused_or_said_to_be_one(body):
-    model, (x, target) = Calls(body, linear(3, 2, 2)), stretch()
+    model, (x, target) = Calls(body, linear(3, 2, 2)), segment()
     last = cetsim.layer_names(model)[1]
     with pytest.raises(ValueError, match=f"'{last}' is the last of a Sequential or MLP that other code calls, so that"):
         default(model, overrides={"head": {"activation": None}})
@@ -95,7 +95,7 @@ def test_what_a_subclass_does_with_its_layers_is_not_guessed():
 def test_preactivation_needs_to_know_of_no_activation():
     """Whatever stands behind: the plain gradient where nothing is late, the oracle's where it is."""
     model = eqx.nn.Sequential([linear(4, 5), eqx.nn.LayerNorm(5), RELU, linear(5, 3, 1), TANH, TANH, linear(3, 2, 2)])
-    x, target = stretch()
+    x, target = segment()
     late = {"layers.1": None}
     undelayed = lambda m: cetsim.attach(m, DelayLine(0.0), FixedDelay(0.0), form="preactivation", overrides=late)  # noqa: E731
     assert_same(gradients(model, x, target, undelayed), gradients(model, x, target, lambda m: m), 1e-12)
@@ -165,7 +165,7 @@ def test_activations_with_a_derivative_of_their_own(monkeypatch, kind, container
     parts = model.layers
     if container == "Sequential":
         model = eqx.nn.Sequential([parts[0], eqx.nn.Lambda(function), parts[1]])
-    x, target = stretch()
+    x, target = segment()
     grads, _ = gradients(model, x, target, default)
     layers = [oracles.dense(parts[0], kind), oracles.dense(parts[1])]
     assert_same(learned(grads), simulate(layers, x, target)[0])
@@ -173,7 +173,7 @@ def test_activations_with_a_derivative_of_their_own(monkeypatch, kind, container
 
 def test_updates_of_spiking_layers_have_a_derivative_in_the_delay():
     """Forwards and backwards, as with other activations."""
-    model, (x, target) = eqx.nn.MLP(4, 2, 5, 1, spike, key=KEYS[0]), stretch()
+    model, (x, target) = eqx.nn.MLP(4, 2, 5, 1, spike, key=KEYS[0]), segment()
 
     def size(delay):
         trace = cetsim.CascadingTrace(3, delay, 0.2)
@@ -276,7 +276,7 @@ def test_attaching_an_mlp_twice_or_inside_a_streaming_loss_is_refused():
     model = eqx.nn.MLP(4, 2, 5, 1, key=KEYS[0])
     with pytest.raises(ValueError, match=r"'layers.0' has a trace already: `detach` the model first"):
         default(default(model))
-    x, target = stretch()
+    x, target = segment()
     attached = default(model, boundary="carry", window=4)
     state = cetsim.streaming_init(attached, x[0])
     attach = cetsim.streaming_value_and_grad(lambda m: half_square(default(m, boundary="carry"), x, target))

@@ -44,7 +44,7 @@ LAYERS = {
 }
 
 
-def stretch(layer, shape, seed=1):
+def segment(layer, shape, seed=1):
     """Inputs, and targets of the shape of what the layer makes of them."""
     rng = np.random.default_rng(seed)
     x = jnp.asarray(rng.normal(size=(STEPS, *shape)))
@@ -55,7 +55,7 @@ def stretch(layer, shape, seed=1):
 def test_every_affine_layer_learns_by_the_rule(kind):
     make, apply, shape = LAYERS[kind]
     layer = make(KEYS[0])
-    model, (x, target) = eqx.nn.Sequential([layer, TANH]), stretch(layer, shape)
+    model, (x, target) = eqx.nn.Sequential([layer, TANH]), segment(layer, shape)
     assert cetsim.layer_names(model) == ["layers.0"]
     grads, down = gradients(model, x, target, default)
     wanted = layer_oracles.update(layer, apply, np.asarray(x), target, TRACE, 3)
@@ -73,7 +73,7 @@ def test_embeddings_learn_by_the_rule(form):
 
 
 @pytest.mark.parametrize("cut", [STEPS, 4])
-def test_streams_of_embeddings_equal_one_stretch(cut):
+def test_streams_of_embeddings_equal_one_segment(cut):
     """With weights held, wherever the stream is cut."""
     model = eqx.nn.Sequential([eqx.nn.Embedding(5, 3, key=KEYS[0]), TANH, eqx.nn.Linear(3, 2, key=KEYS[1])])
     rng = np.random.default_rng(2)
@@ -100,7 +100,7 @@ def test_a_stream_of_more_places_than_its_dtype_tells_apart_is_refused():
 def test_weights_of_a_weight_norm_learn_what_their_layer_would():
     """Its direction and its length get the chain rule of W = g v / ‖v‖ at the layer's own update."""
     layer = eqx.nn.Linear(4, 3, key=KEYS[0])
-    model, (x, target) = eqx.nn.Sequential([eqx.nn.WeightNorm(layer), TANH]), stretch(layer, (4,))
+    model, (x, target) = eqx.nn.Sequential([eqx.nn.WeightNorm(layer), TANH]), segment(layer, (4,))
     model = eqx.tree_at(lambda m: m.layers[0].g, model, model.layers[0].g * 1.5)
     v, g = np.asarray(layer.weight), np.asarray(model.layers[0].g)
     size = np.linalg.norm(v, axis=1, keepdims=True)

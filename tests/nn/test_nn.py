@@ -26,8 +26,8 @@ from networks import (
     half_square,
     mlp,
     mlp_oracle,
+    segment,
     simulate,
-    stretch,
 )
 
 import cetsim
@@ -46,7 +46,7 @@ def test_gradient_is_what_the_loops_give(network, activation, form, gated):
     """On each layer's recorded factors, and the input's gradient is backprop's, without delay."""
     error_gate = gated * GATES[network]
     make, oracle, shape = NETWORKS[network]
-    model, (x, target) = make(activation), stretch(shape)
+    model, (x, target) = make(activation), segment(shape)
     grads, input_grad = gradients(model, x, target, lambda m: default(m, form=form, error_gate=error_gate))
     expected, input_error = simulate(oracle(model, activation), x, target, form=form, error_gate=error_gate)
     assert_same(affine_gradients(grads), expected)
@@ -56,7 +56,7 @@ def test_gradient_is_what_the_loops_give(network, activation, form, gated):
 @FORMS
 def test_gradient_is_what_the_literal_form_gives(form):
     """The other oracle, `credit.literal`, and a kernel for each post-neuron of the first layer."""
-    model, (x, target) = mlp(), stretch()
+    model, (x, target) = mlp(), segment()
     own = ExponentialTrace(jnp.linspace(0.3, 2.0, 5), DT)
     grads, _ = gradients(model, x, target, lambda m: default(m, form=form, overrides={"layers.0": {"trace": own}}))
     output, _ = oracles.forward(mlp_oracle(model), np.asarray(x))
@@ -72,7 +72,7 @@ def test_gradient_is_what_the_literal_form_gives(form):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_float32_twin(network):
     make, oracle, shape = NETWORKS[network]
-    model, (x, target) = make(), stretch(shape)
+    model, (x, target) = make(), segment(shape)
     expected, _ = simulate(oracle(model), x, target)
     with jax.enable_x64(False):
         single = lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float32) if eqx.is_array(leaf) else leaf  # noqa: E731
@@ -114,7 +114,7 @@ def test_golden_arrays(kind, index):
 def test_without_delay_a_delay_line_gives_plain_autodiff(network, form):
     """For any smooth activation in the first two forms; the authors' form has f' twice."""
     make, _, shape = NETWORKS[network]
-    model, (x, target) = make("tanh"), stretch(shape)
+    model, (x, target) = make("tanh"), segment(shape)
     traced = gradients(model, x, target, lambda m: cetsim.attach(m, DelayLine(0.0), FixedDelay(0.0), form=form))
     plain = gradients(model, x, target, lambda m: m)
     if form == "authors_linear":
@@ -127,14 +127,14 @@ def test_without_delay_a_delay_line_gives_plain_autodiff(network, form):
 def test_outputs_are_unchanged(network):
     make, _, shape = NETWORKS[network]
     for activation in ACTIVATIONS:
-        model, (x, _) = make(activation), stretch(shape)
+        model, (x, _) = make(activation), segment(shape)
         np.testing.assert_array_equal(
             jax.vmap(default(model), axis_name="time")(x), jax.vmap(model, axis_name="time")(x)
         )
 
 
 def test_signals_after_the_end_are_read_on_request():
-    model, (x, target) = mlp(), stretch()
+    model, (x, target) = mlp(), segment()
     late = FixedDelay(0.6, DT, keep_late=True)
     grads, _ = gradients(model, x, target, lambda m: cetsim.attach(m, TRACE, late))
     assert_same(affine_gradients(grads), simulate(mlp_oracle(model), x, target, horizon=np.inf)[0])
@@ -146,7 +146,7 @@ def test_signals_after_the_end_are_read_on_request():
 
 def test_independent_streams_are_mapped_outside():
     model = mlp()
-    x, target = (jnp.stack(arrays) for arrays in zip(*(stretch(seed=seed) for seed in (1, 2, 3)), strict=True))
+    x, target = (jnp.stack(arrays) for arrays in zip(*(segment(seed=seed) for seed in (1, 2, 3)), strict=True))
     together = lambda m, x, target: jnp.sum(jax.vmap(half_square, (None, 0, 0))(m, x, target))  # noqa: E731
     grads, _ = gradients(model, x, target, default, together)
     separate = [gradients(model, x[i], target[i], default)[0] for i in range(3)]
@@ -154,7 +154,7 @@ def test_independent_streams_are_mapped_outside():
 
 
 def test_seeds_delays_and_kinds_of_trace_are_mapped_together():
-    x, target = stretch()
+    x, target = segment()
     kinds = [CascadingTrace(2, 0.6), CascadingTrace(6, 1.0), ExponentialTrace(0.5), DelayLine(0.6)]
     delays, seeds = np.array([0.6, 1.0, 0.6, 0.2]), np.arange(4)
 
@@ -177,7 +177,7 @@ def test_seeds_delays_and_kinds_of_trace_are_mapped_together():
 
 
 def test_nothing_is_compiled_anew_when_a_number_changes():
-    model, (x, target) = mlp(), stretch()
+    model, (x, target) = mlp(), segment()
     traced = []
 
     @eqx.filter_jit
@@ -198,7 +198,7 @@ def test_nothing_is_compiled_anew_when_a_number_changes():
 
 @FORMS
 def test_alignment_is_differentiable_in_the_delay_through_the_update(form):
-    model, (x, target) = mlp(), stretch()
+    model, (x, target) = mlp(), segment()
     plain, _ = gradients(model, x, target, lambda m: m)
 
     @jax.jit
@@ -234,7 +234,7 @@ def adamw_steps(model, x, target, attach, steps=100):
 
 def test_an_optimiser_leaves_every_trace_bit_equal():
     """Attached outside the loss too, where AdamW sees the whole model: weight decay alone would move a delay."""
-    model, (x, target) = mlp(), stretch()
+    model, (x, target) = mlp(), segment()
     own = ExponentialTrace(jnp.linspace(0.3, 2.0, 5), DT)
     outside = default(model, overrides={"layers.0": {"trace": own}})
     before = [jax.tree.leaves(block.synapses) for block in (outside.layers[0], outside.layers[2], outside.layers[4])]
@@ -256,7 +256,7 @@ def test_an_optimiser_leaves_every_trace_bit_equal():
 @pytest.mark.parametrize("network", NETWORKS)
 def test_detach_gives_the_plain_model_and_its_gradient_back(network):
     make, _, shape = NETWORKS[network]
-    model, (x, target) = make(), stretch(shape)
+    model, (x, target) = make(), segment(shape)
     attached = default(model)
     assert eqx.tree_equal(cetsim.detach(attached), model)
     inside, _ = gradients(model, x, target, default)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 DT, STEPS, CLASSES = 0.2, 16, 4
 EITHER_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 EITHER_STATISTICS = pytest.mark.parametrize(
-    ("statistics", "layout"), [("stretch", "channels_first"), ("running", "channels_last")]
+    ("statistics", "layout"), [("segment", "channels_first"), ("running", "channels_last")]
 )
 
 
@@ -30,7 +30,7 @@ jit = functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimizat
 
 
 @functools.cache
-def small(statistics="stretch", layout="channels_first"):
+def small(statistics="segment", layout="channels_first"):
     make = eqx.nn.make_with_state(resnet20)
     return make(CLASSES, (3, 4, 6), statistics=statistics, layout=layout, key=jax.random.key(0))
 
@@ -51,7 +51,7 @@ def images():
 
 @jit
 def learn(model, state, batch, trace=None, delay=None):
-    """Loss, logits, state after the stretch and gradient, by backprop or through traces attached inside the loss."""
+    """Loss, logits, state after the segment and gradient, by backprop or through traces attached inside the loss."""
     x, labels = batch
 
     @eqx.filter_value_and_grad(has_aux=True)
@@ -157,7 +157,7 @@ def test_layouts_agree():
 
 @EITHER_LAYOUT
 def test_shortcut_has_no_parameters(layout):
-    options = dict(statistics="stretch", layout=layout, key=jax.random.key(0))
+    options = dict(statistics="segment", layout=layout, key=jax.random.key(0))
     block, state = eqx.nn.make_with_state(BasicBlock)(3, 4, 2, **options)
     block = jax.tree.map(lambda leaf: 0 * leaf if eqx.is_inexact_array(leaf) else leaf, block)
     x = images()[0][:, :, :7]
@@ -186,7 +186,7 @@ def test_weights_are_xavier_uniform():
 
 
 @EITHER_STATISTICS
-def test_stretch_statistics_mix_images_and_running_ones_do_not(statistics, layout):
+def test_segment_statistics_mix_images_and_running_ones_do_not(statistics, layout):
     model, state = small(statistics, layout)
     x, labels = images()
     first, second = (learn(model, state, (rows, labels))[1][:-1] for rows in (x, x.at[-1].set(-x[-1])))
@@ -254,7 +254,7 @@ def test_bad_channels(channels):
         ({"classes": 0}, "`classes` must be at least 1, got 0"),
         ({"in_channels": 0}, "`in_channels` must be at least 1, got 0"),
         ({"layout": "NHWC"}, "`layout` must be one of 'channels_first', 'channels_last', got 'NHWC'"),
-        ({"statistics": "batch"}, "`statistics` must be one of 'stretch', 'running', got 'batch'"),
+        ({"statistics": "batch"}, "`statistics` must be one of 'segment', 'running', got 'batch'"),
     ],
 )
 def test_bad_options(options, message):

@@ -26,7 +26,7 @@ def nbytes(tree):
     return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
 
 
-def test_rows_of_a_stretch_that_starts_empty():
+def test_rows_of_a_segment_that_starts_empty():
     traces = TRACE, ExponentialTrace(0.5, DT), DelayLine(0.4, DT)
     table = cetsim.summary(cetsim.attach(mlp(), traces, LayerwiseDelay.stacked(0.2, 3)))
     assert [row.layer for row in table] == ["layers.0", "layers.2", "layers.4"]

@@ -70,11 +70,11 @@ def test_a_reward_of_another_length_is_refused():
 
 
 @pytest.mark.parametrize("seconds", [T * DT, 10.0])
-def test_a_delay_as_long_as_the_stretch_is_told_of_under_jit_too(seconds):
+def test_a_delay_as_long_as_the_segment_is_told_of_under_jit_too(seconds):
     late = FixedDelay(seconds, DT)
     attach = lambda m: cetsim.attach(m, DelayLine(seconds, DT), late, form="preactivation")  # noqa: E731
     grad = eqx.filter_jit(eqx.filter_grad(lambda m: jnp.sum(jax.vmap(attach(m), axis_name="time")(X))))
-    with pytest.warns(UserWarning, match=r"no learning signal reaches layer.*make stretches longer.*keep_late=True"):
+    with pytest.warns(UserWarning, match=r"no learning signal reaches layer.*make segments longer.*keep_late=True"):
         assert not np.any(grad(LAYER).layers[0].weight)
 
 

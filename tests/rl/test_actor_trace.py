@@ -26,7 +26,7 @@ EVERY_FORM = pytest.mark.parametrize("form", [actor_trace.literal, actor_trace.c
 EVERY_TRACE = pytest.mark.parametrize("name", TRACES)
 
 
-def random_stretch(seed=0, ends=0.2):
+def random_segment(seed=0, ends=0.2):
     rng = np.random.default_rng(seed)
     x, gain, signal = (jnp.asarray(rng.normal(size=(STEPS, size))) for size in (IN, OUT, OUT))
     alive = jnp.asarray((rng.uniform(size=STEPS) > ends) * 1.0)
@@ -46,7 +46,7 @@ def loops(kernel, x, gain, arriving, decay=DECAY, emptied=()):
 
 
 def whole(form, trace, x, gain, arriving, cuts=(), decay=DECAY, emptied=()):
-    """A stretch cut into chunks, and the sum of their gradients."""
+    """A segment cut into chunks, and the sum of their gradients."""
     windowed = form is actor_trace.windowed
     state, total = actor_trace.init(trace, OUT, IN), 0.0
     state = actor_trace.init_window(trace, STEPS, OUT, IN) if windowed else state
@@ -63,9 +63,9 @@ def whole(form, trace, x, gain, arriving, cuts=(), decay=DECAY, emptied=()):
 @EVERY_FORM
 @EVERY_TRACE
 def test_it_is_the_loops(name, form):
-    trace, stretch = TRACES[name], random_stretch()
-    gradient, eligibility = loops(np.asarray(trace.weights(jnp.arange(STEPS))), *stretch)
-    state, found = whole(form, trace, *stretch)
+    trace, segment = TRACES[name], random_segment()
+    gradient, eligibility = loops(np.asarray(trace.weights(jnp.arange(STEPS))), *segment)
+    state, found = whole(form, trace, *segment)
     np.testing.assert_allclose(found, gradient, rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(state.eligibility, eligibility, rtol=1e-10, atol=1e-11)
 
@@ -73,12 +73,12 @@ def test_it_is_the_loops(name, form):
 @pytest.mark.parametrize("cuts", [(1,), (7, 8), (4, 12, 22)])
 @EVERY_TRACE
 def test_cutting_time_differently_changes_nothing(name, cuts):
-    stretch = random_stretch(1)
-    state, gradient = whole(actor_trace.literal, TRACES[name], *stretch)
-    windowed_state, windowed = whole(actor_trace.windowed, TRACES[name], *stretch, cuts)
+    segment = random_segment(1)
+    state, gradient = whole(actor_trace.literal, TRACES[name], *segment)
+    windowed_state, windowed = whole(actor_trace.windowed, TRACES[name], *segment, cuts)
     np.testing.assert_allclose(windowed, gradient, rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(windowed_state.eligibility, state.eligibility, rtol=1e-10, atol=1e-11)
-    same_state, same = whole(actor_trace.chunked, TRACES[name], *stretch, cuts)
+    same_state, same = whole(actor_trace.chunked, TRACES[name], *segment, cuts)
     np.testing.assert_allclose(same, gradient, rtol=1e-10, atol=1e-11)
     for left, right in zip(jax.tree.leaves(same_state), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-10, atol=1e-11)
@@ -88,18 +88,18 @@ def test_cutting_time_differently_changes_nothing(name, cuts):
 @EVERY_FORM
 @EVERY_TRACE
 def test_a_cascade_that_is_emptied(name, form, cuts):
-    trace, stretch, emptied = TRACES[name], random_stretch(5), (5, 6, 13)
-    gradient, eligibility = loops(np.asarray(trace.weights(jnp.arange(STEPS))), *stretch, emptied=emptied)
-    state, found = whole(form, trace, *stretch, cuts, emptied=emptied)
+    trace, segment, emptied = TRACES[name], random_segment(5), (5, 6, 13)
+    gradient, eligibility = loops(np.asarray(trace.weights(jnp.arange(STEPS))), *segment, emptied=emptied)
+    state, found = whole(form, trace, *segment, cuts, emptied=emptied)
     np.testing.assert_allclose(found, gradient, rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(state.eligibility, eligibility, rtol=1e-10, atol=1e-11)
 
 
 def test_float32_twin():
-    stretch = random_stretch(2)
-    _, expected = whole(actor_trace.literal, TRACES["CET"], *stretch)
+    segment = random_segment(2)
+    _, expected = whole(actor_trace.literal, TRACES["CET"], *segment)
     with jax.enable_x64(False):
-        trace, single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (TRACES["CET"], stretch))
+        trace, single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (TRACES["CET"], segment))
         _, found = whole(actor_trace.chunked, trace, *single, (5,))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
@@ -108,7 +108,7 @@ def test_float32_twin():
 @EVERY_FORM
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "float16", "bfloat16"])
 def test_activity_of_every_dtype(dtype, form):
-    """Exact numbers of each dtype; a stretch of 300 steps, more than uint8 counts and bfloat16 tells apart."""
+    """Exact numbers of each dtype; a segment of 300 steps, more than uint8 counts and bfloat16 tells apart."""
     rng, steps = np.random.default_rng(6), 300
     high = 2 if dtype == "bool" else 100
     x, gain = (jnp.asarray(rng.integers(0, high, (steps, size))).astype(dtype) for size in (IN, OUT))
@@ -128,7 +128,7 @@ def test_activity_of_every_dtype(dtype, form):
 
 @EVERY_FORM
 def test_a_trace_narrower_than_what_it_meets_is_refused(form):
-    x, gain, arriving = random_stretch()
+    x, gain, arriving = random_segment()
     trace = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), TRACES["CET"])
     windowed = form is actor_trace.windowed
     state = actor_trace.init_window(trace, STEPS, OUT, IN) if windowed else actor_trace.init(trace, OUT, IN)
@@ -137,7 +137,7 @@ def test_a_trace_narrower_than_what_it_meets_is_refused(form):
 
 
 def test_a_decay_per_synapse_in_the_literal_form():
-    x, gain, arriving = random_stretch(3)
+    x, gain, arriving = random_segment(3)
     decay = jnp.asarray(np.random.default_rng(4).uniform(0.5, 1.0, (OUT, IN)))
     gradient, _ = loops(np.asarray(TRACES["CET"].weights(jnp.arange(STEPS))), x, gain, arriving, np.asarray(decay))
     _, found = whole(actor_trace.literal, TRACES["CET"], x, gain, arriving, (9,), decay)

@@ -66,7 +66,7 @@ def supervised(boundary="reset"):
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(40, 5)), rng.integers(0, 3, 40).astype(np.int32)
     make_model = lambda key: cetsim.nn.mlp((5, 4, 3), key=key)  # noqa: E731
-    run = SupervisedRun(make_model, x, labels, Settings(steps=8, batch=8, boundary=boundary))
+    run = SupervisedRun(make_model, x, labels, Settings(steps=8, segment=8, boundary=boundary))
     return run, Hyperparameters(1e-2, cetsim.CascadingTrace(4, 0.4, 0.2), cetsim.FixedDelay(0.4, 0.2))
 
 

@@ -179,7 +179,7 @@ def digits():
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(64, 5)), rng.integers(0, 3, 64).astype(np.int32)
     make_model = lambda key: cetsim.nn.mlp((5, 6, 3), key=key)  # noqa: E731
-    return SupervisedRun(make_model, x, labels, Settings(steps=10, batch=16))
+    return SupervisedRun(make_model, x, labels, Settings(steps=10, segment=16))
 
 
 def vision():

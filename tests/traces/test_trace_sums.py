@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rule_oracles as oracles
 from kernel_oracles import DT, cascade, exponential, filtered, respond, weights
-from networks import affine_gradients, assert_same, gradients, half_square, mlp, stretch
+from networks import affine_gradients, assert_same, gradients, half_square, mlp, segment
 
 import cetsim
 from cetsim import (
@@ -173,14 +173,14 @@ def test_refused(make, error, message):
 # In every evaluation of the rule
 
 
-def random_stretch(steps=23, seed=0):
+def random_segment(steps=23, seed=0):
     rng = np.random.default_rng(seed)
     return [jnp.asarray(rng.normal(size=(steps, size))) for size in (4, 3, 3)]
 
 
 @each_kind
 def test_every_evaluation_is_the_double_loop(name):
-    trace, (x, gain, signal), arrivals = KINDS[name], random_stretch(), np.arange(23) + 4
+    trace, (x, gain, signal), arrivals = KINDS[name], random_segment(), np.arange(23) + 4
     wanted = oracles.double_loop(trace, x, gain, signal, arrivals, horizon=23)
     for evaluate, options in ((credit.adjoint, {}), (credit.literal, {}), (credit.chunked, {"chunk": 5})):
         run = jax.jit(lambda trace, *rows, evaluate=evaluate, options=options: evaluate(
@@ -191,7 +191,7 @@ def test_every_evaluation_is_the_double_loop(name):
 
 @each_kind
 def test_the_actors_traces(name):
-    trace, (x, gain, signal) = KINDS[name], random_stretch(12)
+    trace, (x, gain, signal) = KINDS[name], random_segment(12)
     rng = np.random.default_rng(4)
     alive = jnp.asarray((rng.uniform(size=12) > 0.2) * 1.0)
     arriving = actor_trace.Arriving(signal, jnp.asarray(rng.normal(size=12)), alive)
@@ -203,9 +203,9 @@ def test_the_actors_traces(name):
 
 
 @each_kind
-def test_attached_in_a_stretch_of_events_and_in_a_stream(name):
-    """A stretch at once, as events at all its steps, and as a stream cut in two."""
-    trace, late, (x, target) = KINDS[name], FixedDelay(3 * DT, DT), stretch(steps=12)
+def test_attached_in_a_segment_of_events_and_in_a_stream(name):
+    """A segment at once, as events at all its steps, and as a stream cut in two."""
+    trace, late, (x, target) = KINDS[name], FixedDelay(3 * DT, DT), segment(steps=12)
     attach = lambda **options: lambda model: cetsim.attach(model, trace, late, **options)  # noqa: E731
     whole = affine_gradients(gradients(mlp(), x, target, attach())[0])
     events = affine_gradients(gradients(mlp(), x, target, attach(events=Events(np.arange(12), 12)))[0])
