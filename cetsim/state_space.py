@@ -126,8 +126,8 @@ def advance(
     if lost.shape[0] == 0:
         return h + change
     change += lost
-    after = h + change
-    return jnp.concatenate([after, change - (after - h)])
+    new_h = h + change
+    return jnp.concatenate([new_h, change - (new_h - h)])
 
 
 class Powers(NamedTuple):
@@ -148,12 +148,12 @@ def powers(system: System, steps: int) -> Powers:
 
     def body(carry, _):
         read, kick, total = carry
-        after = (
+        new_carry = (
             read + jnp.matmul(read, system.increment, precision="highest"),
             kick + jnp.matmul(system.increment, kick, precision="highest"),
             total + system.increment + jnp.matmul(system.increment, total, precision="highest"),
         )
-        return after, (read, kick)
+        return new_carry, (read, kick)
 
     start = (system.output, system.input, jnp.zeros_like(system.increment))
     (last_read, _, transition), (reads, kicks) = jax.lax.scan(body, start, None, length=steps)

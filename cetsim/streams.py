@@ -116,5 +116,5 @@ def carry(
     if events is not None:
         times = ((written[rows:] - steps).astype(state.written.dtype), (sent[rows:] - steps).astype(state.sent.dtype))
     kept = last(xs, window), last(gains, window), last(signals, pending)
-    after = StreamState(*kept, state.runs, *times, state.axes)
-    return credit[:window], credit[window:], after
+    new_state = StreamState(*kept, state.runs, *times, state.axes)
+    return credit[:window], credit[window:], new_state

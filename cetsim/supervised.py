@@ -48,8 +48,8 @@ class Hyperparameters(eqx.Module):
         for name, value in numbers.items():
             checks.require_one_number(name, value)
         trace = tuple(trace) if isinstance(trace, list) else trace
-        for each in trace if isinstance(trace, tuple) else (trace,):
-            checks.require_instance("trace", each, AbstractTrace, "one of cetsim's traces, or a tuple of them")
+        for one_trace in trace if isinstance(trace, tuple) else (trace,):
+            checks.require_instance("trace", one_trace, AbstractTrace, "one of cetsim's traces, or a tuple of them")
         checks.require_instance("delay", delay, AbstractDelay | LayerwiseDelay, "one of cetsim's delays")
         checks.require_instance("salience", salience, AbstractGate | None, "one of cetsim.gates's gates, or None")
         self.learning_rate, self.error_gate, self.weight_decay = (

@@ -34,16 +34,19 @@ OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if OWN_CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cetsim-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
-if "cetsim-tests-" in os.environ["JAX_COMPILATION_CACHE_DIR"]:
+OURS = "cetsim-tests-" in os.environ["JAX_COMPILATION_CACHE_DIR"]  # of this process, or of the one it works for
+if OURS:
     jax.config.update("jax_enable_compilation_cache", False)
 # Must come before the first import of cetsim: pytest imports this module before those of the tests.
 install_import_hook("cetsim", "beartype.beartype")
 # A program's compilation begins with a context of MLIR of its own, which takes as long as all the rest for a small one:
-# here they share one. It is no part of jax's interface, and where it is missing nothing is lost but time.
-with contextlib.suppress(ImportError, AttributeError):
-    from jax._src.interpreters import mlir
+# here they share one. It is no part of jax's interface, and where it is missing nothing is lost but time. Not with a
+# cache of the user's own, in which a program that is compiled while another is lowered could not be looked up.
+if OURS:
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src.interpreters import mlir
 
-    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+        mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 gc.set_threshold(20_000, 20, 20)  # tracing makes so many objects that looking for cycles takes one twelfth of its time
 # No deadline, since the first example of a test compiles.
 hypothesis.settings.register_profile("same every time", derandomize=True, deadline=None, database=None)

@@ -53,8 +53,8 @@ def look_behind(site: Site) -> Behind:
 
 def _own_function(places: list[Place]):
     """The function that an `eqx.nn.MLP` applies to each number by itself, where this is what comes first."""
-    own = places and places[0].path[-1] in map(jax.tree_util.GetAttrKey, ("activation", "final_activation"))
-    return places[0].node if own else None
+    named = places and places[0].path[-1] in map(jax.tree_util.GetAttrKey, ("activation", "final_activation"))
+    return places[0].node if named else None
 
 
 def _node(places: list[Place]):
@@ -146,6 +146,6 @@ def _output_shape(function, layer) -> tuple[int, ...]:
     space = [2 + axis for axis in range(layer.num_spatial_dims)]
     for leaf in jax.tree.leaves(function):
         if eqx.is_array(leaf) and leaf.ndim == len(space) + 1:
-            own = leaf.shape[:-1] if last else leaf.shape[1:]
-            space = [size if size > 1 else small for size, small in zip(own, space, strict=True)]
+            sizes = leaf.shape[:-1] if last else leaf.shape[1:]
+            space = [size if size > 1 else small for size, small in zip(sizes, space, strict=True)]
     return (*space, layer.out_channels) if last else (layer.out_channels, *space)

@@ -91,15 +91,15 @@ def attach(
     length = _length(length, boundary, events)
     sites, overrides = _plain_sites(model), overrides or {}
     _check_overrides(model, sites, overrides)
-    own = {site.name: overrides.get(surgery.nearest(overrides, site.name), {}) for site in sites}
-    traced = [site for site in sites if own[site.name] is not None]
+    options_of = {site.name: overrides.get(surgery.nearest(overrides, site.name), {}) for site in sites}
+    traced = [site for site in sites if options_of[site.name] is not None]
     for site in traced:
         if site.fault is not None:
             raise ValueError(f"{site.fault}; overrides={{{site.name!r}: None}} leaves it to undelayed backprop")
-    each = {name: _by_layer(name, given, sites, own) for name, given in (("trace", trace), ("delay", delay))}
+    by_layer = {name: _by_layer(name, given, sites, options_of) for name, given in (("trace", trace), ("delay", delay))}
     new = {}
     for site in traced:
-        options = {name: values[site.name] for name, values in each.items()} | common | own[site.name]
+        options = {name: values[site.name] for name, values in by_layer.items()} | common | options_of[site.name]
         new |= _replacements(site, _block(site, boundary, events, length, **options))
     _check_shared_activations(traced, sites, new)
     _warn_of_rest(model, sites, overrides)
@@ -173,19 +173,21 @@ def _warn_of_rest(model, sites: list[Site], overrides: dict) -> None:
         )
 
 
-def _by_layer(option: str, given, sites: list[Site], own: dict) -> dict:
+def _by_layer(option: str, given, sites: list[Site], overrides: dict) -> dict:
     """A value for each layer, where one is given for all, by name, or a number of them from the top down."""
-    each = given.delays if isinstance(given, LayerwiseDelay) else given
+    values_given = given.delays if isinstance(given, LayerwiseDelay) else given
     sites = [site for site in sites if site.fault is None]
     names = [site.name for site in sites]
-    if isinstance(each, dict):
-        return _by_name(option, each, names, own)
-    if not isinstance(each, tuple | list):
+    if isinstance(values_given, dict):
+        return _by_name(option, values_given, names, overrides)
+    if not isinstance(values_given, tuple | list):
         return dict.fromkeys(names, given)
-    if len(each) != len(names):
+    if len(values_given) != len(names):
         many = f"{len(names)} layers, {', '.join(names)}"
-        raise ValueError(f"`{option}` must be one for all or one a layer from the top down, got {len(each)} for {many}")
-    values = dict(zip(reversed(names), each, strict=True))
+        raise ValueError(
+            f"`{option}` must be one for all or one a layer from the top down, got {len(values_given)} for {many}"
+        )
+    values = dict(zip(reversed(names), values_given, strict=True))
     if len(sites) > 1 and (sites[0].chain is None or len({site.chain for site in sites}) > 1):
         table = "".join(f"\n  {name}: {values[name]!r}" for name in names)
         warnings.warn(
@@ -196,14 +198,14 @@ def _by_layer(option: str, given, sites: list[Site], own: dict) -> dict:
     return values
 
 
-def _by_name(option: str, each: dict, names: list[str], own: dict) -> dict:
-    for key in each:
+def _by_name(option: str, given: dict, names: list[str], overrides: dict) -> dict:
+    for key in given:
         if not any(surgery.covers(key, name) for name in names):
             raise ValueError(f"`{option}` names the layer {key!r}; the model has {', '.join(names)}")
-    values = {name: each.get(surgery.nearest(each, name)) for name in names}
+    values = {name: given.get(surgery.nearest(given, name)) for name in names}
     for name, value in values.items():
-        if value is None and own[name] is not None and option not in own[name]:
-            raise ValueError(f"`{option}` names no {option} for layer {name!r}; it has {', '.join(each)}")
+        if value is None and overrides[name] is not None and option not in overrides[name]:
+            raise ValueError(f"`{option}` names no {option} for layer {name!r}; it has {', '.join(given)}")
     return values
 
 

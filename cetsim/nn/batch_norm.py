@@ -68,15 +68,15 @@ class BatchNorm(eqx.nn.StatefulLayer):
         if self.inference:
             return self._normalised(x, *running), state
         space = (1, 2) if self.layout == "channels_first" else (0, 1)
-        own = x.mean(space), x.var(space)
-        constant = jax.lax.stop_gradient(own)
+        moments_here = x.mean(space), x.var(space)
+        constant = jax.lax.stop_gradient(moments_here)
         means, variances = (jax.lax.all_gather(moment, self.axis_name) for moment in constant)  # [time, channels]
         before, after = self._running(*running, means, variances)
         if self.statistics == "running":
             used = tuple(moment[jax.lax.axis_index(self.axis_name)] for moment in before)
         else:
-            mean = jax.lax.pmean(own[0], self.axis_name)
-            used = mean, jax.lax.pmean(own[1] + (own[0] - mean) ** 2, self.axis_name)
+            mean = jax.lax.pmean(moments_here[0], self.axis_name)
+            used = mean, jax.lax.pmean(moments_here[1] + (moments_here[0] - mean) ** 2, self.axis_name)
         return self._normalised(x, *used), state.set(self.moments, after)
 
     def _running(self, mean, variance, means, variances):

@@ -85,7 +85,7 @@ def _plain(value):
         fields = [field.name for field in dataclasses.fields(value) if field.name not in _OF_A_SEGMENT]
         return {"kind": type(value).__name__} | {name: _plain(getattr(value, name)) for name in fields}
     if isinstance(value, tuple):
-        return {str(index): _plain(each) for index, each in enumerate(value)}
+        return {str(index): _plain(entry) for index, entry in enumerate(value)}
     if checks.is_traced(value):
         raise ValueError("a trace whose values are traced cannot be saved or compared: do it outside of jit and vmap")
     if eqx.is_array(value):
@@ -100,14 +100,14 @@ def _numbers(array: np.ndarray):
     return f"{array.dtype}{list(array.shape)} sha256 {hashlib.sha256(array.tobytes()).hexdigest()}"
 
 
-def _compare(saved: dict, own: dict) -> None:
+def _compare(saved: dict, like: dict) -> None:
     """Raises ValueError where the rules of two models differ."""
-    if saved.keys() != own.keys():
+    if saved.keys() != like.keys():
         raise ValueError(
-            f"the file holds a model with traces on the layers {sorted(saved)}, `like` has traces on {sorted(own)}: "
+            f"the file holds a model with traces on the layers {sorted(saved)}, `like` has traces on {sorted(like)}: "
             "attach the same first"
         )
-    for name, rule in own.items():
+    for name, rule in like.items():
         other, mine = _flat(saved[name]), _flat(json.loads(json.dumps(rule)))
         for key in [*mine, *other]:
             if other.get(key) != mine.get(key):

@@ -89,10 +89,10 @@ class ActorCriticRun(eqx.Module):
 
         def step(carry):
             key, vector_env, running, returns, count = carry
-            key, own = jax.random.split(key)
-            vector_env, _, after = self._act(state.agent.params, vector_env, own)
-            returns = returns + jnp.where(running, after.reward, 0.0)
-            return key, vector_env, running & ~(after.terminated | after.truncated), returns, count + 1
+            key, act_key = jax.random.split(key)
+            vector_env, _, transitions = self._act(state.agent.params, vector_env, act_key)
+            returns = returns + jnp.where(running, transitions.reward, 0.0)
+            return key, vector_env, running & ~(transitions.terminated | transitions.truncated), returns, count + 1
 
         start = (key, vector_env, jnp.ones(episodes, bool), jnp.zeros(episodes), jnp.zeros((), int))
         return jax.lax.while_loop(go_on, step, start)[3]
@@ -113,12 +113,12 @@ class ActorCriticRun(eqx.Module):
         action_key, env_key = jax.random.split(key)
         actions = self.learner.act(params, observations, action_key)
         keys = jax.random.split(env_key, observations.shape[0])
-        states, after = jax.vmap(self.environment.step)(keys, states, self.environment.policy.applied(actions))
-        return (states, after.observation), actions, after
+        states, transitions = jax.vmap(self.environment.step)(keys, states, self.environment.policy.applied(actions))
+        return (states, transitions.observation), actions, transitions
 
     def _update(self, state: TrainState) -> tuple[TrainState, Progress]:
-        key, own = jax.random.split(state.key)
-        vector_env, rollout = self.roll_out(state.agent.params, state.vector_env, own)
+        key, rollout_key = jax.random.split(state.key)
+        vector_env, rollout = self.roll_out(state.agent.params, state.vector_env, rollout_key)
         agent, metrics = self.learner.learn(state.agent, rollout)
         episode, finished, returns = count_returns(state.episode, rollout)
         progress = Progress(finished, returns, metrics.entropy, metrics.value_loss)

@@ -155,9 +155,9 @@ class Learner(eqx.Module):
         final = lambda: value(rollout.final)  # noqa: E731
         # What is next observed has its value already, except where an episode was broken off, which is rare.
         following = lambda: jnp.concatenate([before[1:], value(rollout.final[-1:])])  # noqa: E731
-        after = jax.lax.cond(jnp.any(rollout.truncated), final, following)
+        next_value = jax.lax.cond(jnp.any(rollout.truncated), final, following)
         ended = rollout.terminated | (rollout.truncated & (self.settings.truncation == "terminate"))
-        td_error = rollout.reward + hyper.discount * jnp.where(ended, 0.0, after) - before
+        td_error = rollout.reward + hyper.discount * jnp.where(ended, 0.0, next_value) - before
         advantage = jax.vmap(actor_trace.returns_of, in_axes=(None, 1, 1), out_axes=1)
         return td_error, before + advantage(hyper.discount * hyper.lam, td_error, rollout.alive)
 
@@ -171,18 +171,18 @@ class Learner(eqx.Module):
         factors = networks.factors_of_policy(model.actor, self.policy, rollout.observation, rollout.action)
         if self.settings.late_critic:
             factors += networks.factors_of_value(model.critic, rollout.observation)
-        after, updates = [], []
+        new_layers, updates = [], []
         for rule, layer, seen in zip(self._rules(hyper, params), layers, factors, strict=True):
             layer, gradient = self._learn_layer(hyper, rule, layer, seen, rollout, td_error)
-            after.append(layer)
+            new_layers.append(layer)
             updates.append(jnp.mean(gradient, axis=0))
         depth = len(self.settings.hidden) + 1
         share = 1.0 if self.settings.actor_gradient == "sum" else 1 / self.settings.rollout
         late = networks.gradient_like(model.actor, [share * update for update in updates[:depth]])
         if not self.settings.late_critic:
-            return after, Networks(late, None)
+            return new_layers, Networks(late, None)
         scaled = [hyper.value * update / self.settings.rollout for update in updates[depth:]]
-        return after, Networks(late, networks.gradient_like(model.critic, scaled))
+        return new_layers, Networks(late, networks.gradient_like(model.critic, scaled))
 
     def _learn_layer(self, hyper, rule: "_Rule", layer: LayerState, seen, rollout: Rollout, td_error):
         options = delayed_layer.Options(self.settings.form, self.settings.reset_cascade, self.settings.late_flag)
@@ -195,10 +195,10 @@ class Learner(eqx.Module):
 
     def _make(self, actor_key, critic_key) -> Networks:
         sizes = (self.size, *self.settings.hidden)
-        own = networks.actor((*sizes, self.policy.outputs), key=actor_key)
+        network = networks.actor((*sizes, self.policy.outputs), key=actor_key)
         if self.settings.critic == "conv":
-            return Networks(own, images.critic(self.image, key=critic_key))
-        return Networks(own, networks.critic(sizes, key=critic_key))
+            return Networks(network, images.critic(self.image, key=critic_key))
+        return Networks(network, networks.critic(sizes, key=critic_key))
 
     def _rules(self, hyper: Hyperparameters, params: Networks) -> list["_Rule"]:
         """How each layer that learns through traces does so, from the bottom up, the actor's first."""
@@ -209,10 +209,10 @@ class Learner(eqx.Module):
             delays = hyper.delay.delays if isinstance(hyper.delay, LayerwiseDelay) else (hyper.delay,) * len(linear)
             synaptic = hyper.synaptic_lam is not None and model is params.actor
             lams = hyper.synaptic_lam if synaptic else (hyper.lam,) * len(linear)
-            for name, each in (("trace", traces), ("delay", delays), ("synaptic_lam", lams)):
-                if len(each) != len(linear):
+            for name, values in (("trace", traces), ("delay", delays), ("synaptic_lam", lams)):
+                if len(values) != len(linear):
                     many = f"one for all or one for each of {len(linear)} layers"
-                    raise ValueError(f"`{name}` must be {many}, got {len(each)}")
+                    raise ValueError(f"`{name}` must be {many}, got {len(values)}")
             for trace in traces:
                 if trace.shape:
                     raise ValueError(f"`trace` must be one for all synapses of a layer, got shape {trace.shape}")
@@ -229,9 +229,9 @@ class Learner(eqx.Module):
         out, inputs = layer.weight.shape[0], layer.weight.shape[1] + (layer.bias is not None)
         window = None if jnp.ndim(rule.lam) else self.settings.window
         if self.settings.window is None and not jnp.ndim(rule.lam):
-            own, stages = _window_of(trace), trace.init((), compensated=False).shape[0]
-            form = actor_trace.cheaper(stages, own, self.settings.rollout, out, inputs)
-            window = own if form == "windowed" else None
+            lags, stages = _window_of(trace), trace.init((), compensated=False).shape[0]
+            form = actor_trace.cheaper(stages, lags, self.settings.rollout, out, inputs)
+            window = lags if form == "windowed" else None
         one = delayed_layer.init(trace, rule.delay, out, inputs, window, self.settings.late_flag)
         spread = lambda leaf: jnp.broadcast_to(leaf, (self.settings.environments, *leaf.shape))  # noqa: E731
         return jax.tree.map(spread, one)

@@ -67,8 +67,8 @@ def _on_host(run: HostRun, agent: AgentState, hypers, sides: list[_Side], key: A
     vector_env = run.environment.open(environments)
     try:
         state = HostState(agent, vector_env, vector_env.steps, vector_env.reset(env_key), jnp.zeros(environments), key)
-        for own, sends in zip(jax.random.split(key, len(sent)), sent, strict=True):
-            state, rollout = run.roll_out(state, own)
+        for rollout_key, sends in zip(jax.random.split(key, len(sent)), sent, strict=True):
+            state, rollout = run.roll_out(state, rollout_key)
             sides = add(run.learner, agent, hypers, sides, rollout, sends)
     finally:
         vector_env.close()
@@ -86,8 +86,8 @@ def _add(
     """Both updates with what is learned in one more rollout, whose own TD errors are 0 unless `sent`."""
     td_error, _ = learner.td_errors(agent.hyper, learner.networks(agent.params).critic, rollout)
     td_error = jnp.where(sent, td_error, 0)
-    after = []
+    new_sides = []
     for hyper, (layers, total) in zip(hypers, sides, strict=True):
         layers, gradient = learner.late_gradient(hyper, agent.params, layers, rollout, td_error)
-        after.append(_Side(layers, jax.tree.map(jnp.add, total, gradient.actor)))
-    return after
+        new_sides.append(_Side(layers, jax.tree.map(jnp.add, total, gradient.actor)))
+    return new_sides

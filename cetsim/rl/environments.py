@@ -60,8 +60,8 @@ def split_signs(environment: Environment) -> Environment:
         return state, split(observation)
 
     def step(key, state, action):
-        state, after = environment.step(key, state, action)
-        return state, after._replace(observation=split(after.observation), final=split(after.final))
+        state, transition = environment.step(key, state, action)
+        return state, transition._replace(observation=split(transition.observation), final=split(transition.final))
 
     return environment._replace(size=2 * environment.size, reset=reset, step=step, image=None)
 

@@ -87,8 +87,8 @@ class HostRun:
         checks.require_whole("updates", updates)
         metrics = []
         for _ in range(updates):
-            before, (key, own) = state.vector_env.seconds, _split(state.key)
-            state, happened = self._play(state, own)
+            before, (key, rollout_key) = state.vector_env.seconds, _split(state.key)
+            state, happened = self._play(state, rollout_key)
             spent = state.vector_env.seconds - before
             agent, episode, progress = self._update(state.agent, state.episode, happened, spent)
             metrics.append(progress)
@@ -163,9 +163,10 @@ class HostRun:
         act, rows = self.policy(state.agent.params, key), []
         for _ in range(self.settings.rollout):
             actions = act(observation)
-            after = vector_env.step(self.learner.policy.applied(actions))
-            rows.append((observation, actions, after.reward, after.terminated, after.truncated, after.final))
-            observation = after.observation
+            transitions = vector_env.step(self.learner.policy.applied(actions))
+            ends = transitions.terminated, transitions.truncated, transitions.final
+            rows.append((observation, actions, transitions.reward, *ends))
+            observation = transitions.observation
         # `np.stack` would take each of these many small arrays apart.
         happened = (np.concatenate(column).reshape(len(rows), *column[0].shape) for column in zip(*rows, strict=True))
         return state._replace(steps=vector_env.steps, observation=observation), tuple(happened)
@@ -210,8 +211,8 @@ def _split(key: Array) -> tuple[Array, Array]:
 @functools.partial(jax.jit, static_argnames=("policy", "shape"))
 def _draw(key: Array, policy: Categorical | Gaussian, shape: tuple[int, ...]) -> tuple[Array, Float[Array, "..."]]:
     """The next key, and the policy's noise."""
-    key, own = jax.random.split(key)
-    return key, policy.noise(own, shape)
+    key, act_key = jax.random.split(key)
+    return key, policy.noise(act_key, shape)
 
 
 def _named(environment) -> str:

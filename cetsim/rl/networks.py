@@ -33,9 +33,9 @@ def _mlp(sizes, draw, use_bias: bool, key) -> eqx.nn.Sequential:
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"`sizes` must be at least an input and an output, all at least 1, got {sizes}")
     layers = []
-    for inputs, out, own in zip(sizes[:-1], sizes[1:], jax.random.split(key, len(sizes) - 1), strict=True):
-        layer = eqx.nn.Linear(inputs, out, use_bias=use_bias, key=own)
-        layer = eqx.tree_at(lambda layer: layer.weight, layer, draw(own, (out, inputs)))
+    for inputs, out, layer_key in zip(sizes[:-1], sizes[1:], jax.random.split(key, len(sizes) - 1), strict=True):
+        layer = eqx.nn.Linear(inputs, out, use_bias=use_bias, key=layer_key)
+        layer = eqx.tree_at(lambda layer: layer.weight, layer, draw(layer_key, (out, inputs)))
         if use_bias:
             layer = eqx.tree_at(lambda layer: layer.bias, layer, jnp.zeros(out))
         layers += [layer, eqx.nn.Lambda(jax.nn.relu)]

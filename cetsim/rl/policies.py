@@ -88,8 +88,8 @@ class Gaussian(NamedTuple):
     def log_probability(self, outputs: Float[Array, "*many outputs"], actions: Float[Array, "*many numbers"]):
         """Logarithm of the density of actions, in their units, `[*many]`."""
         mean, log_sd = self._moments(outputs, jnp)
-        each = -0.5 * ((actions - mean) * jnp.exp(-log_sd)) ** 2 - log_sd - 0.5 * math.log(2 * math.pi)
-        return jnp.sum(each, axis=-1)
+        log_density = -0.5 * ((actions - mean) * jnp.exp(-log_sd)) ** 2 - log_sd - 0.5 * math.log(2 * math.pi)
+        return jnp.sum(log_density, axis=-1)
 
     def score(self, outputs: Float[Array, "*many outputs"], actions: Float[Array, "*many numbers"]):
         """Derivative of the log-density by the outputs, `[*many, outputs]`."""

@@ -53,16 +53,16 @@ class Hyperparameters(eqx.Module):
         for name, share in (
             ("discount", discount),
             ("lam", lam),
-            *(("synaptic_lam", each) for each in synaptic_lam or ()),
+            *(("synaptic_lam", entry) for entry in synaptic_lam or ()),
         ):
             checks.require_within(name, share, "[0, 1]")
         for name, weight in (("entropy", entropy), ("value", value)):
             checks.require_at_least(name, weight, 0.0)
         delays = delay.delays if isinstance(delay, LayerwiseDelay) else (delay,)
-        if not all(isinstance(each, FixedDelay) for each in delays):
+        if not all(isinstance(entry, FixedDelay) for entry in delays):
             raise ValueError(f"`delay` must be a FixedDelay or a LayerwiseDelay of them, got {delay!r}")
         traces = trace if isinstance(trace, tuple) else (trace,)
-        checks.require_same_dt("`trace` and `delay`", *(each.dt for each in (*traces, *delays)))
+        checks.require_same_dt("`trace` and `delay`", *(entry.dt for entry in (*traces, *delays)))
         numbers = dict(learning_rate=learning_rate, discount=discount, lam=lam, entropy=entropy, value=value)
         for name, number in (numbers | {"critic_rate": critic_rate}).items():
             checks.require_one_number(name, number)

@@ -59,10 +59,10 @@ class ReplayWrapper:
     def step(self, action):
         """Goes on by one step."""
         self._actions.append(action)
-        after = self.env.step(action)
-        self.seen = after[0]
-        self._earned += after[1]
-        return after
+        transition = self.env.step(action)
+        self.seen = transition[0]
+        self._earned += transition[1]
+        return transition
 
     def record(self) -> dict:
         """What `replay` needs: the seed, the random state before an episode that began without one, and the actions.
@@ -141,7 +141,7 @@ class VectorEnv:
         if len(episodes) != len(environments):
             raise ValueError(f"`record` must be of {len(environments)} environments, got {len(episodes)}")
         for i, (environment, episode) in enumerate(zip(environments, episodes, strict=True)):
-            if not self._timed(lambda each=environment, past=episode: each.replay(past)):
+            if not self._timed(lambda env=environment, past=episode: env.replay(past)):
                 raise ValueError(
                     f"{self._name} must repeat itself from the same random state and actions to be resumed, but "
                     f"environment {i} came to something else within {len(episode['actions'])} steps: start the run anew"

@@ -93,8 +93,8 @@ class AbstractTrace(eqx.Module):
 
         if not isinstance(other, AbstractTrace):
             return NotImplemented
-        (own, mine), (their, theirs) = self._parts(), other._parts()
-        return SumTrace([*own, *their], [*mine, *theirs])
+        (amounts, parts), (other_amounts, other_parts) = self._parts(), other._parts()
+        return SumTrace([*amounts, *other_amounts], [*parts, *other_parts])
 
     def __radd__(self, other):
         """Of 0, the trace itself, so that `sum` adds traces up."""
@@ -144,9 +144,9 @@ class AbstractTrace(eqx.Module):
 
     def _step(self, state, e):
         system = self._system()
-        after = state_space.advance(system, state, e)
-        read = (state if self.read == "before" else after)[: system.output.shape[0]]
-        return after, jnp.tensordot(system.output, read, axes=1, precision="highest")
+        new_state = state_space.advance(system, state, e)
+        read = (state if self.read == "before" else new_state)[: system.output.shape[0]]
+        return new_state, jnp.tensordot(system.output, read, axes=1, precision="highest")
 
     def system(self) -> System:
         """Discrete state space of the trace, its fields led by `self.shape`."""

@@ -147,8 +147,8 @@ class CascadingTrace(AbstractTrace):
     def _reach(self, tail: float) -> list[np.ndarray]:
         """Of each kernel, the weights from lag 0 to the end of its window, on the host."""
         rates = kernels.cascade_rate(np.asarray(self.delay, dtype=float) / self.dt, self.order, self.read)
-        each = np.asarray(self._settled().readout, dtype=float).reshape(-1, self.order)
-        pairs = zip(each, np.broadcast_to(rates, self.shape).ravel(), strict=True)
+        readouts_given = np.asarray(self._settled().readout, dtype=float).reshape(-1, self.order)
+        pairs = zip(readouts_given, np.broadcast_to(rates, self.shape).ravel(), strict=True)
         return [readouts.reach(readout, rate, self.read, tail) for readout, rate in pairs]
 
     def peak(self) -> np.ndarray:
@@ -211,10 +211,10 @@ def _is_none(node) -> bool:
 
 def _solved_on_the_host(trace: CascadingTrace, delay, rho, eta) -> np.ndarray:
     """c of every kernel, `[*shape, order]`, in float64."""
-    each = zip(delay.ravel() / trace.dt, rho.ravel(), eta.ravel(), strict=True)
+    kernels_given = zip(delay.ravel() / trace.dt, rho.ravel(), eta.ravel(), strict=True)
     solved = [
         readouts.balanced_cascade(trace.order, float(d), trace.read, float(r), float(e), trace.peaked)
-        for d, r, e in each
+        for d, r, e in kernels_given
     ]
     return np.reshape(solved, (*delay.shape, trace.order))
 

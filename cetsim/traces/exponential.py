@@ -98,7 +98,7 @@ class DoubleExponentialTrace(AbstractTrace):
         if not any(map(checks.is_traced, (decay, rise, ratio))):
             _check_double_exponential(*np.broadcast_arrays(decay, rise, ratio), normalization)
         shape = jnp.broadcast_shapes(*map(jnp.shape, (decay, rise, ratio)))
-        self.decay, self.rise, self.ratio = (spread(each, shape) for each in (decay, rise, ratio))
+        self.decay, self.rise, self.ratio = (spread(value, shape) for value in (decay, rise, ratio))
         self.dt, self.read, self.normalization = float(dt), read, normalization
 
     def _amplitudes(self):

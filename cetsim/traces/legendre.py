@@ -68,10 +68,10 @@ class LegendreTrace(AbstractTrace):
         leaves = [leaf for leaf in (self.delay, self.readout, self.rho, self.eta) if leaf is not None]
         if self.solved is not None or any(map(checks.is_traced, leaves)):
             return self
-        each = [
+        traces = [
             jax.tree.map(lambda leaf, at=at: np.asarray(leaf, dtype=float)[at], self) for at in np.ndindex(self.shape)
         ]
-        systems = [one._solve() for one in each]
+        systems = [one._solve() for one in traces]
         shape = lambda *leaves: steps.constant(np.reshape(leaves, (*self.shape, *leaves[0].shape)), self.delay.dtype)  # noqa: E731
         solved = state_space.DenseSystem(*(shape(*leaves) for leaves in zip(*systems, strict=True)))
         return eqx.tree_at(lambda trace: trace.solved, self, solved, is_leaf=lambda node: node is None)

@@ -64,9 +64,9 @@ class SumTrace(AbstractTrace):
         compensated, total, states = state.shape[0] != self._stages(), 0.0, []
         for amount, part, waits in zip(self.amounts, self.parts, self._waits, strict=True):
             rows = _rows(part, compensated)
-            own, state = state[:rows], state[rows:]
-            after, value = part._step(own, e)
-            states.append(after)
+            part_state, state = state[:rows], state[rows:]
+            new_state, value = part._step(part_state, e)
+            states.append(new_state)
             if waits:
                 states.append(value[None])
                 state = state[1:]
