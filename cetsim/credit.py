@@ -39,9 +39,12 @@ def synaptic_factors(form: str, derivative, error, error_gate=0.0, remembered=No
     | `"preactivation"` | 1 | f'(z) ∂ℓ/∂a = ∂ℓ/∂z |
     | `"authors_linear"` | f'(z) | ∂ℓ/∂z |
 
-    **Arguments:** `derivative`: f'(z), `[time, *out]`, or None where f is the identity. `error`: ∂ℓ/∂a, `[time, *out]`,
-    or what stands in for it. `error_gate`: activity enters only at steps where ‖error‖² is above it; 0 is off.
-    `remembered`: what is left of f'(z) when the error comes, and makes ∂ℓ/∂z of it; f'(z) itself if None.
+    **Arguments:**
+
+    - `derivative`: f'(z), `[time, *out]`, or None where f is the identity.
+    - `error`: ∂ℓ/∂a, `[time, *out]`, or what stands in for it.
+    - `error_gate`: activity enters only at steps where ‖error‖² is above it; 0 is off.
+    - `remembered`: what is left of f'(z) when the error comes, and makes ∂ℓ/∂z of it; f'(z) itself if None.
 
     **Returns:** `(gain, signal)`, each `[time, *out]`.
 
@@ -228,9 +231,13 @@ def chunk_update(
 
     (exponent u for a trace read before its input, u + 1 after).
 
-    **Arguments:** `state`: S, from `trace.init((out, in), compensated=False)`. `x`, `gain`: what is written at each
-    step. `arriving`: the signals that arrive at each step. `resets`: where traces are emptied now and then, how often
-    they were before each step of the chunk and before the one after it, `[time + 1]`, not counting from before it.
+    **Arguments:**
+
+    - `state`: S, from `trace.init((out, in), compensated=False)`.
+    - `x`, `gain`: what is written at each step.
+    - `arriving`: the signals that arrive at each step.
+    - `resets`: where traces are emptied now and then, how often they were before each step of the chunk and before the
+      one after it, `[time + 1]`, not counting from before it.
 
     **Returns:** `(state, gradient [out, in])`.
     """

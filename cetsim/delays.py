@@ -23,9 +23,12 @@ DISTRIBUTIONS = ("uniform", "gamma")
 class AbstractDelay(eqx.Module):
     """When learning signals arrive.
 
-    **Fields:** `dt`: length of a step, in seconds. `keep_late`: whether signals that arrive after a segment's last step
-    are still read. `regular`: whether signals of consecutive steps arrive at consecutive steps, so that a kernel may be
-    read once per lag.
+    **Fields:**
+
+    - `dt`: length of a step, in seconds.
+    - `keep_late`: whether signals that arrive after a segment's last step are still read.
+    - `regular`: whether signals of consecutive steps arrive at consecutive steps, so that a kernel may be read once per
+      lag.
     """
 
     dt: eqx.AbstractVar[float]

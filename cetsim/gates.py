@@ -22,8 +22,11 @@ PLACEMENTS = ("shown", "random")
 class Selection(NamedTuple):
     """What a gate let through.
 
-    **Fields:** `rows`: steps at which the chosen images were shown, `[events]`; any in empty places. `events`: when
-    they count as having happened. `missed`: salient steps for which there was no place.
+    **Fields:**
+
+    - `rows`: steps at which the chosen images were shown, `[events]`; any in empty places.
+    - `events`: when they count as having happened.
+    - `missed`: salient steps for which there was no place.
     """
 
     rows: Int[Array, " events"]
@@ -57,8 +60,11 @@ class AbstractGate(eqx.Module):
     ) -> tuple[Selection, Float[Array, ""]]:
         """The events of a segment and the gate's state after it.
 
-        **Arguments:** `loss`: of each step, `[steps]`. `state`: from `init`, or the segment before. `key`: of what is
-        drawn.
+        **Arguments:**
+
+        - `loss`: of each step, `[steps]`.
+        - `state`: from `init`, or the segment before.
+        - `key`: of what is drawn.
         """
         loss = jnp.asarray(loss, dtype=float)  # of the precision of thresholds
         choice, place = jax.random.split(key)
@@ -174,9 +180,12 @@ class RunningGate(AbstractGate):
 
     Causal: whether a step is salient depends on earlier steps alone, wherever segments are cut.
 
-    **Arguments:** `fraction`: of all steps, in the long run. `rate`: of the threshold's logarithm; small is steady,
-    large is quick. `start`: first threshold, in nats. `room`: places, as a share of the steps; four times `fraction` if
-    None.
+    **Arguments:**
+
+    - `fraction`: of all steps, in the long run.
+    - `rate`: of the threshold's logarithm; small is steady, large is quick.
+    - `start`: first threshold, in nats.
+    - `room`: places, as a share of the steps; four times `fraction` if None.
 
     **Raises:** ValueError for a `fraction` or `room` outside (0, 1], a `rate` or a `start` that is not above 0.
 

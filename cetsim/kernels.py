@@ -62,7 +62,11 @@ def cascade_weights(
     In float32 the difference is lost for wide pulses (9 % of the peak at n = 64, D = 10,000), and quadrature of the
     density fails for pulses narrower than a step: each is used where it is good.
 
-    **Arguments:** `lags`: in steps, any real. `order`: n ≥ 1. `rate`: α dt.
+    **Arguments:**
+
+    - `lags`: in steps, any real.
+    - `order`: n ≥ 1.
+    - `rate`: α dt.
 
     **Reference:** arXiv:2506.14598, eq. of the cascade's impulse response.
     """
@@ -88,8 +92,11 @@ def readout_weights(
     As there, the density is integrated over the step that was held or, where stages pass within a step, their
     distribution is subtracted: that of Σ c_k P(k, x) = Σ_{i≥1} p_i (c_1 + ... + c_i), p_i the Poisson probability of i.
 
-    **Arguments:** `lags`: in steps, any real. `coefficients`: c, of stages of unit area, `[stages]` or one column a
-    readout. `rate`: α dt.
+    **Arguments:**
+
+    - `lags`: in steps, any real.
+    - `coefficients`: c, of stages of unit area, `[stages]` or one column a readout.
+    - `rate`: α dt.
     """
     order = coefficients.shape[0]
     end = jnp.maximum(lags + 1 - first_lag(read), 0.0)

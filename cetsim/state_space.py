@@ -22,8 +22,12 @@ class LinearSystem(eqx.Module):
 
     Each stage relaxes to its source: the stage before it, the first one to the input (`chained`), or all to the input.
 
-    **Fields:** `response`: G, [stages, stages]. `output`: c, [stages]. `chained`: what the sources are. `first_only`:
-    whether input stays in the first stage until the next step, where exactly it goes on meanwhile.
+    **Fields:**
+
+    - `response`: G, [stages, stages].
+    - `output`: c, [stages].
+    - `chained`: what the sources are.
+    - `first_only`: whether input stays in the first stage until the next step, where exactly it goes on meanwhile.
     """
 
     response: Float[Array, "*kernels stages stages"]
@@ -60,7 +64,11 @@ class LinearSystem(eqx.Module):
 class DenseSystem(eqx.Module):
     """Any discrete linear system with one input and one output, `h ← h + (Φ - I) h + Γ e`, read as `c·h`.
 
-    **Fields:** `increment`: Φ - I, [stages, stages]. `input`: Γ, [stages]. `output`: c, [stages].
+    **Fields:**
+
+    - `increment`: Φ - I, [stages, stages].
+    - `input`: Γ, [stages].
+    - `output`: c, [stages].
     """
 
     increment: Float[Array, "*kernels stages stages"]
@@ -84,8 +92,12 @@ def cascade_system(
 
         G_ik = P(i-k+1, r) for i ≥ k,      P(k, r) = Σ_{j≥k} e^(-r) r^j / j!,      r = α dt
 
-    **Arguments:** `order`: n ≥ 1. `rate`: r, per step. `gain`: multiplies the last stage where it is read.
-    `first_only`: see `LinearSystem`.
+    **Arguments:**
+
+    - `order`: n ≥ 1.
+    - `rate`: r, per step.
+    - `gain`: multiplies the last stage where it is read.
+    - `first_only`: see `LinearSystem`.
 
     **Reference:** exact discretisation by the matrix exponential of dh/dt = A h + B e.
     """
@@ -133,8 +145,11 @@ def advance(
 class Powers(NamedTuple):
     """What a chunk of m steps needs of a system.
 
-    **Fields:** `reads`: c Φ^u for u = 0..m, [m + 1, stages]. `kicks`: Φ^u Γ for u = 0..m-1, [m, stages].
-    `transition`: Φ^m - I, [stages, stages].
+    **Fields:**
+
+    - `reads`: c Φ^u for u = 0..m, [m + 1, stages].
+    - `kicks`: Φ^u Γ for u = 0..m-1, [m, stages].
+    - `transition`: Φ^m - I, [stages, stages].
     """
 
     reads: Float[Array, "steps_plus_one stages"]

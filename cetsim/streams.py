@@ -50,8 +50,11 @@ def init_state(
 ) -> StreamState:
     """A layer with no past.
 
-    **Arguments:** `window`: lags that the kernel reaches back, in steps. `events`: of a segment, if few. `batch`: sizes
-    of the maps over which the layer has streams of its own, the outermost first.
+    **Arguments:**
+
+    - `window`: lags that the kernel reaches back, in steps.
+    - `events`: of a segment, if few.
+    - `batch`: sizes of the maps over which the layer has streams of its own, the outermost first.
 
     **Raises:** ValueError where steps of events, kept as floats, could not be told apart.
     """
@@ -82,9 +85,13 @@ def carry(
 ):
     """Credit of every remembered write from the signals that arrive in this segment, and the state after it.
 
-    **Arguments:** `x`: `[time, *in]`. `gain`, `signal`: `[time, *out]`, the factors of this segment's own steps.
-    `unpool`: takes rows of the signal's shape to rows of the gain's, where a pool stands between. `events`: the steps
-    that the rows belong to, where these are not all. `length`: steps of the segment, where padding follows.
+    **Arguments:**
+
+    - `x`: `[time, *in]`.
+    - `gain`, `signal`: `[time, *out]`, the factors of this segment's own steps.
+    - `unpool`: takes rows of the signal's shape to rows of the gain's, where a pool stands between.
+    - `events`: the steps that the rows belong to, where these are not all.
+    - `length`: steps of the segment, where padding follows.
 
     **Returns:** `(past, present, state)`: gain ∘ λ for the steps held in `state`, `[window, *out]`, and for this
     segment's, `[time, *out]`; the gradient of an affine layer is its weight-vjp at both.

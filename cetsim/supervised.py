@@ -26,9 +26,14 @@ from cetsim.traces import AbstractTrace, DelayLine
 class Hyperparameters(eqx.Module):
     """What may differ between runs of one program.
 
-    **Fields:** `learning_rate`: peak of the schedule, above 0. `trace`: of every synapse, or a tuple of one a layer
-    from the top down. `delay`: of the learning signals. `error_gate`: see `attach`. `weight_decay`: of AdamW.
-    `salience`: which images are learned from; None for all.
+    **Fields:**
+
+    - `learning_rate`: peak of the schedule, above 0.
+    - `trace`: of every synapse, or a tuple of one a layer from the top down.
+    - `delay`: of the learning signals.
+    - `error_gate`: see `attach`.
+    - `weight_decay`: of AdamW.
+    - `salience`: which images are learned from; None for all.
 
     **Raises:** ValueError for an argument outside its range, or what is no number, trace, delay or gate.
     """
@@ -62,11 +67,18 @@ class Hyperparameters(eqx.Module):
 class Settings:
     """What is compiled into a program.
 
-    **Fields:** `steps`: updates of a whole run. `segment`: images a segment, one a step of time. `form`, `boundary`:
-    see `attach`. `warmup`: share of the run in which the learning rate rises; it then falls along a cosine to `floor`
-    times its peak. `clip`: largest global norm of a gradient. `window`: steps that a stream remembers (see `attach`);
-    None takes the trace's own at `init`, where its parameters must then be concrete. `input_order`: order in which
-    images are shown; None shuffles them. `derivative`: see `attach`.
+    **Fields:**
+
+    - `steps`: updates of a whole run.
+    - `segment`: images a segment, one a step of time.
+    - `form`, `boundary`: see `attach`.
+    - `warmup`: share of the run in which the learning rate rises; it then falls along a cosine to `floor` times its
+      peak.
+    - `clip`: largest global norm of a gradient.
+    - `window`: steps that a stream remembers (see `attach`); None takes the trace's own at `init`, where its parameters
+      must then be concrete.
+    - `input_order`: order in which images are shown; None shuffles them.
+    - `derivative`: see `attach`.
 
     **Raises:** ValueError for an argument outside its range: `steps`, `segment` and `window` are whole numbers.
 

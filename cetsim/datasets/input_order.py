@@ -19,8 +19,12 @@ _CHANNELS = 4  # most that an image, as of a file, has
 class Frames(NamedTuple):
     """What is seen at every step of time, the axes of all fields.
 
-    **Fields:** `row`: index of the image being left. `following`: of the image that comes next. `weight`: share of the
-    following one, in [0, 1). `flip`, `flip_following`: whether either is seen in the mirror.
+    **Fields:**
+
+    - `row`: index of the image being left.
+    - `following`: of the image that comes next.
+    - `weight`: share of the following one, in [0, 1).
+    - `flip`, `flip_following`: whether either is seen in the mirror.
     """
 
     row: Int[Array, "*time"]
@@ -83,8 +87,12 @@ class InputOrder:
     def frames(self, key: Array, labels: Int[Array, " examples"], step, steps: int, batch: int) -> Frames:
         """What `steps` batches show from batch `step` of the run on, however a run is cut into such calls.
 
-        **Arguments:** `key`: of the run's order. `labels`: of all images. `step`: batches shown before; may be traced.
-        `steps`, `batch`: numbers known before tracing.
+        **Arguments:**
+
+        - `key`: of the run's order.
+        - `labels`: of all images.
+        - `step`: batches shown before; may be traced.
+        - `steps`, `batch`: numbers known before tracing.
 
         **Returns:** frames `[steps, batch]`.
         """

@@ -26,8 +26,13 @@ class BatchNorm(eqx.nn.StatefulLayer):
     with m and v the mean and variance over one image and d = e^(-1/memory). Nowhere is a variance a difference of
     squares: in float32 it would be off by 1e-7 of the mean's square.
 
-    **Arguments:** `channels`: number of channels. `statistics`: `"segment"` or `"running"`. `layout`: see `Conv2d`.
-    `axis_name`: of the map over time. `memory`: in images; the default forgets a tenth in 128.
+    **Arguments:**
+
+    - `channels`: number of channels.
+    - `statistics`: `"segment"` or `"running"`.
+    - `layout`: see `Conv2d`.
+    - `axis_name`: of the map over time.
+    - `memory`: in images; the default forgets a tenth in 128.
 
     **Raises:** ValueError for options outside their range.
 

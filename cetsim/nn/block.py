@@ -235,8 +235,11 @@ def streaming_value_and_grad(loss: Callable, has_aux: bool = False) -> Callable:
     While weights are held, cutting a stream differently changes nothing in the sum of the gradients (a loss that is a
     sum over steps; a mean divides each segment's signals by its own length).
 
-    **Arguments:** `loss`: function of `(model, *batch)`, the model mapped over the steps of the segment inside it.
-    `model`: from `attach(..., boundary="carry")`. `state`: from `streaming_init`, or the last call.
+    **Arguments:**
+
+    - `loss`: function of `(model, *batch)`, the model mapped over the steps of the segment inside it.
+    - `model`: from `attach(..., boundary="carry")`.
+    - `state`: from `streaming_init`, or the last call.
 
     **Returns:** a function that returns `(value, gradient of the model, state)`.
 

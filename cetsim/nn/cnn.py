@@ -27,9 +27,13 @@ def cnn(
     `logits, state = model(x, state)` on one image `[channels, height, width]`, inside a `vmap` over time with
     `axis_name="time"`. Weights as by `xavier`.
 
-    **Arguments:** `image`: shape of one. `channels`: of each convolution. `hidden`: units of the first linear layer.
-    `statistics`: of batch norm, `"segment"` or `"running"`. `layout`: of the images inside; None for the
-    backend's faster one.
+    **Arguments:**
+
+    - `image`: shape of one.
+    - `channels`: of each convolution.
+    - `hidden`: units of the first linear layer.
+    - `statistics`: of batch norm, `"segment"` or `"running"`.
+    - `layout`: of the images inside; None for the backend's faster one.
 
     **Raises:** ValueError for an image that cannot be halved once a convolution.
 

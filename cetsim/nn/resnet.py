@@ -93,8 +93,13 @@ def resnet20(
     `[in_channels, height, width]`, inside a `vmap` over time with `axis_name="time"`. Its activations stand in its own
     code, so that `attach` takes `form="preactivation"`. Weights as by `xavier`; convolutions have no biases.
 
-    **Arguments:** `classes`: number of logits. `channels`: in each stage. `in_channels`: of an image. `statistics`: of
-    batch norm, `"segment"` or `"running"`. `layout`: of the images inside; None for the backend's faster one.
+    **Arguments:**
+
+    - `classes`: number of logits.
+    - `channels`: in each stage.
+    - `in_channels`: of an image.
+    - `statistics`: of batch norm, `"segment"` or `"running"`.
+    - `layout`: of the images inside; None for the backend's faster one.
 
     **Raises:** ValueError unless there are three numbers of channels, none smaller than the one before, and for a
     number below 1.

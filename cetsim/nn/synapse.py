@@ -208,8 +208,11 @@ def _warn_of_lost_signals(name: str, error, matrix) -> None:
 class _Axis(NamedTuple):
     """An axis that a map put in front of the arguments of the rule.
 
-    **Fields:** `is_time`: whether m varies along it. `along`: which leaves of the arguments have it. `carried`: whether
-    it is an axis of the stream's state, which has an entry for each of its own.
+    **Fields:**
+
+    - `is_time`: whether m varies along it.
+    - `along`: which leaves of the arguments have it.
+    - `carried`: whether it is an axis of the stream's state, which has an entry for each of its own.
     """
 
     is_time: bool

@@ -31,7 +31,11 @@ from cetsim.traces import AbstractTrace
 class ActorState(eqx.Module):
     """What one layer's synapses carry from chunk to chunk.
 
-    **Fields:** `stages`: of the cascade, `[stages, out, in]`. `eligibility`: e. `alive`: m of the last step.
+    **Fields:**
+
+    - `stages`: of the cascade, `[stages, out, in]`.
+    - `eligibility`: e.
+    - `alive`: m of the last step.
     """
 
     stages: Float[Array, "stages out inputs"]
@@ -42,8 +46,11 @@ class ActorState(eqx.Module):
 class WindowState(eqx.Module):
     """The same where the past is kept as factors.
 
-    **Fields:** `x`: `[window, in]`, and `gain`: `[window, out]`, of the last steps. `resets`: how often the cascade has
-    been emptied since each, `[window]`. `eligibility`, `alive`: as above.
+    **Fields:**
+
+    - `x`: `[window, in]`, and `gain`: `[window, out]`, of the last steps.
+    - `resets`: how often the cascade has been emptied since each, `[window]`.
+    - `eligibility`, `alive`: as above.
     """
 
     x: Float[Array, "window inputs"]
@@ -56,8 +63,11 @@ class WindowState(eqx.Module):
 class Arriving(eqx.Module):
     """What reaches a layer at each step of a chunk, late.
 
-    **Fields:** `signal`: L, `[time, out]`. `td_error`: `[time]`. `alive`: m, `[time]`, 0 where the transition that the
-    TD error belongs to ended an episode.
+    **Fields:**
+
+    - `signal`: L, `[time, out]`.
+    - `td_error`: `[time]`.
+    - `alive`: m, `[time]`, 0 where the transition that the TD error belongs to ended an episode.
     """
 
     signal: Shaped[Array, "time out"]
@@ -97,9 +107,12 @@ def literal(
 ) -> tuple[ActorState, Float[Array, "out inputs"]]:
     """The rule from its definition, stepped through a chunk; it alone takes a `decay` or a kernel per synapse.
 
-    **Arguments:** `decay`: γλ, one number or `[out, in]`. `x`, `gain`: presynaptic activity and the post-synaptic
-    factor at each step, undelayed. `arriving`: what comes at each step. `emptied`: steps after which the cascade is
-    emptied, undelayed; none if None.
+    **Arguments:**
+
+    - `decay`: γλ, one number or `[out, in]`.
+    - `x`, `gain`: presynaptic activity and the post-synaptic factor at each step, undelayed.
+    - `arriving`: what comes at each step.
+    - `emptied`: steps after which the cascade is emptied, undelayed; none if None.
 
     **Returns:** `(state after the chunk, gradient)`.
 

@@ -34,8 +34,11 @@ class Networks(eqx.Module):
 class AgentState(eqx.Module):
     """What the agent is at one moment.
 
-    **Fields:** `layers`: of the actor and, if it is late too, the critic, from the bottom up, led by environments.
-    `step`: updates made. `diverged`: whether a loss was ever not finite.
+    **Fields:**
+
+    - `layers`: of the actor and, if it is late too, the critic, from the bottom up, led by environments.
+    - `step`: updates made.
+    - `diverged`: whether a loss was ever not finite.
     """
 
     hyper: Hyperparameters

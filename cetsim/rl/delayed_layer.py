@@ -18,8 +18,11 @@ from cetsim.traces import AbstractTrace
 class Options(NamedTuple):
     """How layers learn.
 
-    **Fields:** `form`: of the rule. `reset`: whether the cascade is emptied where an episode ends. `late_flag`: whether
-    the ends of episodes come one step later than the TD errors.
+    **Fields:**
+
+    - `form`: of the rule.
+    - `reset`: whether the cascade is emptied where an episode ends.
+    - `late_flag`: whether the ends of episodes come one step later than the TD errors.
     """
 
     form: str = "activation"
@@ -70,9 +73,11 @@ def learn(
 ) -> tuple[LayerState, Float[Array, "out inputs"]]:
     """What a rollout adds to a layer's gradient, -Σ td e over what arrives in it, and the state after it.
 
-    **Arguments:** `decay`: γλ, one number or, for layers that keep the stages of every synapse, `[out, in]`.
-    `factors`: what the synapses saw. `td_error`, `alive`: of each step, as they are sent; `alive` is 0 where the step
-    ended an episode.
+    **Arguments:**
+
+    - `decay`: γλ, one number or, for layers that keep the stages of every synapse, `[out, in]`.
+    - `factors`: what the synapses saw.
+    - `td_error`, `alive`: of each step, as they are sent; `alive` is 0 where the step ended an episode.
     """
     gain, signal = credit.synaptic_factors(options.form, factors.derivative, factors.error)
     sent = Arriving(signal, td_error, alive)

@@ -18,9 +18,13 @@ STICKY = 0.1  # odds that MinAtar repeats the last action
 class Step(NamedTuple):
     """What follows an action.
 
-    **Fields:** `observation`: of the state after it, the first of a new episode where one ended. `reward`.
-    `terminated`: whether the episode ended by its own rules. `truncated`: whether it was broken off at a limit of time.
-    `final`: the observation before any reset, which values are bootstrapped from.
+    **Fields:**
+
+    - `observation`: of the state after it, the first of a new episode where one ended.
+    - `reward`: of the step.
+    - `terminated`: whether the episode ended by its own rules.
+    - `truncated`: whether it was broken off at a limit of time.
+    - `final`: the observation before any reset, which values are bootstrapped from.
     """
 
     observation: Float[Array, " size"]

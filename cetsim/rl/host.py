@@ -25,9 +25,14 @@ from cetsim.rl.vector_env import HostEnvironment, VectorEnv
 class HostState(NamedTuple):
     """All that a run on the host is at one moment.
 
-    **Fields:** `agent`: see `cetsim.rl.agent`. `vector_env`: goes on with the run, so that only the latest state of a
-    run can be advanced. `steps`: of the vector environment, at this moment. `observation`: the last. `episode`: return
-    of each so far. `key`.
+    **Fields:**
+
+    - `agent`: see `cetsim.rl.agent`.
+    - `vector_env`: goes on with the run, so that only the latest state of a run can be advanced.
+    - `steps`: of the vector environment, at this moment.
+    - `observation`: the last.
+    - `episode`: return of each so far.
+    - `key`: of what is drawn next.
     """
 
     agent: AgentState

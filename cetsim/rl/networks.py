@@ -60,9 +60,11 @@ def outputs(model: eqx.nn.Sequential, observations: Float[Array, "*many size"]) 
 class Factors(NamedTuple):
     """What one layer's synapses see of a segment of time, in one environment or in many.
 
-    **Fields:** `x`: `[time, ..., in]`, with a last column of ones where there are biases. `derivative`: f'(z),
-    `[time, ..., out]`, or None for the identity. `error`: the derivative, by the layer's activation, of what is to
-    rise, `[time, ..., out]`.
+    **Fields:**
+
+    - `x`: `[time, ..., in]`, with a last column of ones where there are biases.
+    - `derivative`: f'(z), `[time, ..., out]`, or None for the identity.
+    - `error`: the derivative, by the layer's activation, of what is to rise, `[time, ..., out]`.
     """
 
     x: Float[Array, "*time inputs"]

@@ -18,8 +18,11 @@ from cetsim.rl.policies import Categorical, Gaussian
 class Policy(eqx.Module):
     """What an actor does, without what it learns by.
 
-    **Fields:** `actor`: from an observation to outputs. `environment`: the name of what it was trained in. `kind`: what
-    the outputs mean, see `cetsim.rl.policies`.
+    **Fields:**
+
+    - `actor`: from an observation to outputs.
+    - `environment`: the name of what it was trained in.
+    - `kind`: what the outputs mean, see `cetsim.rl.policies`.
     """
 
     actor: eqx.nn.Sequential

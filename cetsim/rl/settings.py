@@ -18,12 +18,17 @@ CRITICS = ("mlp", "conv")
 class Hyperparameters(eqx.Module):
     """What may differ between runs of one program.
 
-    **Fields:** `learning_rate`: of Adam, above 0. `trace`: of every synapse of the actor, or a tuple of one a layer
-    from the top down. `delay`: of log-policy gradients, TD errors and ends of episodes, alike in all layers or layer by
-    layer. `discount`: γ, and `lam`: λ, in [0, 1]. `entropy`, `value`: weights of the entropy bonus and of the critic's
-    loss. `critic_rate`: the critic's learning rate in units of the actor's; a broad trace needs a critic that learns
-    faster than the actor (docs/comparison.md). `synaptic_lam`: λ of each synapse of the actor, arrays `[out, in]` from
-    the bottom up, in place of `lam` there, at the literal rule's cost; None for `lam` in all.
+    **Fields:**
+
+    - `learning_rate`: of Adam, above 0.
+    - `trace`: of every synapse of the actor, or a tuple of one a layer from the top down.
+    - `delay`: of log-policy gradients, TD errors and ends of episodes, alike in all layers or layer by layer.
+    - `discount`: γ, and `lam`: λ, in [0, 1].
+    - `entropy`, `value`: weights of the entropy bonus and of the critic's loss.
+    - `critic_rate`: the critic's learning rate in units of the actor's; a broad trace needs a critic that learns faster
+      than the actor (docs/comparison.md).
+    - `synaptic_lam`: λ of each synapse of the actor, arrays `[out, in]` from the bottom up, in place of `lam` there, at
+      the literal rule's cost; None for `lam` in all.
     """
 
     learning_rate: Float[Array, ""]

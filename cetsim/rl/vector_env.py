@@ -96,8 +96,11 @@ class ReplayWrapper:
 class VectorEnv:
     """Environments side by side on the host, which begin new episodes by themselves.
 
-    **Arguments:** `name`: of the environment. `vector`: a vector environment of Gymnasium, of `ReplayWrapper`, that
-    resets in the step in which an episode ends. `split`: whether observations come as positive and negative parts.
+    **Arguments:**
+
+    - `name`: of the environment.
+    - `vector`: a vector environment of Gymnasium, of `ReplayWrapper`, that resets in the step in which an episode ends.
+    - `split`: whether observations come as positive and negative parts.
 
     **Attributes:** `seconds`: spent in the simulator so far. `steps`: made so far.
     """

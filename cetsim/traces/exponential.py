@@ -76,8 +76,11 @@ class DoubleExponentialTrace(AbstractTrace):
 
     With ρ = 1 it rises from 0 with τ2 and decays with τ1; other ratios give it two phases or a jump at 0.
 
-    **Arguments:** `decay`: τ1, and `rise`: τ2, in seconds, above 0 and different. `ratio`: ρ ≥ 0.
-    `dt`, `read`, `normalization`: as in `CascadingTrace`; `"peak"` makes the largest absolute weight 1.
+    **Arguments:**
+
+    - `decay`: τ1, and `rise`: τ2, in seconds, above 0 and different.
+    - `ratio`: ρ ≥ 0.
+    - `dt`, `read`, `normalization`: as in `CascadingTrace`; `"peak"` makes the largest absolute weight 1.
 
     **Raises:** ValueError for an argument outside its range, or for area normalisation of a kernel whose area,
     τ1 - ρ τ2, is below 1e-3 of the area of its absolute value.

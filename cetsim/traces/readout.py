@@ -72,8 +72,13 @@ def _checked_balance(order: int, rho, eta, peaked) -> tuple:
 def solve(root, areas, right, slope, rho):
     """The balanced readout, scaled to w_D = 1.
 
-    **Arguments:** `root`: R, upper triangular, with Rᵀ R = S Sᵀ + η tr(S Sᵀ)/n I. `areas`: Σ_j S_kj. `right`: S at the
-    lag D. `slope`: S at D + 1 less S at D - 1 if their weights are to be alike, else None. `rho`: ρ.
+    **Arguments:**
+
+    - `root`: R, upper triangular, with Rᵀ R = S Sᵀ + η tr(S Sᵀ)/n I.
+    - `areas`: Σ_j S_kj.
+    - `right`: S at the lag D.
+    - `slope`: S at D + 1 less S at D - 1 if their weights are to be alike, else None.
+    - `rho`: ρ.
 
     In b = R c what is to be least is |b|² + ρ (d·b)² - 1, and the matrix I + ρ d dᵀ is inverted in closed form: large ρ
     does no harm, and errors of b are errors of w however ill conditioned S Sᵀ is.
@@ -128,8 +133,11 @@ def stage_factor(order: int, rate):
 def balanced_cascade(order: int, delay, read: str, rho, eta, peaked: bool):
     """The balanced readout of a cascade's stages, scaled to the last stage's own weight at the delay.
 
-    **Arguments:** `order`: n. `delay`: D, in steps. `peaked`: whether w(D+1) = w(D-1). Numbers, to solve on the host,
-    or arrays of jax.
+    **Arguments:**
+
+    - `order`: n.
+    - `delay`: D, in steps.
+    - `peaked`: whether w(D+1) = w(D-1). Numbers, to solve on the host, or arrays of jax.
     """
     if isinstance(delay, float):
         return _balanced_cascade_on_the_host(order, delay, read, rho, eta, peaked)
