@@ -29,6 +29,7 @@ class Condition:
       remembered.
     - `method`, `learn_every`, `step_size`, `stretches`, `horizon`, `perturbation`: how the peak is learned, see
       `experiments/learned_delay.py`.
+    - `noise`, `rates_spread`, `readout`: of a cascade's stages, see `experiments/robustness.py`.
     """
 
     trace: str = "backprop"
@@ -59,6 +60,9 @@ class Condition:
     stretches: int = 0
     horizon: int = 0
     perturbation: float = 0.0
+    noise: float = 0.0
+    rates_spread: float = 0.0
+    readout: str = ""
 
 
 DEFAULTS = {field.name: field.default for field in fields(Condition)}

@@ -75,6 +75,8 @@ class Course:
     - `probes`: conditions that train nothing: their alignment is measured at the weights of every run.
     """
 
+    hyperparameters = staticmethod(hyperparameters)  # of a condition, as arrays
+
     def __init__(self, options: Vision, dataset: datasets.Dataset, measured_on: str, probes: Sequence[Condition] = ()):
         self.options, self.measured_on, self.probes = options, measured_on, tuple(probes)
         self.steps = options.steps if measured_on == "test" else options.selection_steps
@@ -123,7 +125,7 @@ class Course:
         ends, at = self.points(run.settings.steps)
         measured = self.evaluations(run, at, salient=static["layers"] > 0)
         advance, chunk = eqx.Partial(_advance, run, unrolled), UNROLLED if unrolled else None
-        return sweep.Training(run.init, advance, measured, run.settings.steps, ends, hyperparameters, chunk)
+        return sweep.Training(run.init, advance, measured, run.settings.steps, ends, self.hyperparameters, chunk)
 
     def points(self, steps: int, unit: int = 1) -> tuple[list[int], list[int]]:
         """Multiples of a unit after which the training loss is recorded, and those after which all else is."""
