@@ -9,7 +9,7 @@ has mean m and variance v and is independent from step to step, with signals L, 
 **Rates.** The stages' rates are α e^(s ξ_k), drawn once a run; their weights come from the matrix exponential.
 
 **Pairs.** In a segment of T steps lag j is met T - max(D, j) times: weights that cancel over all lags do not there.
- What is left must not be negative: a little of it turns the mean update against the gradient. Informed and limited
+What is left must not be negative: a little of it turns the mean update against the gradient. Informed and limited
 readouts are solved with lags weighed so.
 
 **Limits.** The same problem as the balanced readout's, under conditions that a synapse may have. No stage lowers a

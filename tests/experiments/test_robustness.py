@@ -154,7 +154,7 @@ def test_the_experiment_ends_with_tables_and_a_figure(tmp_path):
         "--norms",
         2,
     )
-    text = output_of("robustness", *small, "--delay", 2, "--out", tmp_path)
+    text = output_of(*small.split(), "--out", tmp_path)
     for words in ("noise of every stage", "spread of the rates", "balanced 3, informed", "last of 3", "‖c‖", "norm 2"):
         assert words in text
     folder = tmp_path / "robustness"
