@@ -30,6 +30,7 @@ class Condition:
     - `method`, `learn_every`, `step_size`, `stretches`, `horizon`, `perturbation`: how the peak is learned, see
       `experiments/learned_delay.py`.
     - `noise`, `rates_spread`, `readout`: of a cascade's stages, see `experiments/robustness.py`.
+    - `centering`: of presynaptic activity, see `experiments/centering.py`.
     """
 
     trace: str = "backprop"
@@ -63,6 +64,7 @@ class Condition:
     noise: float = 0.0
     rates_spread: float = 0.0
     readout: str = ""
+    centering: str = ""
 
 
 DEFAULTS = {field.name: field.default for field in fields(Condition)}
