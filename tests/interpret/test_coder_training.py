@@ -1,5 +1,7 @@
 """Training: losses and gradients against NumPy, the constraints that hold in every step, orders, and sweeps."""
 
+import dataclasses
+
 import coder_oracles as oracle
 import equinox as eqx
 import jax
@@ -78,9 +80,42 @@ def test_what_holds_in_every_step(kind):
     assert run.evaluate(state, run.arrays(STORE))["explained_variance"] > before["explained_variance"]
     if kind.revives:  # a vector may have fewer than k latents above 0
         assert np.all(seen["l0"] <= 4.0)
-        assert np.all(seen["l0"] > 3.9)
+        assert np.all(seen["l0"] > 3.5)
     assert int(state.step) == 40
     assert not state.diverged
+
+
+def test_jumprelu_becomes_as_sparse_as_what_it_sees():
+    """Vectors made of 4 of 64 directions on average: its L0, and the variance explained beside that of a TopK."""
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((64, 32))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    active = (rng.random((4096, 64)) < 4 / 64) * rng.uniform(0.5, 1.5, (4096, 64))
+    x = (active @ directions + 0.3).astype(np.float32)
+    store, settings = si.Activations.of_arrays({"a": x}), si.Settings(steps=600, latents=96, batch=128)
+    found = {}
+    for kind in (si.TopK(4), si.JumpReLU(0.75)):
+        run = si.CoderRun(store, kind, settings, inputs="a")
+        start = run.init(si.Hyperparameters(3e-3), jax.random.key(0))
+        state, metrics = eqx.filter_jit(run.advance)(start, 600)
+        found[type(kind).__name__] = run.evaluate(state, run.arrays(store))
+    assert 4 / 1.5 < found["JumpReLU"]["l0"] < 4 * 1.5
+    assert found["JumpReLU"]["l0"] < 0.75 * metrics["l0"][0]  # which thresholds that stay would give
+    assert found["JumpReLU"]["explained_variance"] > found["TopK"]["explained_variance"] - 0.05
+    assert found["JumpReLU"]["dead"] < 0.1
+
+
+@pytest.mark.parametrize("kind", [si.JumpReLU(), si.Gated()], ids=["JumpReLU", "Gated"])
+def test_biases_and_thresholds_move_as_fast_as_rows(kind):
+    """Adam's first step is the learning rate for every entry: √8 times as much for a row of 8, and for one number."""
+    settings = dataclasses.replace(SMALL, warmup=0)
+    run = si.CoderRun(STORE, kind, settings, inputs="a")
+    before = run.init(si.Hyperparameters(1e-3), jax.random.key(0))
+    after, _ = eqx.filter_jit(run.advance)(before, 1)
+    moves = jax.tree.map(lambda a, b: np.abs(a - b).max(), trained(before.coder), trained(after.coder))
+    np.testing.assert_allclose(moves.W_enc, 1e-3, rtol=1e-2)
+    for move in jax.tree.leaves((moves.b_dec, moves.own)):
+        np.testing.assert_allclose(move, np.sqrt(8) * 1e-3, rtol=1e-2)
 
 
 def test_cutting_a_run_into_parts_changes_nothing():
@@ -171,7 +206,7 @@ def test_sweeps_train_sites_sizes_and_seeds_side_by_side(tmp_path):
     training = sweep.Training(run.init, run.advance, test, steps=20, every=20, hyperparameters=hyper)
     table = sweep.run(tmp_path, sweep.grid(k=(2, 4), site=(0, 1), seed=(0, 1)), training)
     assert len(table.records) == 8
-    np.testing.assert_allclose(table.final("l0"), table.runs.k)
+    np.testing.assert_allclose(table.final("l0"), table.runs.k, rtol=0.02)  # or fewer, where not k are above 0
     alone = run.init(hyper({"k": 4, "site": 1}), jax.random.key(1))
     expected = run.evaluate(eqx.filter_jit(run.advance)(alone, 20)[0], run.arrays(STORE))["explained_variance"]
     found = table.runs.query("k == 4 and site == 1 and seed == 1").explained_variance.iloc[0]
