@@ -90,3 +90,21 @@ def aux_k(w, z, error, dead, aux, g):
     d = -2 * aux * left / centred
     g["W_dec"] += f.T @ d
     return aux * (left**2).sum() / centred, np.where(mask, d @ w["W_dec"].T, 0)
+
+
+def loss_of_two(kind, coder, x, sparsity):
+    """The loss of a transcoder (rows of norm 1) or of a crosscoder, of vectors of two sites, without aux-k."""
+    number = lambda tree: np.asarray(tree, float)  # noqa: E731
+    if isinstance(coder.W_dec, tuple):
+        z = sum((v - number(b)) @ number(w) for v, b, w in zip(x, coder.b_dec, coder.W_enc, strict=True))
+        norms = sum(np.linalg.norm(number(w), axis=1) for w in coder.W_dec)
+        writes, targets = list(zip(map(number, coder.W_dec), map(number, coder.b_dec), strict=True)), x
+    else:
+        z, norms = (x[0] - number(coder.b_in)) @ number(coder.W_enc), 1.0
+        writes, targets = [(number(coder.W_dec), number(coder.b_dec) + x[0] @ number(coder.W_skip))], x[1:]
+    relu = np.maximum(z + number(coder.b_enc), 0)
+    kept = {"TopK": kept_of_rows, "BatchTopK": kept_of_all}
+    f = relu * kept[kind](relu * norms, int(sparsity.k)) if kind in kept else relu
+    error = sum(((target - f @ w - b) ** 2).sum() for target, (w, b) in zip(targets, writes, strict=True))
+    penalty = float(sparsity.l1) * (f * norms).sum() if kind == "ReLU" else 0.0
+    return (error + penalty) / len(f) / sum(target.shape[1] for target in targets)

@@ -24,12 +24,17 @@ KINDS = [si.ReLU(0.7), si.TopK(4), si.BatchTopK(4), si.JumpReLU(0.2, 0.4, 0.3), 
 
 
 def perturbed(coder, key):
+    coder = moved(coder, key)
+    return with_fields(coder, W_dec=coder.W_dec / jnp.linalg.norm(coder.W_dec, axis=1, keepdims=True))
+
+
+def moved(coder, key):
+    """The coder with all that is trained moved at random."""
     weights = trained(coder)
     leaves, tree = jax.tree.flatten(weights)
     keys = jax.random.split(key, len(leaves))
-    moved = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    coder = eqx.combine(jax.tree.unflatten(tree, moved), eqx.filter(coder, weights_of(coder), inverse=True))
-    return with_fields(coder, W_dec=coder.W_dec / jnp.linalg.norm(coder.W_dec, axis=1, keepdims=True))
+    others = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    return eqx.combine(jax.tree.unflatten(tree, others), eqx.filter(coder, weights_of(coder), inverse=True))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
@@ -50,6 +55,32 @@ def test_losses_and_gradients_are_those_of_numpy(kind, some_dead):
     for field, slope in slopes.items():
         own = grads.own[field] if field in grads.own else getattr(grads, field)
         np.testing.assert_allclose(own, slope / 8, rtol=1e-8, atol=1e-10, err_msg=field)
+
+
+@pytest.mark.parametrize("kind", [si.ReLU(0.7), si.TopK(4), si.BatchTopK(4)], ids=lambda kind: type(kind).__name__)
+@pytest.mark.parametrize("joint", [False, True], ids=["transcoder", "crosscoder"])
+def test_losses_of_two_sites_are_those_of_numpy_and_gradients_their_slopes(kind, joint):
+    """Losses written out in NumPy; their gradients by central differences along random directions."""
+    if joint:
+        run = si.CoderRun(STORE, kind, SMALL, across=("a", "c"))
+        coder = moved(si.Crosscoder((8, 3), 24, kind, key=jax.random.key(3)), jax.random.key(4))
+    else:
+        run = si.CoderRun(STORE, kind, dataclasses.replace(SMALL, skip=True), inputs="a", outputs="c")
+        coder = perturbed(si.Coder(8, 3, 24, kind, True, key=jax.random.key(3)), jax.random.key(4))
+    x = (jnp.asarray(X[:32], float), jnp.asarray(X[:32, :3], float))
+    weights, rest = trained(coder), eqx.filter(coder, weights_of(coder), inverse=True)
+    (value, _), grads = jax.value_and_grad(run._loss, has_aux=True)(weights, rest, x, jnp.zeros(24, bool))
+    literal = lambda own: oracle.loss_of_two(type(kind).__name__, own, [np.asarray(part) for part in x], kind)  # noqa: E731
+    np.testing.assert_allclose(value, literal(weights), rtol=1e-10)
+    leaves, tree = jax.tree.flatten(weights)
+    for i, (leaf, slope) in enumerate(zip(leaves, jax.tree.leaves(grads), strict=True)):
+        direction, step = RNG.standard_normal(leaf.shape), 1e-6
+        at = (
+            lambda sign, i=i, by=direction, leaf=leaf, step=step: literal(  # noqa: E731
+                jax.tree.unflatten(tree, [*leaves[:i], leaf + sign * step * by, *leaves[i + 1 :]])
+            )
+        )
+        np.testing.assert_allclose((at(1) - at(-1)) / (2 * step), np.sum(slope * direction), rtol=1e-5, atol=1e-7)
 
 
 def test_dead_latents_are_revived_by_what_is_left():
