@@ -1,13 +1,13 @@
 """Sparse coders beside those of `dictionary_learning` 0.1.0: the same activations, batches and steps.
 
-    python -m benchmarks.coders train FOLDER --data-dir DIR       a network, its activations, our coders
+    python -m benchmarks.coders train FOLDER --data-dir DIR       two networks, their activations, our coders
     OTHER/python benchmarks/coders.py theirs FOLDER               theirs, in an environment of its own
-    python -m benchmarks.coders compare FOLDER                    all by our evaluation: table and figure
+    python -m benchmarks.coders compare FOLDER --data-dir DIR     all by our evaluation: a table
     python -m benchmarks.coders time FOLDER --other OTHER/python  a step at 512 x 2,048 with batches of 4,096, in turn
 
-OTHER is an environment of Python 3.11 with `pip install dictionary_learning==0.1.0`. Theirs get the learning rate,
-warm-up, decay, running mean and time to death of ours; activations are normalised in their own way, to a mean squared
-norm of 1.
+`--networks mnist` keeps to one network. What is in FOLDER already is not made again. OTHER is an environment of Python
+3.11 with `pip install dictionary_learning==0.1.0`. Theirs get the learning rate, warm-up, decay, running mean and time
+to death of ours; activations are normalised in their own way, to a mean squared norm of 1.
 """
 
 import argparse
@@ -22,54 +22,105 @@ from pathlib import Path
 import numpy as np
 
 KINDS, KS, SEEDS = ("TopK", "BatchTopK"), (8, 16, 32, 64), (0, 1, 2)
-SITE, WIDTH = "layers.3", 512
-SETTINGS = dict(steps=600, latents=1024, batch=512, warmup=60, decay=0.2, dead_after=100_000)
-RATE = 2e-4 / (SETTINGS["latents"] / 2**14) ** 0.5
+SETTINGS = dict(steps=600, batch=512, warmup=60, decay=0.2, dead_after=100_000)
 HORIZON = 60
 TIMED = dict(width=512, latents=2048, batch=4096, k=32)
+# MNIST: the second hidden layer. CIFAR-10: the last convolution, whose 64 pixels are vectors.
+NETWORKS = {
+    "mnist": dict(site="layers.3", axis=None, width=512, latents=1024, examples=60_000, steps=2000, tested=10_000),
+    "cifar10": dict(site="layers.10", axis=-1, width=128, latents=512, examples=5_000, steps=1170, tested=2_000),
+}
 
 
-def train(folder: Path, data_dir: str | None) -> None:
-    """Trains the MNIST network by backprop, records what its second hidden layer says, and trains our coders."""
+def rate(network: str) -> float:
+    """Learning rate of the coders of a network."""
+    return 2e-4 / (NETWORKS[network]["latents"] / 2**14) ** 0.5
+
+
+def network_of(name: str):
+    """How a network is made."""
+    from cetsim import nn
+
+    if name == "mnist":
+        return lambda key: nn.mlp((784, 512, 512, 10), key=key)
+    return lambda key: nn.cnn(layout="channels_last", key=key)
+
+
+def images_of(name: str, data_dir: str | None):
+    """Training and test images of a network, and their labels."""
+    from cetsim import datasets
+
+    images = datasets.load(name, data_dir)
+    flat = (lambda x: x.reshape(len(x), -1)) if name == "mnist" else (lambda x: x)
+    return (flat(images.train_x), images.train_y), (flat(images.test_x), images.test_y)
+
+
+def trained_network(folder: Path, name: str, train_set, test_set):
+    """A network trained by backprop, in inference mode, and its state; read from the folder if it is there."""
     import equinox as eqx
     import jax
 
-    from cetsim import datasets, load, nn, save, supervised
+    from cetsim import load, save, supervised
+
+    make, (x, labels), path = network_of(name), train_set, folder / "model.eqx"
+    model, buffers = eqx.nn.make_with_state(make)(jax.random.key(0))
+    if path.exists():
+        model, buffers = load(path, (model, buffers))
+    else:
+        steps = NETWORKS[name]["steps"]
+        run = supervised.SupervisedRun(make, x, labels, supervised.Settings(steps=steps))
+        state, advance = run.init(supervised.backprop(1e-3), jax.random.key(0)), eqx.filter_jit(run.advance)
+        looped = name == "mnist"  # networks with convolutions are slow in a loop on CPU
+        for part in [steps] if looped else [5] * (steps // 5):
+            state, _ = advance(state, part, not looped)
+        print({name: float(value) for name, value in run.evaluate(state, *test_set).items()}, flush=True)
+        model = eqx.combine(state.params, eqx.filter(model, eqx.is_inexact_array, inverse=True))
+        buffers = buffers if looped else state.buffers
+        save(path, (model, buffers))
+    return eqx.nn.inference_mode(model), () if name == "mnist" else (buffers,)
+
+
+def train(folder: Path, name: str, data_dir: str | None) -> None:
+    """Trains a network by backprop, records what one of its layers says, and trains our coders."""
+    import equinox as eqx
+    import jax
+
     from cetsim import interpret as si
-    from cetsim.interpret.order import batch_rows
 
     folder.mkdir(parents=True, exist_ok=True)
-    images = datasets.load("mnist", data_dir)
-    x, test_x = (part.reshape(len(part), -1) for part in (images.train_x, images.test_x))
-    make = lambda key: nn.mlp((784, 512, 512, 10), key=key)  # noqa: E731
-    if (folder / "model.eqx").exists():
-        model = load(folder / "model.eqx", make(jax.random.key(0)))
-    else:
-        run = supervised.SupervisedRun(make, x, images.train_y, supervised.Settings(steps=2000))
-        state, _ = eqx.filter_jit(run.advance)(run.init(supervised.backprop(1e-3), jax.random.key(0)), 2000)
-        print({name: float(value) for name, value in run.evaluate(state, test_x, images.test_y).items()})
-        model = eqx.combine(state.params, make(jax.random.key(0)))
-        save(folder / "model.eqx", model)
-    stores = {name: si.record(folder / name, model, SITE, own) for name, own in (("train", x), ("test", test_x))}
-    np.save(folder / "activations.npy", stores["train"].array(SITE))
-    settings = si.Settings(**SETTINGS, horizon=HORIZON)
-    orders = jax.jit(
-        lambda key: jax.vmap(lambda step: batch_rows(key, step, settings.batch, len(x)))(
-            jax.numpy.arange(settings.steps)
-        )
-    )
-    runs = {kind: si.CoderRun(stores["train"], getattr(si, kind)(8), settings, inputs=SITE) for kind in KINDS}
+    own, (train_set, test_set) = NETWORKS[name], images_of(name, data_dir)
+    model, state = trained_network(folder, name, train_set, test_set)
+    for part, x in (("train", train_set[0][: own["examples"]]), ("test", test_set[0][: own["tested"]])):
+        si.record(folder / part, model, own["site"], x, *state, axis=own["axis"])
+    store = si.Activations(folder / "train")
+    np.save(folder / "activations.npy", store.array(own["site"]))
+    settings = si.Settings(**SETTINGS, latents=own["latents"], horizon=HORIZON)
+    runs = {kind: si.CoderRun(store, getattr(si, kind)(8), settings, inputs=own["site"]) for kind in KINDS}
     advances = {kind: eqx.filter_jit(run.advance) for kind, run in runs.items()}
     for seed, k, kind in itertools.product(SEEDS, KS, KINDS):
-        state = runs[kind].init(si.Hyperparameters(RATE, getattr(si, kind)(k)), jax.random.key(seed))
-        np.save(folder / f"rows-{seed}.npy", orders(state.order))
+        if (folder / f"ours-{kind}-{k}-{seed}.npz").exists():
+            continue
+        coder_state = runs[kind].init(si.Hyperparameters(rate(name), getattr(si, kind)(k)), jax.random.key(seed))
+        keep_rows(folder, seed, coder_state.order, store.rows(own["site"]))
         start = time.perf_counter()
-        coder = runs[kind].coder(advances[kind](state, settings.steps)[0])
+        coder = runs[kind].coder(advances[kind](coder_state, settings.steps)[0])
         keep(folder, "ours", kind, k, seed, coder.W_enc, coder.b_enc, coder.W_dec, coder.b_dec, coder.threshold)
-        print(kind, k, seed, f"{time.perf_counter() - start:.1f} s", flush=True)
+        print(name, kind, k, seed, f"{time.perf_counter() - start:.1f} s", flush=True)
 
 
-def theirs(folder: Path) -> None:
+def keep_rows(folder: Path, seed: int, order, rows: int) -> None:
+    """Keeps which vectors each step of a seed has, for theirs."""
+    import jax
+    import jax.numpy as jnp
+
+    from cetsim.interpret.order import batch_rows
+
+    if not (folder / f"rows-{seed}.npy").exists():
+        of_step = lambda step: batch_rows(order, step, SETTINGS["batch"], rows)  # noqa: E731
+        np.save(folder / f"rows-{seed}.npy", jax.jit(jax.vmap(of_step))(jnp.arange(SETTINGS["steps"])))
+
+
+def theirs(folder: Path, name: str) -> None:
     """Trains their coders on the same batches."""
     import torch
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
@@ -84,8 +135,8 @@ def theirs(folder: Path) -> None:
         rows = torch.tensor(np.load(folder / f"rows-{seed}.npy").astype(np.int64))
         steps, start = SETTINGS["steps"], time.perf_counter()
         one = trainers[kind](
-            steps=steps, activation_dim=x.shape[1], dict_size=SETTINGS["latents"], k=k, layer=0, lm_name="-",
-            lr=RATE, warmup_steps=SETTINGS["warmup"], decay_start=round((1 - SETTINGS["decay"]) * steps),
+            steps=steps, activation_dim=x.shape[1], dict_size=NETWORKS[name]["latents"], k=k, layer=0, lm_name="-",
+            lr=rate(name), warmup_steps=SETTINGS["warmup"], decay_start=round((1 - SETTINGS["decay"]) * steps),
             threshold_beta=1 - 1 / HORIZON, threshold_start_step=HORIZON, seed=seed, device="cpu",
         )  # fmt: skip
         one.dead_feature_threshold = SETTINGS["dead_after"]
@@ -93,7 +144,7 @@ def theirs(folder: Path) -> None:
             one.update(step, x[rows[step]] / scale)
         one.ae.scale_biases(scale)
         keep_theirs(folder, kind, k, seed, one.ae)
-        print(kind, k, seed, f"{time.perf_counter() - start:.1f} s", flush=True)
+        print(name, kind, k, seed, f"{time.perf_counter() - start:.1f} s", flush=True)
 
 
 def keep_theirs(folder: Path, kind: str, k: int, seed: int, ae) -> None:
@@ -109,32 +160,39 @@ def keep(folder: Path, whose: str, kind: str, k: int, seed: int, W_enc, b_enc, W
     np.savez(folder / f"{whose}-{kind}-{k}-{seed}.npz", **{name: np.asarray(value) for name, value in arrays.items()})
 
 
-def compare(folder: Path, data_dir: str | None, out: Path) -> None:
+def compare(folders: dict[str, Path], data_dir: str | None, out: Path) -> None:
     """Evaluates all coders by our evaluation; writes a table of every run and prints the means."""
-    import jax
-    import jax.numpy as jnp
     import pandas as pd
 
-    from cetsim import datasets, load, nn
-    from cetsim import interpret as si
-    from cetsim.interpret.coder import with_fields
-
-    images = datasets.load("mnist", data_dir)
-    x = jnp.asarray(images.test_x.reshape(len(images.test_x), -1))
-    model = load(folder / "model.eqx", nn.mlp((784, 512, 512, 10), key=jax.random.key(0)))
-    store, rows = si.Activations(folder / "test"), []
-    for path in sorted(folder.glob("*-*-*-*.npz")):
-        whose, kind, k, seed = path.stem.split("-")
-        coder = si.Coder(WIDTH, None, SETTINGS["latents"], getattr(si, kind)(int(k)), key=jax.random.key(0),
-                         sites=(SITE, SITE))  # fmt: skip
-        coder = with_fields(coder, **{name: jnp.asarray(array) for name, array in np.load(path).items()})
-        values = si.evaluate(coder, store, model, x, images.test_y, batch=1000).values
-        rows.append({"whose": whose, "sparsity": kind, "k": int(k), "seed": int(seed)} | values)
-    table = pd.DataFrame(rows).sort_values(["sparsity", "k", "whose", "seed"])
+    rows = [row for name, folder in folders.items() for row in evaluated(folder, name, data_dir)]
+    table = pd.DataFrame(rows).sort_values(["network", "sparsity", "k", "whose", "seed"])
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "quality.csv", index=False, float_format="%.6g")
     shown = ["explained_variance", "l0", "dead", "loss_recovered"]
-    print(table.groupby(["sparsity", "k", "whose"])[shown].mean().round(4).to_string())
+    print(table.groupby(["network", "sparsity", "k", "whose"])[shown].mean().round(4).to_string())
+
+
+def evaluated(folder: Path, name: str, data_dir: str | None) -> list[dict]:
+    """What our evaluation says of every coder of a network."""
+    import jax
+    import jax.numpy as jnp
+
+    from cetsim import interpret as si
+    from cetsim.interpret.coder import with_fields
+
+    own, (train_set, (x, labels)) = NETWORKS[name], images_of(name, data_dir)
+    model, state = trained_network(folder, name, train_set, (x, labels))
+    x, labels = jnp.asarray(x[: own["tested"]]), labels[: own["tested"]]
+    store, rows, site = si.Activations(folder / "test"), [], own["site"]
+    for path in sorted(folder.glob("*-*-*-*.npz")):
+        whose, kind, k, seed = path.stem.split("-")
+        start = si.Coder(own["width"], None, own["latents"], getattr(si, kind)(int(k)), key=jax.random.key(0),
+                         sites=(site, site))  # fmt: skip
+        coder = with_fields(start, **{name: jnp.asarray(array) for name, array in np.load(path).items()})
+        values = si.evaluate(coder, store, model, x, labels, *state, axis=own["axis"], batch=500).values
+        rows.append({"network": name, "whose": whose, "sparsity": kind, "k": int(k), "seed": int(seed)} | values)
+        print(path.stem, values["explained_variance"], values["dead"], flush=True)
+    return rows
 
 
 def step_server(whose: str) -> None:
@@ -221,14 +279,15 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("figures/coders"))
     parser.add_argument("--other", default="python3")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=tuple(NETWORKS))
     given = parser.parse_args()
-    if given.part == "train":
-        train(Path(given.folder), given.data_dir)
-    elif given.part == "theirs":
-        theirs(Path(given.folder))
-    elif given.part == "compare":
-        compare(Path(given.folder), given.data_dir, given.out)
-    elif given.part == "time":
+    folders = {name: Path(given.folder) / name for name in given.networks}
+    if given.part == "time":
         timed(given.other, given.rounds, given.out)
-    else:
+    elif given.part == "server":
         step_server(given.folder)
+    elif given.part == "compare":
+        compare(folders, given.data_dir, given.out)
+    else:
+        for name, folder in folders.items():
+            train(folder, name, given.data_dir) if given.part == "train" else theirs(folder, name)

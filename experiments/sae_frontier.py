@@ -36,7 +36,7 @@ class Options(Files):
     """Explained variance and loss recovered of sparse autoencoders against their L0, at each hidden layer."""
 
     preset: Literal["demo", "quick", "cifar10"] = "demo"
-    """demo: digits, in two minutes; quick: MNIST, in a quarter of an hour; cifar10: the same of its CNN, in hours."""
+    """demo: digits, in two minutes; quick: MNIST, in half an hour; cifar10: the CNN of CIFAR-10, in an hour."""
     data_dir: Path | None = None
     """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
@@ -51,7 +51,7 @@ class Options(Files):
     """Latents of a coder."""
     steps: int = 500
     """Steps of a coder."""
-    batch: int = 256
+    batch: int = 128
     """Vectors of a step."""
     learning_rate: float = 1e-3
     """Of the coders."""
@@ -59,10 +59,10 @@ class Options(Files):
     """Sparsities compared."""
     k: tuple[int, ...] = (4, 8, 16)
     """Active latents of TopK and BatchTopK."""
-    l1: tuple[float, ...] = (0.5, 1.5, 4.0)
-    """Weights of the L1 penalty of ReLU and Gated."""
-    l0: tuple[float, ...] = (1.0, 4.0, 16.0)
-    """Weights of the L0 penalty of JumpReLU."""
+    l1: tuple[float, ...] = (0.05, 0.12, 0.3)
+    """Weights of the L1 penalty of ReLU and Gated, times the root of a site's width."""
+    l0: tuple[float, ...] = (0.001, 0.003, 0.01)
+    """Weights of the L0 penalty of JumpReLU, times a site's width: shares of the mean squared norm."""
     seeds: int = 3
     """Number of coders of each condition."""
     batch_conditions: int = 18
@@ -81,13 +81,13 @@ class Options(Files):
 
 
 _QUICK = Options(
-    preset="quick", dataset="mnist", hidden=(512, 512), network_steps=2000, latents=1024, steps=1000, batch=512,
-    k=(8, 16, 32, 64), l1=(1.0, 3.0, 8.0), l0=(4.0, 16.0, 64.0), examples=20_000, batch_conditions=6,
+    preset="quick", dataset="mnist", hidden=(512, 512), network_steps=2000, latents=512, steps=400, batch=256,
+    k=(8, 16, 32), l1=(0.04, 0.1, 0.25), l0=(0.0003, 0.001, 0.003), examples=20_000, batch_conditions=9,
 )  # fmt: skip
 PRESETS = {
     "demo": Options(),
     "quick": _QUICK,
-    "cifar10": replace(_QUICK, preset="cifar10", dataset="cifar10", network_steps=3900, examples=2000),
+    "cifar10": replace(_QUICK, preset="cifar10", dataset="cifar10", network_steps=1170, examples=1000),
 }
 
 
@@ -127,9 +127,11 @@ def strengths(options: Options, kind: str) -> tuple[float, ...]:
     return tuple(map(float, options.k)) if "TopK" in kind else options.l0 if kind == "JumpReLU" else options.l1
 
 
-def sparsity(kind: str, strength: float):
-    """The sparsity of a condition."""
-    return getattr(interpret, kind)(int(strength) if "TopK" in kind else strength)
+def sparsity(kind: str, strength: float, width: int):
+    """The sparsity of a condition at a site of some width; penalties are in units that go with it."""
+    if "TopK" in kind:
+        return getattr(interpret, kind)(int(strength))
+    return getattr(interpret, kind)(strength * (width if kind == "JumpReLU" else width**0.5))
 
 
 def train_network(options: Options, dataset) -> Network:
@@ -137,7 +139,7 @@ def train_network(options: Options, dataset) -> Network:
     flat = options.dataset != "cifar10"
     train_x, test_x = (x.reshape(len(x), -1) if flat else x for x in (dataset.train_x, dataset.test_x))
     sizes = (train_x[0].size, *options.hidden, 10)
-    make = (lambda key: nn.mlp(sizes, key=key)) if flat else (lambda key: nn.cnn(key=key))
+    make = (lambda key: nn.mlp(sizes, key=key)) if flat else (lambda key: nn.cnn(layout="channels_last", key=key))
     run = supervised.SupervisedRun(make, train_x, dataset.train_y, supervised.Settings(steps=options.network_steps))
     state = run.init(supervised.backprop(1e-3), jax.random.key(0))
     advance, done = eqx.filter_jit(run.advance), 0
@@ -150,7 +152,7 @@ def train_network(options: Options, dataset) -> Network:
     example = (jnp.asarray(test_x[0]), *buffers)
     found = interpret.sites(model, *example)
     hidden = [name for name, site in found.items() if site.kind == "Lambda" and site.fault is None and site.shape]
-    sites = {name: 0 if len(found[name].shape) == 3 else None for name in hidden}
+    sites = {name: -1 if len(found[name].shape) == 3 else None for name in hidden}
     return Network(model, buffers, sites, jnp.asarray(test_x), jnp.asarray(dataset.test_y))
 
 
@@ -205,17 +207,21 @@ def training(options: Options, network: Network, kind: str, site: str, axis, sto
     settings = interpret.Settings(
         steps=options.steps, latents=options.latents, batch=options.batch, dead_after=20 * options.batch
     )
-    any_of_kind = sparsity(kind, strengths(options, kind)[0])
+    width = stores["train"].widths[site]
+    any_of_kind = sparsity(kind, strengths(options, kind)[0], width)
     run = interpret.CoderRun(stores["train"], any_of_kind, settings, inputs=site)
     losses = eqx.Partial(_losses, run, network.model, network.state, jnp.asarray(stores["test"].mean(site)), axis)
     test = network.test_x[: options.examples], network.test_y[: options.examples]
-    parts = [tuple(own[i : i + 1000] for own in test) for i in range(0, len(test[0]), 1000)]
+    part = max(1, 50_000 // stores["test"].tokens[site])  # images whose vectors are held at once
+    parts = [tuple(own[i : i + part] for own in test) for i in range(0, len(test[0]), part)]
     at = [options.steps]
     measured = [
         sweep.Evaluation(eqx.Partial(_quality, run, run.arrays(stores["test"])), at=at, prefix="test_"),
         sweep.Evaluation(losses, at=at, over=parts, prefix="test_loss_"),
     ]
-    hyper = lambda one: interpret.Hyperparameters(options.learning_rate, sparsity(one.kind, one.strength))  # noqa: E731
+    hyper = lambda one: interpret.Hyperparameters(  # noqa: E731
+        options.learning_rate, sparsity(one.kind, one.strength, width)
+    )
     return sweep.Training(run.init, run.advance, measured, options.steps, options.steps, hyper)
 
 
@@ -268,7 +274,8 @@ def draw(ends: pd.DataFrame, options: Options) -> list[Path]:
                     axis.plot(
                         own["l0"], 100 * own[metric], ".", color=_STYLES[kind]["color"], markersize=2.5, alpha=0.6
                     )
-                axis.set_xscale("log")
+                axis.set_xscale("log", base=2)
+                axis.xaxis.set_major_formatter("{x:g}")
                 if column == 0:
                     axis.set_ylabel(name)
             axes[0, column].set_title(site, loc="left")

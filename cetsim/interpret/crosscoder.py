@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cetsim import checks
-from cetsim.interpret.coder import require_names, require_sparsity, require_width, unit_rows, with_fields
+from cetsim.interpret.coder import (
+    centred_product,
+    require_names,
+    require_sparsity,
+    require_width,
+    unit_rows,
+    with_fields,
+)
 from cetsim.interpret.sparsity import AbstractSparsity, BatchTopK
 
 
@@ -85,7 +92,7 @@ class Crosscoder(eqx.Module):
         z = self.b_enc
         for own, w, b in zip(x, self.W_enc, self.b_dec, strict=True):
             require_width(own, len(b))
-            z = z + (own.astype(w.dtype) - b) @ w
+            z = z + centred_product(own, b, w)
         return z
 
     def encode(self, x: tuple) -> Float[Array, "... latents"]:

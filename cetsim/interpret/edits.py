@@ -194,7 +194,7 @@ def _decoder(coder):
 def _on_vectors(coder, function, value, tokens, axis: int | None):
     """`function` of every vector `[d]` of a value, where `tokens` says so."""
     if axis is None and value.ndim > 2:
-        raise ValueError(f"the coder must be told by `axis` along which axis of {list(value.shape)} its vectors lie")
+        raise ValueError(f"`axis` must say along which axis of {list(value.shape)} the coder's vectors lie")
     axis = -1 if axis is None else axis
     if not -value.ndim <= axis < value.ndim:
         raise ValueError(f"`axis` must be one of the value's, {list(value.shape)}, got {axis}")

@@ -3,7 +3,8 @@
     explained variance = 1 - Σ ‖y - ŷ‖² / Σ ‖y - ȳ‖²,   ȳ the mean of the whole set
     loss recovered = (L_zero - L_spliced) / (L_zero - L_clean)
 
-Sums are over the whole set: a mean of ratios of batches or tokens would be another number. Confidence is the standard
+Sums are over the whole set: a mean of ratios of batches or tokens would be another number. Of a crosscoder they are
+also over sites, in the units in which it compares them. Confidence is the standard
 error of the jackknife over batches of examples.
 """
 
@@ -13,15 +14,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from cetsim import checks
-from cetsim.interpret.capture import capture, edited
 from cetsim.interpret.coder import Coder
 from cetsim.interpret.crosscoder import Crosscoder
-from cetsim.interpret.edits import Set
-from cetsim.interpret.store import Activations, as_seen
+from cetsim.interpret.splicing import recovered, summed_losses
+from cetsim.interpret.store import Activations
 
 DENSE = 0.1  # share of vectors above which a latent is dense
 
@@ -65,13 +64,15 @@ def quality(coder: Coder | Crosscoder, x, y=None, dense: float = DENSE, batch: i
     return _ratios(total, dense)
 
 
-def evaluate(coder: Coder, store: Activations, model=None, x=None, labels=None, *state, axis: int | None = None,
-             logit_scale: float | None = None, dense: float = DENSE, batch: int = 256) -> Evaluation:  # fmt: skip
-    """All that is measured of an SAE or a transcoder, on a test set.
+def evaluate(coder: Coder | Crosscoder, store: Activations, model=None, x=None, labels=None, *state,
+             axis: int | None = None, logit_scale: float | None = None, dense: float = DENSE,
+             batch: int = 256) -> Evaluation:  # fmt: skip
+    """All that is measured of a coder on a test set.
 
     `values` has `explained_variance`, `cosine` (mean over vectors), `l0` (active latents of a vector), `l0_cls` and
     `l0_patches` where the store has class tokens, `l0_image` (latents active anywhere in an example), `dead` (share of
-    latents not active once in the whole set), `dense` (share active in more than `dense` of all vectors). With a model
+    latents not active once in the whole set), `dense` (share active in more than `dense` of all vectors). Of a
+    crosscoder, `explained_variance` is over all sites, and `explained_variance_SITE` of each. With a model there are
     also the cross-entropies `loss_clean`, `loss_spliced`, `loss_zero` and `loss_mean` of the site as it is, as the
     coder has it, at 0 and at its mean, and `loss_recovered`.
 
@@ -79,29 +80,35 @@ def evaluate(coder: Coder, store: Activations, model=None, x=None, labels=None, 
 
     - `coder`: made with `sites`, which are those of the store that it is evaluated on.
     - `store`: of the test set.
-    - `model`, `x`, `labels`: the network whose output for `x[i]` is the logits of `labels[i]`, in the store's order.
+    - `model`, `x`, `labels`: the network whose output for `x[i]` is the logits of `labels[i]`, in the store's order;
+      none for a crosscoder, which stands for several sites at once.
     - `state`: what the model is called with besides.
     - `axis`: of the site's value along which vectors lie, as in `record`.
     - `logit_scale`: what the outputs are multiplied with, the model's own inverse temperature, such as 100 in CLIP.
       None for outputs that are logits; refused where all lie from -1 to 1, as cosines do.
     - `batch`: examples at once.
 
-    **Raises:** ValueError for a store of other sites or of another model, and data that do not go with it.
+    **Raises:** ValueError for a store of other sites or of another model, data that do not go with it, and a crosscoder
+    with a model.
     """
-    if not isinstance(coder, Coder) or coder.sites is None:
-        raise ValueError("`coder` must be a Coder with the names of its `sites`")
-    site_in, site_out = (store.require(name) for name in coder.sites)
-    sums = _sums_of_store(coder, store, site_in, site_out, batch)
+    if not isinstance(coder, Coder | Crosscoder) or coder.sites is None:
+        raise ValueError("`coder` must be a Coder or a Crosscoder with the names of its `sites`")
+    sites, joint = [store.require(name) for name in coder.sites], isinstance(coder, Crosscoder)
+    if joint and model is not None:
+        raise ValueError("`model` must be None for a crosscoder, which stands for several sites: got one with a model")
+    sums = _sums_of_store(coder, store, batch)
     if model is not None:
         if x is None or labels is None or len(x) != store.examples:
             raise ValueError(f"`x` and `labels` must be the store's {store.examples} examples, got {np.shape(x)}")
         store.require_model(model)
         labels = checks.require_labels(labels, store.examples)
-        losses = _losses(coder, model, x, labels, state, axis, logit_scale, store.mean(site_out), batch)
+        losses = summed_losses(coder, model, x, labels, state, axis, logit_scale, store.mean(sites[1]), batch)
         sums = [own | more for own, more in zip(sums, losses, strict=True)]
     total = {name: sum(own[name] for own in sums) for name in sums[0]}
-    values = _measured(total, dense)
-    left_out = [_measured({n: total[n] - own[n] for n in total}, dense) for own in sums] if len(sums) > 1 else []
+    names = sites if joint else ()
+    values = _measured(total, dense, names)
+    others = [{n: total[n] - own[n] for n in total} for own in sums] if len(sums) > 1 else []
+    left_out = [_measured(other, dense, names) for other in others]
     errors = {}
     for name in values if left_out else ():
         each = np.array([one[name] for one in left_out])
@@ -112,49 +119,19 @@ def evaluate(coder: Coder, store: Activations, model=None, x=None, labels=None, 
         return Evaluation(values, errors, np.log10(total["fired"] / total["vectors"]))
 
 
-def recovered(clean, spliced, zero):
-    """Loss recovered; nan where setting the site to 0 loses nothing."""
-    gap = zero - clean
-    return jnp.where(gap != 0, (zero - spliced) / jnp.where(gap != 0, gap, 1), jnp.nan)
-
-
-def cross_entropies(coder: Coder, model, x, labels, mean, *state, sites=None, axis=None, scale=1.0) -> dict[str, Array]:
-    """Cross-entropies summed over examples: `clean`, `spliced`, `zero`, `mean`; pure, so that it maps and compiles.
-
-    **Arguments:** `x`: `[examples, ...]`. `mean`: the site's mean vector. `sites`: of the coder, if it does not name
-    them. The rest as of `evaluate`.
-    """
-    site_in, site_out = sites or coder.sites
-    model = eqx.nn.inference_mode(model)
-
-    def one(x, label):
-        output, values = capture(model, dict.fromkeys((site_in, site_out)))(x, *state)
-        shape = values[site_out].shape
-        along = -1 if axis is None or len(shape) == 1 else axis
-        seen = coder(jnp.moveaxis(values[site_in], along, -1))
-        level = jnp.moveaxis(jnp.broadcast_to(jnp.asarray(mean, seen.dtype), seen.shape), -1, along)
-        targets = {"spliced": jnp.moveaxis(seen, -1, along), "zero": jnp.zeros(shape), "mean": level}
-        outputs = {"clean": output} | {
-            name: edited(model, {site_out: Set(target)})(x, *state) for name, target in targets.items()
-        }
-        logits = {name: scale * (own[0] if state else own) for name, own in outputs.items()}
-        entropy = optax.softmax_cross_entropy_with_integer_labels
-        return {name: entropy(own, label) for name, own in logits.items()}, jnp.abs(logits["clean"]).max()
-
-    losses, largest = jax.vmap(one)(as_seen(x, model), labels)
-    return jax.tree.map(lambda own: own.sum(0), losses) | {"largest": largest.max()}
-
-
 def _sums(coder, x, y, mean) -> dict[str, Array]:
-    """Sums over vectors of what ratios are made of."""
+    """Sums over vectors of what ratios are made of; `error` and `spread` by site, in the units of a crosscoder."""
     f = coder.encode(x)
     ŷ = coder.decode(f, x)
     pairs = list(zip(*map(jax.tree.leaves, (y, ŷ, mean)), strict=True))
+    units = [jnp.asarray(scale, f.dtype) ** 2 for scale in getattr(coder, "scales", (1.0,))]
     norm = lambda own: jnp.linalg.norm(own, axis=-1)  # noqa: E731
     cosines = [jnp.sum(a * b, -1) / jnp.maximum(norm(a) * norm(b), jnp.finfo(a.dtype).tiny) for a, b, _ in pairs]
+    errors = [jnp.sum((a - b) ** 2) * u for (a, b, _), u in zip(pairs, units, strict=True)]
+    spreads = [jnp.sum((a - m.astype(a.dtype)) ** 2) * u for (a, _, m), u in zip(pairs, units, strict=True)]
     return {
-        "error": sum(jnp.sum((a - b) ** 2) for a, b, _ in pairs),
-        "spread": sum(jnp.sum((a - m.astype(a.dtype)) ** 2) for a, _, m in pairs),
+        "error": jnp.stack(errors),
+        "spread": jnp.stack(spreads),
         "cosine": sum(own.sum() for own in cosines) / len(cosines),
         "fired": jnp.sum(f > 0, axis=0).astype(f.dtype),
         "vectors": jnp.asarray(len(f), f.dtype),
@@ -164,7 +141,7 @@ def _sums(coder, x, y, mean) -> dict[str, Array]:
 def _ratios(total: dict, dense: float) -> dict:
     share = total["fired"] / total["vectors"]
     return {
-        "explained_variance": 1 - total["error"] / total["spread"],
+        "explained_variance": 1 - total["error"].sum() / total["spread"].sum(),
         "l0": total["fired"].sum() / total["vectors"],
         "cosine": total["cosine"] / total["vectors"],
         "dead": (total["fired"] == 0).mean(dtype=share.dtype),
@@ -172,8 +149,10 @@ def _ratios(total: dict, dense: float) -> dict:
     }
 
 
-def _measured(total: dict, dense: float) -> dict[str, float]:
+def _measured(total: dict, dense: float, sites=()) -> dict[str, float]:
     values = {name: float(value) for name, value in _ratios(total, dense).items()}
+    for site, error, spread in zip(sites, total["error"], total["spread"], strict=False):
+        values[f"explained_variance_{site}"] = float(1 - error / spread)
     values["l0_image"] = float(total["in_example"] / total["examples"])
     for name in ("cls", "patches"):
         if total[f"{name}_vectors"]:
@@ -184,18 +163,23 @@ def _measured(total: dict, dense: float) -> dict[str, float]:
     return values
 
 
-def _sums_of_store(coder, store: Activations, site_in: str, site_out: str, batch: int) -> list[dict]:
+def _sums_of_store(coder, store: Activations, batch: int) -> list[dict]:
     """Sums of each batch of examples, in float64."""
-    tokens, classes = store.tokens[site_in], store.classes[site_in]
-    if tokens != store.tokens[site_out]:
-        raise ValueError(f"the sites {site_in!r} and {site_out!r} must have as many vectors an example")
-    for name, width in ((site_in, coder.W_enc.shape[0]), (site_out, coder.W_dec.shape[1])):
+    sites, widths = coder.sites, _widths(coder)
+    tokens, classes = store.tokens[sites[0]], store.classes[sites[0]]
+    if len({store.tokens[name] for name in sites}) > 1:
+        counts = {name: store.tokens[name] for name in sites}
+        raise ValueError(f"the sites of a coder must have as many vectors an example, got {counts}")
+    for name, width in zip(sites, widths, strict=True):
         if store.widths[name] != width:
             raise ValueError(f"the coder is of vectors of {width}, site {name!r} of the store has {store.widths[name]}")
-    mean = store.mean(site_out)
+    joint = isinstance(coder, Crosscoder)
+    means = tuple(store.mean(name) for name in sites)
+    mean = means if joint else means[1]
 
     @eqx.filter_jit
-    def sums(coder, x, y):
+    def sums(coder, *vectors):
+        x, y = (vectors, vectors) if joint else vectors
         active = (coder.encode(x) > 0).reshape(-1, tokens, coder.latents)
         of_cls, of_patches = active[:, :classes].sum(), active[:, classes:].sum()
         return _sums(coder, x, y, mean) | {
@@ -207,27 +191,13 @@ def _sums_of_store(coder, store: Activations, site_in: str, site_out: str, batch
             "patches_vectors": len(active) * (tokens - classes) if classes else 0,
         }
 
-    pairs = zip(store.batches(site_in, batch * tokens), store.batches(site_out, batch * tokens), strict=True)
+    parts = zip(*(store.batches(name, batch * tokens) for name in sites), strict=True)
     as_float = lambda own: np.asarray(own, float)  # noqa: E731
-    return [jax.tree.map(as_float, sums(coder, jnp.asarray(x), jnp.asarray(y))) for x, y in pairs]
+    return [jax.tree.map(as_float, sums(coder, *map(jnp.asarray, part))) for part in parts]
 
 
-def _losses(coder, model, x, labels, state, axis, logit_scale, mean, batch: int) -> list[dict]:
-    """Summed cross-entropies of each batch."""
-    scale = 1.0 if logit_scale is None else checks.require_static("logit_scale", logit_scale)
-
-    @eqx.filter_jit
-    def sums(coder, model, x, labels, state):
-        return cross_entropies(coder, model, x, labels, mean, *state, axis=axis, scale=scale)
-
-    found = []
-    for start in range(0, len(x), batch):
-        some = slice(start, start + batch)
-        own = sums(coder, model, jnp.asarray(x[some]), labels[some], state)
-        found.append({name: np.asarray(value, float) for name, value in own.items()})
-    if logit_scale is None and max(own["largest"] for own in found) <= 1:
-        raise ValueError(
-            "the model's outputs all lie from -1 to 1, as cosines do: give `logit_scale`, its own inverse temperature "
-            "(1.0 if they are logits)"
-        )
-    return [{name: value for name, value in own.items() if name != "largest"} for own in found]
+def _widths(coder) -> list[int]:
+    """Widths of the vectors at a coder's sites."""
+    if isinstance(coder, Crosscoder):
+        return [len(b) for b in coder.b_dec]
+    return [coder.W_enc.shape[0], coder.W_dec.shape[1]]

@@ -97,8 +97,8 @@ def load_saelens(folder) -> Coder:
 def load_prisma(folder) -> Coder:
     """A coder of Prisma: a folder with `config.json` and `weights.pt`, of which only the arrays are read.
 
-    **Raises:** ValueError for activations other than ReLU and top-k, or normalised at run time, and for arrays that are
-    missing, too many or of other shapes.
+    **Raises:** ValueError for activations other than ReLU and top-k, or normalised at run time, for a transcoder, and
+    for arrays that are missing, too many or of other shapes.
     """
     folder = Path(folder)
     config, saved = _json(folder / "config.json"), torch_file.read(folder / "weights.pt")
@@ -108,6 +108,8 @@ def load_prisma(folder) -> Coder:
     if config.get("normalize_activations") not in (None, "none"):
         got = config["normalize_activations"]
         raise ValueError(f"{folder}: `normalize_activations` must be None, it cannot be folded away, got {got!r}")
+    if config.get("is_transcoder"):
+        raise ValueError(f"{folder}: `is_transcoder` must be false: no file of a transcoder of Prisma is known")
     kind, activation = config.get("architecture", "standard"), config.get("activation_fn_str", "relu")
     if kind not in ("standard", "vanilla", "gated") or activation not in ("relu", "topk"):
         raise ValueError(

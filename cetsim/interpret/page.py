@@ -89,7 +89,7 @@ def page(
     - `images`: `[examples, height, width]` or `[examples, height, width, 3]` in 0 to 1, or bytes: what `collect` saw.
     - `title`, `about`: what stands above: a line, and facts by name.
     - `which`: numbers of the latents shown; None for the 256 that are active most often.
-    - `labels`: `[examples]`, class numbers, of which the most common among the top images is told.
+    - `labels`: `[examples]`, class numbers, of which the most common among the top images is shown.
     - `class_names`: by class number, for labels and effects.
     - `pictures`: `[latents, height, width]`, from `decoder_images`.
     - `effects`: `[latents, classes]`, what a latent does to the logits, such as `W_dec @ head.weight.T`.

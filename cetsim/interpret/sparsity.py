@@ -157,7 +157,7 @@ class JumpReLU(AbstractSparsity):
     bandwidth: Float[Array, ""]
     initial: Float[Array, ""]
 
-    def __init__(self, l0=1.0, bandwidth=0.05, initial=0.05):
+    def __init__(self, l0=1.0, bandwidth=0.5, initial=1.0):
         self.l0 = _weight("l0", l0)
         for name, value in (("bandwidth", bandwidth), ("initial", initial)):
             checks.require_above(name, value, 0.0)
@@ -184,7 +184,7 @@ class JumpReLU(AbstractSparsity):
 
 
 class Gated(AbstractSparsity):
-    """f = H(π) max(z_mag, 0): which latents are active and how much, told apart.
+    """f = H(π) max(z_mag, 0): which latents are active and how much, by two encoders.
 
     π = z has the encoder's weights W_gate and bias; z_mag has W_mag = W_gate ∘ e^r and a bias of its own. The penalty
     is l1 Σ_k max(π_k, 0) ‖d_k‖, and what max(π, 0) reconstructs, with the decoder held fixed, is trained to be the

@@ -4,8 +4,9 @@
 
 Vectors are scaled so that their mean squared norm is their width, and the scale is folded into the weights of the coder
 that comes out. Decoder rows are kept at norm 1: the gradient along them is taken out, and rounding put right after each
-step. Latents that have not been active for long are dead; TopK and BatchTopK train them to predict what is left over
-(aux-k).
+step. Adam moves a row of d entries by √d times the learning rate; biases and thresholds, one number each, move at that
+pace too. Latents that have not been active for long are dead; TopK and BatchTopK train them to predict what is left
+over (aux-k).
 """
 
 import dataclasses
@@ -332,7 +333,21 @@ class CoderRun(eqx.Module):
     def _optimizer(self, hyper: Hyperparameters) -> optax.GradientTransformation:
         peak = 2e-4 / (self.settings.latents / 2**14) ** 0.5 if hyper.learning_rate is None else hyper.learning_rate
         rate = lambda step: peak * self.settings.schedule(step)  # noqa: E731
-        return optax.chain(optax.clip_by_global_norm(self.settings.clip), optax.adam(rate, b2=self.settings.beta2))
+        adam = optax.adam(rate, b2=self.settings.beta2)
+        return optax.chain(optax.clip_by_global_norm(self.settings.clip), adam, optax.stateless(_paced))
+
+
+def _paced(updates, weights):
+    """Updates by Adam, with those of biases and thresholds √d times as large.
+
+    An entry of a row of norm 1 is about 1/√d and moves by the learning rate. So do biases, whose size is that of the
+    vectors' entries: about 1, as these are scaled. Without this pace they would hardly move in a run of usual length.
+    """
+    pace = sum(leaf.shape[0] for leaf in jax.tree.leaves(weights.W_enc)) ** 0.5
+    fields = {name: jax.tree.map(lambda u: u * pace, getattr(updates, name)) for name in ("b_enc", "own")}
+    for name in ("b_dec", "b_in"):
+        fields[name] = jax.tree.map(lambda u: u * len(u) ** 0.5, getattr(updates, name, None))
+    return with_fields(updates, **fields)
 
 
 def _read(store: Activations, sites, rows, site):

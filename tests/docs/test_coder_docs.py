@@ -20,6 +20,12 @@ def test_the_guide(tmp_path, monkeypatch, capsys):
     assert found["explained_variance"] > 0.6
     assert found["loss_recovered"] > 0.8
     assert found["l0"] <= 8
+    assert names["purity"][names["chosen"]] >= 8
+    assert (tmp_path / "latents.html").read_text().count("<article") == int((~names["latents"].dead).sum())
+    lost = names["confidence"](names["model"]) - names["confidence"](names["silenced"])
+    assert np.argmax(lost) == names["stands_for"]  # what breaks is what it stands for
+    assert lost[names["stands_for"]] > 0.02
+    assert names["both"].keys() >= {"explained_variance_layers.1", "explained_variance_layers.3", "dead", "l0"}
     x = names["jnp"].asarray(names["test"].array("layers.1"))
     np.testing.assert_array_equal(names["again"](x), names["coder"](x))
     assert len(names["table"].runs) == 4

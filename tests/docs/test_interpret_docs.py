@@ -17,13 +17,13 @@ def test_the_guide_runs_from_training_to_what_breaks(tmp_path, monkeypatch, caps
     names = {}
     for block in BLOCKS:
         exec(compile(block.replace("1000", "300"), "interpret.md", "exec"), names)
-    told = capsys.readouterr().out
-    assert "layers.1  Lambda  float" in told
+    printed = capsys.readouterr().out
+    assert "layers.1  Lambda  float" in printed
     accuracy = (names["logits"].argmax(-1) == names["digits"].test_y).mean()
     assert accuracy > 0.7  # learned, though credit came late
     assert names["values"]["layers.1"].shape == (len(names["test_x"]), 48)
     assert names["purity"][names["chosen"]] >= 8
-    assert f"unit {names['chosen']}: " in told
+    assert f"unit {names['chosen']}: " in printed
     assert (tmp_path / "units.html").read_text().count("<article") == int((~names["units"].dead).sum())
     assert not np.array_equal(names["recall"](names["model"]), np.zeros(10))
     assert np.ptp(names["losses"]) > 0

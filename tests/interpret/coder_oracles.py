@@ -28,61 +28,83 @@ def loss_and_gradients(kind, w, x, *, l=0.0, k=0, bandwidth=0.0, dead=None, aux=
     B = len(x)
     h = (x - w["b_dec"]) @ w["W_enc"]
     z = h + w["b_enc"]
-    relu = np.maximum(z, 0)
-    penalty, dz_penalty, own = 0.0, np.zeros_like(z), {}
-    if kind == "Gated":
-        m = h * np.exp(w["r"]) + w["b_mag"]
-        active = (z > 0) & (m > 0)
-        f = np.where(active, m, 0)
-    else:
-        if kind == "ReLU":
-            active = z > 0
-        elif kind == "TopK":
-            active = kept_of_rows(relu, k)
-        elif kind == "BatchTopK":
-            active = kept_of_all(relu, k)
-        else:
-            θ = np.exp(w["log_threshold"])
-            active = z > θ
-        f = np.where(active, z, 0)
+    f, active = latents(kind, w, h, z, k)
     error = x - f @ w["W_dec"] - w["b_dec"]
-    loss = (error**2).sum() / B
     dŷ = -2 * error / B
-    g = {name: np.zeros_like(value) for name, value in w.items()}
-    g["W_dec"] += f.T @ dŷ
-    g["b_dec"] += dŷ.sum(0)
     df = dŷ @ w["W_dec"].T
-    dz = np.where(active, df, 0)
-    if kind in ("ReLU", "Gated"):
-        penalty = l * relu.sum() / B
-        dz_penalty = l * (z > 0) / B
-    if kind == "JumpReLU":
-        boxcar = np.abs((z - θ) / bandwidth) < 0.5
-        penalty = l * active.sum() / B
-        dθ = (df * -(θ / bandwidth) * boxcar).sum(0) - l * (boxcar / bandwidth).sum(0) / B
-        own["log_threshold"] = dθ * θ
-    if kind == "Gated":
-        dm = dz
-        own["r"], own["b_mag"] = (dm * h * np.exp(w["r"])).sum(0), dm.sum(0)
-        dh, dz = dm * np.exp(w["r"]), np.zeros_like(z)
-        gate_error = x - relu @ w["W_dec"] - w["b_dec"]  # the decoder held fixed, the input not centred
-        loss += (gate_error**2).sum() / B
-        dz = np.where(z > 0, (-2 * gate_error / B) @ w["W_dec"].T, 0)
-    else:
-        dh = np.zeros_like(z)
+    g = {name: np.zeros_like(value) for name, value in w.items()}
+    g["W_dec"], g["b_dec"] = f.T @ dŷ, dŷ.sum(0)
+    loss, dz, dh = by_kind(kind, w, x, h, z, active, df, g, l, bandwidth)
+    loss += (error**2).sum() / B
     if dead is not None and dead.any():
-        count = min(x.shape[1] // 2, f.shape[1])
-        mask = kept_of_rows(relu * dead, count)
-        f_aux = np.where(mask, relu, 0)
-        centred = ((error - error.mean(0)) ** 2).sum()
-        left = error - f_aux @ w["W_dec"]
-        loss += aux * (left**2).sum() / centred
-        d = -2 * aux * left / centred
-        g["W_dec"] += f_aux.T @ d
-        dz = dz + np.where(mask, d @ w["W_dec"].T, 0)
-    dz = dz + dz_penalty
+        aux_loss, dz_aux = aux_k(w, z, error, dead, aux, g)
+        loss, dz = loss + aux_loss, dz + dz_aux
     dh = dh + dz
     g["b_enc"] += dz.sum(0)
     g["W_enc"] += (x - w["b_dec"]).T @ dh
     g["b_dec"] -= (dh @ w["W_enc"].T).sum(0)
-    return loss + penalty, g | own
+    return loss, g
+
+
+def latents(kind, w, h, z, k):
+    """f, and which of them are active."""
+    if kind == "Gated":
+        m = h * np.exp(w["r"]) + w["b_mag"]
+        active = (z > 0) & (m > 0)
+        return np.where(active, m, 0), active
+    if kind == "TopK":
+        active = kept_of_rows(np.maximum(z, 0), k)
+    elif kind == "BatchTopK":
+        active = kept_of_all(np.maximum(z, 0), k)
+    else:
+        active = z > (np.exp(w["log_threshold"]) if kind == "JumpReLU" else 0)
+    return np.where(active, z, 0), active
+
+
+def by_kind(kind, w, x, h, z, active, df, g, l, bandwidth):
+    """What a kind adds to the loss, and the derivatives by z and by h alone; those of its own go into `g`."""
+    B, relu = len(x), np.maximum(z, 0)
+    through, none = np.where(active, df, 0), np.zeros_like(z)
+    if kind == "ReLU":
+        return l * relu.sum() / B, through + l * (z > 0) / B, none
+    if kind == "JumpReLU":
+        θ = np.exp(w["log_threshold"])
+        boxcar = np.abs((z - θ) / bandwidth) < 0.5
+        dθ = (df * -(θ / bandwidth) * boxcar).sum(0) - l * (boxcar / bandwidth).sum(0) / B
+        g["log_threshold"] = dθ * θ
+        return l * active.sum() / B, through, none
+    if kind == "Gated":
+        g["r"], g["b_mag"] = (through * h * np.exp(w["r"])).sum(0), through.sum(0)
+        gate_error = x - relu @ w["W_dec"] - w["b_dec"]  # the decoder held fixed, the input not centred
+        dz = np.where(z > 0, (-2 * gate_error / B) @ w["W_dec"].T, 0) + l * (z > 0) / B
+        return l * relu.sum() / B + (gate_error**2).sum() / B, dz, through * np.exp(w["r"])
+    return 0.0, through, none
+
+
+def aux_k(w, z, error, dead, aux, g):
+    """The loss of the dead latents that predict what is left over, and its derivative by z; by W_dec into `g`."""
+    mask = kept_of_rows(np.maximum(z, 0) * dead, min(error.shape[1] // 2, z.shape[1]))
+    f = np.where(mask, z, 0)
+    centred = ((error - error.mean(0)) ** 2).sum()
+    left = error - f @ w["W_dec"]
+    d = -2 * aux * left / centred
+    g["W_dec"] += f.T @ d
+    return aux * (left**2).sum() / centred, np.where(mask, d @ w["W_dec"].T, 0)
+
+
+def loss_of_two(kind, coder, x, sparsity):
+    """The loss of a transcoder (rows of norm 1) or of a crosscoder, of vectors of two sites, without aux-k."""
+    number = lambda tree: np.asarray(tree, float)  # noqa: E731
+    if isinstance(coder.W_dec, tuple):
+        z = sum((v - number(b)) @ number(w) for v, b, w in zip(x, coder.b_dec, coder.W_enc, strict=True))
+        norms = sum(np.linalg.norm(number(w), axis=1) for w in coder.W_dec)
+        writes, targets = list(zip(map(number, coder.W_dec), map(number, coder.b_dec), strict=True)), x
+    else:
+        z, norms = (x[0] - number(coder.b_in)) @ number(coder.W_enc), 1.0
+        writes, targets = [(number(coder.W_dec), number(coder.b_dec) + x[0] @ number(coder.W_skip))], x[1:]
+    relu = np.maximum(z + number(coder.b_enc), 0)
+    kept = {"TopK": kept_of_rows, "BatchTopK": kept_of_all}
+    f = relu * kept[kind](relu * norms, int(sparsity.k)) if kind in kept else relu
+    error = sum(((target - f @ w - b) ** 2).sum() for target, (w, b) in zip(targets, writes, strict=True))
+    penalty = float(sparsity.l1) * (f * norms).sum() if kind == "ReLU" else 0.0
+    return (error + penalty) / len(f) / sum(target.shape[1] for target in targets)

@@ -138,6 +138,31 @@ def test_the_models_own_temperature(tmp_path):
     assert found == pytest.approx(cross_entropy(logits), rel=1e-4)
 
 
+def test_a_crosscoder_is_measured_at_each_site(store):
+    other = RNG.standard_normal((60, 4)).astype(np.float32)
+    both = si.Activations.of_arrays({"layers.1": store.array("layers.1"), "other": 100 * other})
+    scales = tuple(both.scale(name) for name in both.sites)
+    joint = si.Crosscoder((6, 4), 12, si.TopK(3), key=jax.random.key(2), sites=both.sites).unscaled(scales)
+    joint = with_fields(joint, b_enc=joint.b_enc.at[0].set(-1e4))
+    found = si.evaluate(joint, both, batch=13)
+    x = tuple(jnp.asarray(both.array(name)) for name in both.sites)
+    f, errors, spreads = np.asarray(joint.encode(x)), [], []
+    for own, w, b, scale in zip(x, joint.W_dec, joint.b_dec, scales, strict=True):
+        own = np.asarray(own, float)
+        errors.append(scale**2 * ((own - f @ np.asarray(w) - np.asarray(b)) ** 2).sum())
+        spreads.append(scale**2 * ((own - own.mean(0)) ** 2).sum())
+    for name, error, spread in zip(both.sites, errors, spreads, strict=True):
+        assert found.values[f"explained_variance_{name}"] == pytest.approx(1 - error / spread, rel=1e-4)
+        assert found.errors[f"explained_variance_{name}"] > 0
+    assert found.values["explained_variance"] == pytest.approx(1 - sum(errors) / sum(spreads), rel=1e-4)
+    assert found.values["l0"] == pytest.approx((f > 0).sum(1).mean())
+    assert found.values["dead"] == pytest.approx(np.mean(~(f > 0).any(0)))
+    assert found.values["dead"] >= 1 / 12
+    assert float(si.quality(joint, x)["explained_variance"]) == pytest.approx(found.values["explained_variance"])
+    with pytest.raises(ValueError, match="`model` must be None for a crosscoder"):
+        si.evaluate(joint, both, network(), jnp.asarray(X), LABELS)
+
+
 def test_refused(store):
     model, coder, x = network(), coder_of(), jnp.asarray(X)
     wrong = [

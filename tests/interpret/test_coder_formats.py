@@ -87,6 +87,7 @@ def test_wrong_files_are_refused_in_one_line(content, message, tmp_path):
         ("gated", {"architecture": "standard"}, "it lacks b_enc"),
         ("prisma", {"normalize_activations": "layer_norm"}, "cannot be folded away"),
         ("prisma", {"activation_fn_str": "tanh-relu"}, "with relu or topk"),
+        ("prisma", {"is_transcoder": True}, "`is_transcoder` must be false"),
     ],
 )
 def test_coders_of_others_that_cannot_be_read_are_refused(name, config, message, tmp_path):

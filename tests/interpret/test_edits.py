@@ -254,7 +254,7 @@ def test_shapes_that_could_be_meant_otherwise_are_refused():
     for edit in (Set(np.zeros(4)), Add(np.zeros((4, 4))), Set(0.0, np.ones(4, bool))):
         with pytest.raises(ValueError, match=r"must have the shape of the value, \[4, 4, 4\]"):
             edit(image)
-    with pytest.raises(ValueError, match=r"must be told by `axis` along which axis of \[4, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"`axis` must say along which axis of \[4, 4, 4\]"):
         Splice(networks.coder(4))(image)
     with pytest.raises(ValueError, match=r"`tokens` must have the shape of the value's vectors, \[5\], got \(4,\)"):
         Splice(networks.coder(4), np.ones(4, bool))(jnp.zeros((5, 4)))

@@ -147,7 +147,7 @@ def test_memory_is_bounded(tmp_path):
     tracemalloc.stop()
 
 
-def test_progress_is_told(tmp_path, capsys):
+def test_progress_is_printed(tmp_path, capsys):
     si.record(tmp_path, network(), "layers.0", X, batch=16, memory=1, progress=True)
     assert "recorded 50 of 50 examples" in capsys.readouterr().err
 
