@@ -24,7 +24,7 @@ LAYERS = (
     ("credit",),
     ("streams",),
     ("nn",),
-    ("supervised", "rl"),
+    ("supervised", "rl", "spiking"),
     ("interpret",),
     ("sweep", "runs"),
     ("__init__",),
