@@ -8,13 +8,14 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast bench clean FORCE
+.PHONY: help install demo test test-fast bench docs clean FORCE
 
 help:
 	@echo "make demo     train all traces on scikit-learn's digits at several delays: a table and a figure (3 min)"
 	@echo "make test     lint, format check and tests"
 	@echo "make test-fast  those tests that are quick: no end-to-end runs, no training (2 min on two cores)"
 	@echo "make bench    cost against plain backprop and against the literal rule"
+	@echo "make docs     the site, into site/: start at site/index.html"
 	@echo "make install  only make .venv and install cetsim into it, with what the experiments take"
 	@echo "make clean    remove .venv and caches; results/ is kept"
 	@echo "PYTHON=python3.13 chooses the interpreter, 3.11 or newer (now: $(PYTHON)); JAX='jax==0.11.*' what pip is asked for"
@@ -35,8 +36,12 @@ test-fast: .venv/installed-test
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks
 
+# Strict: a broken link, or a public name that no API page describes, ends it.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last, so that an interrupted installation is taken up again.
@@ -50,6 +55,10 @@ clean:
 	$(PIP) --editable '.[test]' '$(JAX)'
 	$(PIP) --no-deps 'gymnax>=1.0.1'
 	$(BIN)/python -c 'import Box2D, gymnax, minatar, submitit, tensorboardX'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP) --editable '.[docs]' '$(JAX)'
 	@touch $@
 
 # Always looked at, and written only where something differs, so that what depends on it is not made again.

@@ -26,7 +26,7 @@ class Hyperparameters(eqx.Module):
     - `discount`: γ, and `lam`: λ, in [0, 1].
     - `entropy`, `value`: weights of the entropy bonus and of the critic's loss.
     - `critic_rate`: the critic's learning rate in units of the actor's; a broad trace needs a critic that learns faster
-      than the actor (docs/comparison.md).
+      than the actor (docs/results.md).
     - `synaptic_lam`: λ of each synapse of the actor, arrays `[out, in]` from the bottom up, in place of `lam` there, at
       the literal rule's cost; None for `lam` in all.
     """

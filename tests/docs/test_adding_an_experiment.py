@@ -13,7 +13,7 @@ from experiments.common import command_line
 
 pytestmark = pytest.mark.slow
 
-DOCS = Path(__file__).parents[2] / "docs" / "adding-an-experiment.md"
+DOCS = Path(__file__).parents[2] / "docs" / "guides" / "adding-an-experiment.md"
 SMALL = ("--orders", "2", "--seeds", "1", "--steps", "2")
 
 

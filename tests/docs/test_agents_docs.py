@@ -1,4 +1,4 @@
-"""The examples of docs/agents.md run, one after the other, and do what the text around them says."""
+"""The examples of docs/guides/agents.md run, one after the other, and do what the text around them says."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "agents.md").read_text()
 TRAINING, REAL, KEEPING, LOOKING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

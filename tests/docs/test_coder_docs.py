@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[2] / "docs" / "interpret-coders.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "interpret-coders.md").read_text()
 
 
 def test_the_guide(tmp_path, monkeypatch, capsys):

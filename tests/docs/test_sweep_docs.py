@@ -11,7 +11,7 @@ from cetsim import sweep
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "sweeps.md").read_text()
 OWN, LAYERS, CHOOSING, CONTROL, SUBMITIT, LOGGING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
