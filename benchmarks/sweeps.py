@@ -15,8 +15,7 @@ from benchmarks import programs
 from benchmarks.costs import figure
 from cetsim import sweep
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
-from cetsim.sweep import runner
-from cetsim.sweep.checkpoint import Checkpoints
+from cetsim.sweep import checkpoint, runner
 from cetsim.sweep.training import Trainer
 
 EPOCH = 468  # steps of 128 images, as many as MNIST has
@@ -83,10 +82,10 @@ def _compiling(training: sweep.Training, batch: int) -> float:
     program, slots = Trainer(training, batch, tuple(jax.local_devices()[:1])), CONDITIONS[:batch]
     made = []
     first = _seconds(lambda: made.append(program.begin(slots))) + _seconds(
-        lambda: made.append(program.advance(made[0], slots, 0, EPOCH // 4)[0])
+        lambda: made.append(program.advance(made[0], 0, EPOCH // 4)[0])
     )
     again = _seconds(lambda: program.begin(slots))
-    later = _seconds(lambda: program.advance(made[1], slots, EPOCH // 4, EPOCH // 2))
+    later = _seconds(lambda: program.advance(made[1], EPOCH // 4, EPOCH // 2))
     return first - again - later
 
 
@@ -94,8 +93,7 @@ def _cost_of_checkpoints(training: sweep.Training) -> dict:
     """What checkpoints take of a run that lasts, at the pace at which they are made."""
     run = eqx.filter_jit(training.init)(training.arrays(CONDITIONS[0]), jax.random.key(0))
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints = Checkpoints(folder, {})
-        saves = [_seconds(lambda step=step: checkpoints.save(step, run)) for step in range(1, 6)]
+        saves = [_seconds(lambda step=step: checkpoint.save(Path(folder), step, run)) for step in range(1, 6)]
     once = statistics.median(saves)
     every = max(runner.EVERY, runner.SHARE * once)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(run) if eqx.is_array(leaf) and leaf.dtype != run.order.dtype)

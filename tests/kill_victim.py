@@ -68,22 +68,20 @@ def train(folder: str, steps: str, die: str = "") -> None:
     """A run of random steps that depend on all before, with a checkpoint after each; its end is in `result`."""
     import numpy as np
 
-    from cetsim.sweep.checkpoint import Checkpoints
+    from cetsim.sweep import checkpoint
 
-    bits = np.random.PCG64(0)
-    state = {"x": np.zeros(SIZE), "sums": np.zeros(int(steps)), "bits": bits.state["state"]}
-    checkpoints = Checkpoints(folder, {"steps": int(steps)})
-    found = checkpoints.latest(state)
-    start, state = found[:2] if found else (0, state)
+    bits, folder = np.random.PCG64(0), Path(folder)
+    state = {"x": np.zeros(SIZE), "sums": np.zeros(int(steps))}
+    found = checkpoint.latest(folder, state)
+    start, state, bits.state = found if found else (0, state, bits.state)
     print("ready", flush=True)
     _die_at(die)
     for step in range(start, int(steps)):
-        bits.state = bits.state | {"state": state["bits"]}
         x = 0.9 * state["x"] + np.random.Generator(bits).random(SIZE)
         sums = np.where(np.arange(int(steps)) == step, x.sum(), state["sums"])
-        state = {"x": x, "sums": sums, "bits": bits.state["state"]}
-        checkpoints.save(step + 1, state)
-    Path(folder, "result").write_bytes(state["x"].tobytes() + state["sums"].tobytes())
+        state = {"x": x, "sums": sums}
+        checkpoint.save(folder, step + 1, state, bits.state)
+    (folder / "result").write_bytes(state["x"].tobytes() + state["sums"].tobytes())
 
 
 def adding(folder: str, name: str, count: str) -> None:
@@ -100,7 +98,7 @@ def adding(folder: str, name: str, count: str) -> None:
 
 def holding(folder: str, shard: str) -> None:
     """Has a folder until it is killed."""
-    from cetsim.sweep.locks import claimed
+    from cetsim.sweep.hosts import claimed
 
     with claimed(folder, shard):
         print("held", flush=True)
@@ -109,10 +107,10 @@ def holding(folder: str, shard: str) -> None:
 
 def sweep(folder: str, pause: str = "0", die: str = "", runs: str = "16") -> None:
     """A sweep with a checkpoint after each chunk; with a pause, in the midst of each, it says where it is."""
-    from programs import CONDITIONS, PLAN, Walk, batches
+    from programs import CONDITIONS, Walk, batches
 
-    from cetsim.sweep import provenance
-    from cetsim.sweep.locks import claimed
+    from cetsim.sweep import progress, provenance
+    from cetsim.sweep.hosts import claimed
     from cetsim.sweep.records import Records
     from cetsim.sweep.runner import Runner
 
@@ -124,11 +122,12 @@ def sweep(folder: str, pause: str = "0", die: str = "", runs: str = "16") -> Non
 
     Walk.watch, Walk.room = watch, SIZE
     provenance.describe = dict  # it would start a backend
+    progress.Reporter.finished = lambda self, lines: None
     with claimed(folder):
         records = Records(folder)
         print("ready", flush=True)
         _die_at(die)
-        Runner(PLAN._replace(outcome=lambda record: ""), records, 0.0).run(batches(CONDITIONS[: int(runs)]))
+        Runner(Walk, records, 0.0).run(batches(CONDITIONS[: int(runs)]))
 
 
 def _die_at(point: str) -> None:
@@ -138,7 +137,7 @@ def _die_at(point: str) -> None:
     """
     if not point:
         return
-    from cetsim.sweep import checkpoint, records
+    from cetsim.sweep import records
 
     where, count = point.split()
     left = int(count)
@@ -151,11 +150,11 @@ def _die_at(point: str) -> None:
 
     if where == "write":
 
-        def in_pieces(path, content, real=checkpoint.write_atomic):
+        def in_pieces(path, content, real=records.write_atomic):
             content = content if isinstance(content, list) else [content[:100].encode(), content[100:].encode()]
             real(path, (piece for piece in content if counted() is None))
 
-        checkpoint.write_atomic = records.write_atomic = in_pieces
+        records.write_atomic = in_pieces
         return
     name = where.removeprefix("os.")
     real = getattr(os, name)
@@ -169,18 +168,16 @@ def _die_at(point: str) -> None:
 
 def polite(folder: str) -> None:
     """Saves until it is asked to stop, then says with which step it did."""
-    from cetsim.sweep import interrupts
-    from cetsim.sweep.checkpoint import Checkpoints
+    from cetsim.sweep import checkpoint, interrupts
 
-    checkpoints = Checkpoints(folder, {})
     with interrupts.graceful() as asked:
         print("ready", flush=True)
         step = 0
         while asked.requested is None:
             step += 1
-            checkpoints.save(step, {"step": step})
-    print(f"resume from {step}", flush=True)
-    sys.exit(asked.status)
+            checkpoint.save(Path(folder), step, {"step": step})
+        print(f"resume from {step}", flush=True)
+        asked.stop_if_requested()
 
 
 def deaf(_: str) -> None:
@@ -224,6 +221,7 @@ WORK = {work.__name__: work for work in (train, sweep, adding, holding, polite, 
 
 def _serve() -> None:
     import programs  # noqa: F401
+    import rich.progress  # noqa: F401
 
     for line in sys.stdin:
         if line == "wait\n":

@@ -1,12 +1,13 @@
 """Programs run without a runner, and one that needs no compiler: random walks, each step of which depends on all."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 
-from cetsim.sweep.grid import grid, in_batches
+from cetsim.sweep.grid import Run, digest, grid, in_batches
 from cetsim.sweep.records import Records
-from cetsim.sweep.runner import Plan, Runner
+from cetsim.sweep.runner import Runner
 
 FACTOR, SHIFT = 6364136223846793005, 1442695040888963407  # of the random numbers, modulo 2^64
 CONDITIONS = grid(kind=("a", "b"), scale=(0.5, 2.0), seed=range(4))
@@ -14,11 +15,10 @@ CONDITIONS = grid(kind=("a", "b"), scale=(0.5, 2.0), seed=range(4))
 
 def trained_rows(program, slots):
     """The rows of each slot after a whole run."""
-    slots, rows = list(slots), [[] for _ in slots]
-    state = program.begin(slots)
+    rows, state = [[] for _ in slots], program.begin(list(slots))
     for start, end in itertools.pairwise((0, *program.ends)):
-        state, new = program.advance(state, slots, start, end)
-        rows = [old + own for old, own in zip(rows, new, strict=True)]
+        state, new = program.advance(state, start, end)
+        rows = [old + added for old, added in zip(rows, new, strict=True)]
     return rows
 
 
@@ -33,9 +33,9 @@ class Walk:
     ends = (4, 8, 12, 16, 18)
     room = 1  # numbers of a slot's state that stay, so that it may take a while to be written
 
-    def __init__(self, like, width):
+    def __init__(self, run, width):
         self.width = width
-        type(self).watch("made", [like], 0)
+        type(self).watch("made", [run.condition], 0)
 
     @staticmethod
     def watch(what, slots, step):
@@ -43,19 +43,21 @@ class Walk:
 
     def begin(self, slots):
         assert len(slots) == self.width
+        self.slots = slots
         type(self).watch("begin", slots, 0)
         bits = np.asarray([slot["seed"] for slot in slots], np.uint64)
         return {"bits": bits, "walk": np.zeros(self.width), "filling": np.zeros((self.width, self.room))}
 
-    def advance(self, state, slots, start, end):
+    def advance(self, state, start, end):
         bits, walk, furthest = state["bits"], state["walk"], np.zeros(self.width)
         with np.errstate(all="ignore"):
             for _ in range(start, end):
                 bits = bits * np.uint64(FACTOR) + np.uint64(SHIFT)
-                walk = walk + [slot["scale"] for slot in slots] * ((bits >> np.uint64(11)) / 2**53 - 0.5)
+                walk = walk + [slot["scale"] for slot in self.slots] * ((bits >> np.uint64(11)) / 2**53 - 0.5)
                 furthest = np.maximum(furthest, abs(walk))
-        type(self).watch("advance", slots, end)
-        return state | {"bits": bits, "walk": walk}, [_rows(end, *each) for each in zip(walk, furthest, strict=True)]
+        type(self).watch("advance", self.slots, end)
+        rows = [_rows(end, *numbers) for numbers in zip(walk, furthest, strict=True)]
+        return state | {"bits": bits, "walk": walk}, rows
 
     def save(self, state):
         return state, {}
@@ -87,21 +89,25 @@ def words(condition):
     return f"{condition['kind']} {condition['scale']} {condition['seed']}"
 
 
-def outcome(record):
-    return str(record.get("error") or last(record["rows"])["walk"])
+def run_of(condition):
+    config = {"walk": 1} | condition
+    training = SimpleNamespace(steps=Walk.ends[-1])
+    return Run(condition, training, condition["kind"], config, digest(config), dict(condition), words(condition))
 
 
-PLAN = Plan(lambda each: {"walk": 1} | each, dict, words, outcome, Walk, 1800)
+def key_of(condition):
+    """The name of the condition's run."""
+    return run_of(condition).key
 
 
 def batches(conditions=CONDITIONS, size=3, multiple=1):
-    return in_batches(conditions, lambda each: each["kind"], size, multiple)
+    return in_batches(map(run_of, conditions), size, multiple)
 
 
 def walk(folder, conditions=CONDITIONS, every=60.0, **of_batches):
     """Runs the walks that are not finished; the records."""
     records = Records(folder)
-    Runner(PLAN, records, every).run(batches(conditions, **of_batches))
+    Runner(Walk, records, every).run(batches(conditions, **of_batches))
     return records
 
 

@@ -1,23 +1,26 @@
-"""Which conditions there are, what they are called, and which are trained at once: never by what else ran."""
+"""Which conditions there are, what their runs are called, and which are trained at once: never by what else ran."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from cetsim import checks
 
+class Run(NamedTuple):
+    """A condition, and how it is named and trained."""
 
-class Batch(NamedTuple):
-    """Conditions that one program of `width` slots trains side by side. **Fields:** `group`: what is compiled."""
-
-    group: Hashable
-    conditions: tuple
-    width: int
+    condition: Any  # a dict or dataclass
+    training: Any  # what is done with it, a `cetsim.sweep.training.Training`
+    group: Hashable  # what is compiled: runs of one group may be trained side by side
+    config: dict  # all that the run depends on and that is not a default, as JSON
+    key: str  # its name, the digest of the config
+    columns: dict  # what its rows share
+    words: str  # the condition as a reader is told of it
 
 
 def grid(**axes: Iterable) -> list[dict[str, Any]]:
@@ -27,28 +30,25 @@ def grid(**axes: Iterable) -> list[dict[str, Any]]:
     """
     values = {name: list(along) for name, along in axes.items()}
     for name, along in values.items():
-        if not along:
-            raise ValueError(f"the axis `{name}` must have at least one value, got none")
-        if any(a == b for a, b in itertools.combinations(along, 2)):
-            raise ValueError(f"the axis `{name}` must not repeat a value, got {along}")
+        if not along or any(a == b for a, b in itertools.combinations(along, 2)):
+            raise ValueError(f"the axis `{name}` must have values, none of them twice, got {along}")
     return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
 
 
-def in_batches(conditions: Iterable, group_of: Callable[[Any], Hashable], size: int, multiple: int = 1) -> list[Batch]:
-    """The conditions in batches of at most `size`, those of one group together, in the order in which they come.
+def in_batches(runs: Iterable, size: int, multiple: int = 1) -> list[tuple[list, int]]:
+    """Batches of at most `size` runs of one `group`, in the order in which they come, and the slots that each has.
 
-    **Arguments:** `multiple`: of which the width of a program is one, such as the number of devices.
+    **Arguments:** `multiple`: of which the slots are one, such as the number of devices.
     """
-    checks.require_whole("size", size)
     groups: dict[Hashable, list] = {}
-    for condition in conditions:
-        groups.setdefault(group_of(condition), []).append(condition)
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
     batches = []
-    for group, alike in groups.items():
+    for alike in groups.values():
         # Batches of a group are as even as can be, and of one width, so that the group is compiled once.
         width = -(-len(alike) // -(-len(alike) // size))
         slots = -(-width // multiple) * multiple
-        batches += [Batch(group, tuple(alike[i : i + width]), slots) for i in range(0, len(alike), width)]
+        batches += [(alike[i : i + width], slots) for i in range(0, len(alike), width)]
     return batches
 
 
@@ -60,25 +60,23 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def share(batches: list[Batch], shard: str) -> list[Batch]:
-    """The batches of one of several processes; those of all are every batch once."""
-    index, count = parse_shard(shard)
-    return batches[index - 1 :: count]
+def digest(config: dict) -> str:
+    """16 digits of the SHA-256 of `config` as JSON (sorted keys, no spaces): equal configs, equal digests."""
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def entries(value) -> dict[str, Any]:
     """The entries of a dict, or the fields of a dataclass."""
-    return {field.name: getattr(value, field.name) for field in _fields(value)} or dict(value)
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    return {field.name: getattr(value, field.name) for field in fields} or dict(value)
 
 
 def plain(value, name: str = "config"):
     """A value as it comes back from JSON: arrays and tuples are lists, dataclasses dicts. ValueError if it has none."""
-
-    def convert(other):
-        return other.tolist() if isinstance(other, np.generic | np.ndarray | jax.Array) else entries(other)
-
+    listed = lambda x: x.tolist() if isinstance(x, np.generic | np.ndarray | jax.Array) else entries(x)  # noqa: E731
     try:
-        return json.loads(json.dumps(value, allow_nan=False, default=convert))
+        return json.loads(json.dumps(value, allow_nan=False, default=listed))
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{name}` must be a JSON value, got {value!r}") from error
 
@@ -86,25 +84,21 @@ def plain(value, name: str = "config"):
 def naming(value, defaults: dict | None = None) -> dict:
     """The part of a dict or dataclass that differs from the defaults, and so names a run: a new option renames none.
 
-    **Arguments:** `defaults`: of a dict's entries; dataclasses know theirs. A dataclass inside is named by its
-    kind and what differs in it.
+    **Arguments:** `defaults`: of a dict's entries; dataclasses know theirs, and inside are named by their kind too.
     """
     defaults, named = dict(defaults or {}), {}
-    for field in _fields(value):
-        if field.default is not dataclasses.MISSING:
-            defaults[field.name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            defaults[field.name] = field.default_factory()
+    for field in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if default is not dataclasses.MISSING:
+            defaults[field.name] = default
     for name, entry in entries(value).items():
         here, default = plain(entry, name), plain(defaults.get(name), name)
         # 0 and 0.0 are one, but True is no number.
         if name not in defaults or here != default or isinstance(here, bool) != isinstance(default, bool):
-            named[name] = {"kind": type(entry).__name__} | naming(entry) if _fields(entry) else here
+            inside = {"kind": type(entry).__name__} | naming(entry) if dataclasses.is_dataclass(entry) else here
+            named[name] = inside
     return named
-
-
-def _fields(value) -> tuple:
-    return dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
 
 
 def words(condition) -> str:

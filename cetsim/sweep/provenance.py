@@ -1,8 +1,5 @@
 """Where a result came from: versions, git revision, device."""
 
-import contextlib
-import functools
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -27,20 +24,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def revisions(records: list[dict]) -> list[str]:
-    """Short names of the different states of the code that made the records."""
-    states = [record.get("git") or {"revision": "unknown", "dirty": False} for record in records]
-    return list(dict.fromkeys(s["revision"][:10] + (" with changes" if s["dirty"] else "") for s in states))
-
-
-@functools.cache
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that numbers depend on; None for one that runs without being installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()} | dict.fromkeys(PACKAGES)
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+    """Of Python and of the packages that numbers depend on; None for one that has not been imported."""
+    packages = {name: getattr(sys.modules.get(name), "__version__", None) for name in PACKAGES}
+    return {"python": platform.python_version()} | packages
 
 
 def git_revision() -> dict | None:
@@ -49,15 +36,12 @@ def git_revision() -> dict | None:
     The program is the script or package that was started, in a console the current folder. None outside a checkout, or
     for one that git does not track.
     """
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    program = Path(main).resolve() if main else Path.cwd()
-
-    def git(*arguments: str) -> str:
-        options = {"cwd": program.parent if main else program, "capture_output": True, "text": True, "check": True}
-        return subprocess.run(["git", *arguments], **options).stdout.strip()
-
+    program = Path(getattr(sys.modules.get("__main__"), "__file__", None) or Path.cwd()).resolve()
+    where = {"cwd": program.parent if program.is_file() else program, "text": True, "stderr": subprocess.DEVNULL}
+    git = lambda *arguments: subprocess.check_output(["git", *arguments], **where)  # noqa: E731
     try:
         git("ls-files", "--error-unmatch", str(program))
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+        revision, _, dirty = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip().partition("-")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return {"revision": revision, "dirty": bool(dirty)}

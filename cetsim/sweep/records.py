@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from cetsim.files import write_atomic
-from cetsim.sweep.files import SCHEMA, explained
+from cetsim.sweep.grid import plain
 
+SCHEMA = 2  # of all that a sweep writes; in 1 all records were one file
 RUNS, OLD_RUNS, TABLE = "runs", "runs.jsonl", "results.csv"
 OF_A_ROW = ("layer", "step", "metric", "value")  # what differs between the rows of one run
 
@@ -27,86 +28,77 @@ class Records:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder, self._seen, self._damaged = Path(folder), {}, set()
-        self.records: dict[str, dict] = read_table(self.folder / TABLE) | read_lines(self.folder / OLD_RUNS)
+        self.folder, self._seen = Path(folder), {}
+        self.records: dict[str, dict] = read_table(self.folder / TABLE)
+        lines = (self.folder / OLD_RUNS).read_bytes().splitlines() if (self.folder / OLD_RUNS).exists() else []
+        for number, line in enumerate(lines, 1):
+            self.records |= _read(line, f"line {number} of {self.folder / OLD_RUNS}") if line else {}
         self.refresh()
 
     def refresh(self) -> None:
         """Takes in what was recorded since the last time; what is known of a file that is gone is kept."""
         for path in self.folder.glob(f"{RUNS}/*.json"):
-            status = path.stat()
-            seen = status.st_ino, status.st_size, status.st_mtime_ns  # another if the file was replaced
-            if self._seen.get(path) == seen:
-                continue
-            try:
-                record = json.loads(path.read_bytes())
-            except ValueError:
-                self._damaged.add(path)
-                print(f"warning: {path} is damaged and passed over: its run is trained again", file=sys.stderr)
-            else:
-                require_record(record, str(path))
-                self.records[record["hash"]] = record
-            self._seen[path] = seen
+            seen = (status := path.stat()).st_ino, status.st_size, status.st_mtime_ns  # another if it was replaced
+            if self._seen.get(path) != seen:
+                self.records |= _read(path.read_bytes(), str(path))
+                self._seen[path] = seen
         self.records = dict(sorted(self.records.items(), key=lambda item: item[1].get("order", 0)))
 
     def add(self, records: list[dict]) -> None:
         """Records runs, each in one step, replacing what was known of them; they are on the disk then.
 
-        **Raises:** OSError if they cannot be written, ValueError or TypeError if they are not records; what was
-        recorded before stays as it is.
+        **Raises:** OSError if they cannot be written, ValueError if they are not records; what was recorded before
+        stays as it is.
         """
         self.refresh()
         order = max((record.get("order", 0) for record in self.records.values()), default=0) + 1
-        files = {}
+        texts = {}
         for index, record in enumerate(records):
-            require_record(record, f"what is to be recorded, {record},")
-            try:
-                text = json.dumps({"order": order + index} | record, allow_nan=False)
-            except (ValueError, TypeError) as error:
-                message = f"the record of run {record['hash']} must be plain JSON, with None where a number is not"
-                raise type(error)(f"{message} finite: {error}") from error
-            files[self.folder / RUNS / f"{record['hash']}.json"] = text + "\n"
-        for path, text in files.items():
-            with explained(f"{path} cannot be written"):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if path in self._damaged:
-                    os.replace(path, path.with_suffix(".damaged"))
-                    self._damaged.remove(path)
-                write_atomic(path, text)
+            key = _checked(record, f"what is to be recorded, {record},")["hash"]
+            texts[key] = json.dumps(plain({"order": order + index} | record, f"the record of run {key}"))
+        for key, text in texts.items():
+            path = self.folder / RUNS / f"{key}.json"
+            if path.exists() and key not in self.records:  # it is damaged, and perhaps of use to somebody
+                os.replace(path, path.with_suffix(".damaged"))
+            write(path, text + "\n")
         self.refresh()
 
 
-def require_record(record, where: str) -> None:
-    """Raises ValueError unless it is a record that this version can read."""
-    schema = record.get("schema", SCHEMA) if isinstance(record, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
+def write(path: Path, content: str | list[bytes]) -> None:
+    """Puts a file in place in one step, in a folder that is made if need be. Raises OSError that names the file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
+
+
+def _read(text: bytes, where: str) -> dict[str, dict]:
+    """The record in a file or line, by hash; none, and a warning, if it is damaged."""
+    try:
+        record = json.loads(text)
+    except ValueError:
+        print(f"warning: {where} is damaged and passed over: its run is trained again", file=sys.stderr)
+        return {}
+    return {_checked(record, where)["hash"]: record}
+
+
+def _checked(record, where: str) -> dict:
+    """The record. Raises ValueError unless it is one that this version can read."""
+    held = record if isinstance(record, dict) else {}
+    require_known(held.get("schema", SCHEMA), where)
+    if not {"hash", "columns", "rows"} <= held.keys():
+        raise ValueError(f"{where} is not a record of a run, with hash, columns and rows: mend it, or start over")
+    return record
+
+
+def require_known(schema: int, where: str) -> None:
+    """Raises ValueError if a newer version wrote what is there."""
+    if schema > SCHEMA:
         raise ValueError(
             f"{where} is of schema {schema}, and this version of cetsim knows up to {SCHEMA}: update cetsim "
             "(pip install --upgrade cetsim), or choose another folder; nothing was changed"
         )
-    if schema is None or not {"hash", "columns", "rows"} <= record.keys():
-        raise ValueError(f"{where} is not a record of a run, with hash, columns and rows: mend it, or start over")
-
-
-def read_lines(path: Path) -> dict[str, dict]:
-    """The records of a `runs.jsonl`, by hash; none if it is not there.
-
-    **Raises:** ValueError where a line is not a record, unless it is the last and was cut short.
-    """
-    records, lines = {}, path.read_bytes().rstrip().split(b"\n") if path.exists() else []
-    for index, line in enumerate(lines):
-        where = f"line {index + 1} of {path}"
-        try:
-            record = json.loads(line or b"{}")
-        except ValueError as error:
-            if index < len(lines) - 1:
-                raise ValueError(f"{where} is not a record of a run: mend or remove it") from error
-            print(f"warning: passed over the last line of {path}, which was cut short or damaged", file=sys.stderr)
-            break
-        if line:
-            require_record(record, where)
-            records[record["hash"]] = record
-    return records
 
 
 def read_table(path: Path) -> dict[str, dict]:
@@ -125,9 +117,14 @@ def read_table(path: Path) -> dict[str, dict]:
                     f"line {reader.line_num} of {path} does not say of which `run` it is, as in tables of version "
                     "0.1.0, which would be replaced: choose another folder, or start over with --fresh"
                 )
-            cells = {name: text if name == "run" else parse_cell(text) for name, text in row.items()}
-            runs.setdefault(row["run"], []).append(cells)
-    return {name: _record_of(name, rows) for name, rows in runs.items()}
+            runs.setdefault(row.pop("run"), []).append({name: parse_cell(text) for name, text in row.items()})
+    records = {}
+    for key, rows in runs.items():  # what is the same in all rows of a run is the run's
+        columns = {n: v for n, v in rows[0].items() if n not in OF_A_ROW and all(row[n] == v for row in rows)}
+        rows = [{n: v for n, v in row.items() if n not in columns and (n == "value" or v is not None)} for row in rows]
+        error = {"error": "not in the table"} if any(row["metric"] == "failed" for row in rows) else {}
+        records[key] = {"schema": SCHEMA, "hash": key, "config": None, "columns": columns, "rows": rows} | error
+    return records
 
 
 def parse_cell(text: str | None) -> int | float | str | None:
@@ -138,12 +135,3 @@ def parse_cell(text: str | None) -> int | float | str | None:
         return int(text) if text.lstrip("-").isdecimal() else float(text)
     except ValueError:
         return text
-
-
-def _record_of(name: str, rows: list[dict]) -> dict:
-    """One run's record: what is the same in all its rows is the run's."""
-    columns = {n: v for n, v in rows[0].items() if n not in (*OF_A_ROW, "run") and all(row[n] == v for row in rows)}
-    kept = lambda n, v: n not in columns and n != "run" and (n == "value" or v is not None)  # noqa: E731
-    rows = [{n: v for n, v in row.items() if kept(n, v)} for row in rows]
-    failed = {"error": "not told by the table"} if any(row["metric"] == "failed" for row in rows) else {}
-    return {"schema": SCHEMA, "hash": name, "config": None, "columns": columns, "rows": rows} | failed

@@ -4,57 +4,24 @@ A batch is recorded when all its conditions are done; until then checkpoints hol
 when they were made, on the clock or on what else ran.
 """
 
-import functools
+import contextlib
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from cetsim import checks
-from cetsim.sweep import provenance
-from cetsim.sweep.checkpoint import Checkpoints
-from cetsim.sweep.files import SCHEMA, digest
-from cetsim.sweep.grid import Batch
-from cetsim.sweep.interrupts import Interrupts, graceful
-from cetsim.sweep.progress import Reporter
-from cetsim.sweep.records import Records
+from cetsim.sweep import checkpoint, provenance
+from cetsim.sweep.grid import Run, digest
+from cetsim.sweep.interrupts import graceful
+from cetsim.sweep.progress import Reporter, format_seconds
+from cetsim.sweep.records import SCHEMA, Records
+from cetsim.sweep.table import final_values
 
 CHECKPOINTS = "checkpoints"  # folder, beside the records
-GONE = ".gone"  # ending of a folder in it that is being removed
 EVERY = 60.0  # seconds of training between two checkpoints, at least
 SHARE = 50  # times as long as a checkpoint takes is trained before the next, at least
-
-
-class Plan(NamedTuple):
-    """What is trained, and how it is named and reported.
-
-    **Fields:** all but the last two are functions of a condition.
-
-    - `config`: all that its run depends on, as JSON; its digest names the run.
-    - `columns`: what its rows share.
-    - `describe`: it in words.
-    - `outcome`: of its record instead, what is said when it is done.
-    - `program`: of it and the width of a batch, what trains: see `cetsim.sweep.training.Trainer`.
-    - `steps`: of a run, in the unit in which progress is counted.
-    """
-
-    config: Callable[[Any], dict]
-    columns: Callable[[Any], dict]
-    describe: Callable[[Any], str]
-    outcome: Callable[[dict], str]
-    program: Callable[[Any, int], Any]
-    steps: int
-
-    def key(self, condition) -> str:
-        """The name of the condition's run."""
-        return digest(self.config(condition))
-
-
-class Interrupted(SystemExit):
-    """A sweep stopped because SIGINT or SIGTERM came; all is written. **Attributes:** `code`: 130 or 143."""
 
 
 class Infeasible(ValueError):
@@ -66,162 +33,137 @@ class _Failed(Exception):
 
 
 class Runner:
-    """Runs the batches of a plan into records.
+    """Trains batches into records.
 
     **Arguments:**
 
+    - `program`: of a run and the width of a batch, what trains it: see `cetsim.sweep.training.Trainer`.
     - `records`: of a folder that is this process's, or its shards'.
-    - `every`: seconds of training between two checkpoints at least; they are made between chunks, and as rarely as
-      keeps their cost below 1/50.
+    - `every`: seconds of training between two checkpoints at least, which are as rare as keeps their cost below 1/50.
     - `stage`: names the folder of checkpoints.
     """
 
-    def __init__(self, plan: Plan, records: Records, every: float = EVERY, stage: str = "training"):
+    def __init__(self, program: Callable, records: Records, every: float = EVERY, stage: str = "training"):
         checks.require_at_least("checkpoint_every", every, 0.0)
-        self.plan, self.records, self.every = plan, records, every
+        self.program, self.records, self.every = program, records, every
         self.checkpoints = records.folder / CHECKPOINTS / stage  # of unfinished batches
         self._made: tuple = None, None  # the program compiled last, and for what
 
-    def unfinished(self, batch: Batch) -> list:
-        """The conditions that are not recorded yet, or whose training failed when it was last tried."""
-        known = self.records.records
-        return [c for c in batch.conditions if "error" in known.get(self.plan.key(c), {"error": "absent"})]
+    def unfinished(self, runs: list[Run]) -> list[Run]:
+        """The runs that are not recorded yet, or whose training failed when it was last tried."""
+        return [run for run in runs if "error" in self.records.records.get(run.key, {"error": "absent"})]
 
-    def run(self, batches: list[Batch]) -> None:
-        """Trains what is unfinished of the batches.
+    def run(self, batches: list[tuple[list[Run], int]]) -> None:
+        """Trains what is unfinished of batches, each of so many slots.
 
         **Raises:** Interrupted if the process was asked to end; OSError if a file cannot be written.
         """
-        runs = sum(len(self.unfinished(batch)) for batch in batches)
-        with Reporter(runs, self.plan.steps) as self._reporter, graceful() as asked:
-            for batch in batches:
-                todo = self.unfinished(batch)
-                failed = bool(todo) and all(self.plan.key(condition) in self.records.records for condition in todo)
-                for part in [[condition] for condition in todo] if failed else [todo] * bool(todo):
-                    self._run(batch, part, failed or len(batch.conditions) == 1, asked)
-                if not todo:  # who recorded them may have been killed before their checkpoints were removed
-                    for slots in (batch.conditions, *zip(batch.conditions, strict=True)):
-                        _remove(self._checkpoints_of(batch, list(slots))[1].folder)
-                stop_if(asked)
+        todo, self._provenance = self.unfinished([run for runs, _ in batches for run in runs]), provenance.describe()
+        with Reporter(len(todo), sum(run.training.steps for run in todo)) as self._reporter, graceful() as self._asked:
+            for runs, width in batches:
+                self._finish(runs, width)
+                self._asked.stop_if_requested()
         for folder in (self.checkpoints, self.checkpoints.parent):
-            with suppress(OSError):  # others are using it, or it is not there
+            with contextlib.suppress(OSError):  # others are using it, or it is not there
                 folder.rmdir()
 
-    def _checkpoints_of(self, batch: Batch, slots: list) -> tuple[list, Checkpoints]:
-        """The slots with those that are left over filled, and the checkpoints of what is trained in them."""
-        slots = slots + slots[:1] * (batch.width - len(slots))
-        config = {"slots": [self.plan.config(condition) for condition in slots]}
-        return slots, Checkpoints(self.checkpoints / digest(config), config)
+    def _finish(self, runs: list[Run], width: int) -> None:
+        """Trains and records what is unfinished: together, or one by one if that failed, since the fault may be of one.
 
-    def _run(self, batch: Batch, todo: list, alone: bool, asked: Interrupts) -> None:
-        """Trains conditions and records them; one by one if they fail together, since the fault may be of one.
-
-        Unless one is trained `alone`, those that are done are too, so that numbers and checkpoints are the batch's.
+        In the slots of those that are done they are trained too, so that numbers and checkpoints are the batch's.
         """
-        slots, checkpoints = self._checkpoints_of(batch, todo if alone else list(batch.conditions))
-        rows, seconds, error = [[] for _ in slots], 0.0, None
-        try:
-            rows, seconds = self._train(batch, todo, slots, checkpoints, asked)
-        except _Failed as failure:
-            error = str(failure)
-        if error is None or alone:
-            self._record(batch, todo, [rows[slots.index(each)] for each in todo], seconds, error)
-        _remove(checkpoints.folder)
-        if error is not None and not alone:
-            for condition in todo:
-                self._run(batch, [condition], True, asked)
-                stop_if(asked)
+        todo, batch = self.unfinished(runs), {"width": width, "of": [run.key for run in runs]}
+        if len(runs) > 1 and any(run.key not in self.records.records for run in todo):
+            with contextlib.suppress(_Failed):
+                self._record(batch, todo, *self._train(todo, runs, width))
+                todo = []
+        for run in todo:
+            rows, seconds, error = [[]], 0.0, None
+            try:
+                rows, seconds = self._train([run], [run], width)
+            except _Failed as failure:
+                error = str(failure)
+            self._record(batch, [run], rows, seconds, error)
+            self._asked.stop_if_requested()
+        for together in (runs, *([run] for run in runs)):
+            shutil.rmtree(self._slots(together, width)[1], ignore_errors=True)
 
-    def _train(self, batch, todo, slots, checkpoints: Checkpoints, asked) -> tuple[list[list[dict]], float]:
-        """The rows of each slot, and the seconds that training took, those before an interruption too."""
-        more = f" and {len(todo) - 1} more" if len(todo) > 1 else ""
-        what, work = self.plan.describe(todo[0]) + more, self.plan.steps * len(todo)
+    def _slots(self, runs: list[Run], width: int) -> tuple[list[Run], Path]:
+        """The runs, the first in all slots that are left over, and the folder of their checkpoints."""
+        slots = runs + runs[:1] * (width - len(runs))
+        return slots, self.checkpoints / digest({"slots": [run.config for run in slots]})
+
+    def _train(self, todo: list[Run], runs: list[Run], width: int) -> tuple[list[list[dict]], float]:
+        """The rows of what is to be done, and the seconds that training took, those before an interruption too."""
+        slots, folder = self._slots(runs, width)
+        what = todo[0].words + (f" and {len(todo) - 1} more" if len(todo) > 1 else "")
         self._reporter.working_on(what, len(todo))
-        began, before = time.monotonic(), 0.0
-        with _failing():
-            if self._made[0] != (batch.group, batch.width):
-                self._made = (batch.group, batch.width), self.plan.program(slots[0], batch.width)
-            program = self._made[1]
-            state = program.begin(slots)
-            like, _ = program.save(state)
-        rows, step, last = [[] for _ in slots], 0, program.ends[-1]
-        if (found := checkpoints.latest(like)) is not None:
-            with _failing():
-                state = program.restore(found.tree, found.notes["program"])
-            step, rows, before = found.step, found.notes["rows"], found.notes["seconds"]
-            self._reporter.advance(work * step / last, timed=False)
+        began, before, step, rows = time.monotonic(), 0.0, 0, [[] for _ in slots]
+        if self._made[0] != (slots[0].group, width):
+            self._made = (slots[0].group, width), _attempt(self.program, slots[0], width)
+        program = self._made[1]
+        state = _attempt(program.begin, [run.condition for run in slots])
+        like, _ = _attempt(program.save, state)
+        if (found := checkpoint.latest(folder, like)) is not None:
+            step, tree, notes = found
+            rows, before = notes["rows"], notes["seconds"]
+            state = _attempt(program.restore, tree, notes["program"])
+            self._reporter.working_on(what, len(todo), step * len(todo))
         saved, cost = time.monotonic(), 0.0
         for start, end in itertools.pairwise((0, *program.ends)):
             if end <= step:
                 continue
-            asked.work = f"steps {start} to {end} of {what}"
-            with _failing():
-                state, new = program.advance(state, slots, start, end)
+            self._asked.work = f"steps {start} to {end} of {what}"
+            state, new = _attempt(program.advance, state, start, end)
             rows = [old + added for old, added in zip(rows, new, strict=True)]
-            self._reporter.advance(work * (end - start) / last, _latest(rows[0]))
+            self._reporter.advance((end - start) * len(todo), f"{what}, {_in_words(rows[0])}")
             now = time.monotonic()
-            if end < last and (now - saved >= max(self.every, SHARE * cost) or asked.requested is not None):
-                with _failing():
-                    tree, notes = program.save(state)
-                checkpoints.save(end, tree, {"rows": rows, "seconds": before + now - began, "program": notes})
+            due = now - saved >= (max(self.every, SHARE * cost) if self.every else 0.0)
+            if end < program.ends[-1] and (due or self._asked.requested is not None):
+                tree, notes = _attempt(program.save, state)
+                notes = {"rows": rows, "seconds": before + now - began, "program": notes}
+                checkpoint.save(folder, end, tree, notes | {"slots": [run.config for run in slots]})
                 saved = time.monotonic()
-                cost = saved - now if self.every else 0.0
-                stop_if(asked)
-        return rows, before + time.monotonic() - began
+                cost = saved - now
+                self._asked.stop_if_requested()
+        keys = [run.key for run in slots]
+        return [rows[keys.index(run.key)] for run in todo], before + time.monotonic() - began
 
-    def _record(self, batch: Batch, todo: list, rows: list[list[dict]], seconds: float, error: str | None) -> None:
-        plan, wall, records = self.plan, round(seconds / len(todo), 3), []
-        together = {"width": batch.width, "of": [plan.key(condition) for condition in batch.conditions]}
-        for condition, measured in zip(todo, rows, strict=True):
+    def _record(self, batch: dict, todo: list[Run], rows: list[list[dict]], seconds: float, error=None) -> None:
+        wall, records = round(seconds / len(todo), 3), []
+        for run, measured in zip(todo, rows, strict=True):
             step = next((row["step"] for row in reversed(measured) if "step" in row), 0)
-            end = [{"metric": "wall_s", "step": step, "value": wall}]
-            end += [] if error is None else [{"metric": "failed", "step": step, "value": 1.0}]
+            end = {"wall_s": wall} | ({} if error is None else {"failed": 1.0})
             record = {
                 "schema": SCHEMA,
-                "hash": plan.key(condition),
-                "config": plan.config(condition),
+                "hash": run.key,
+                "config": run.config,
                 "wall_s": wall,
                 "finished": provenance.now(),
-                "batch": together | {"slot": batch.conditions.index(condition)},
-                "columns": plan.columns(condition),
-                "rows": measured + end,
+                "batch": batch | {"slot": batch["of"].index(run.key)},
+                "columns": run.columns,
+                "rows": measured + [{"metric": name, "step": step, "value": value} for name, value in end.items()],
             }
-            records.append(record | ({} if error is None else {"error": error}) | self._described)
+            records.append(record | ({} if error is None else {"error": error}) | self._provenance)
         self.records.add(records)
-        told = [(plan.describe(c), plan.outcome(record)) for c, record in zip(todo, records, strict=True)]
-        self._reporter.finished(len(todo), [f"{what}: {outcome}" for what, outcome in told if outcome])
-
-    @functools.cached_property
-    def _described(self) -> dict:
-        return provenance.describe()
+        ends = [f"failed: {error}" if error else f"{_in_words(measured)} ({format_seconds(wall)})" for measured in rows]
+        self._reporter.finished([f"{run.words}: {end}" for run, end in zip(todo, ends, strict=True)])
 
 
-def _remove(folder: Path) -> None:
-    """Removes a folder of checkpoints, at once: a part of them would be a batch left in the midst."""
-    gone = folder.with_suffix(GONE)
-    with suppress(OSError):  # there is none
-        folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-@contextmanager
-def _failing() -> Iterator[None]:
-    """Within it, whatever goes wrong is training's fault."""
+def _attempt(function: Callable, *arguments):
+    """Calls what is training's: whatever goes wrong in it is its fault."""
     try:
-        yield
+        return function(*arguments)
     except Infeasible:
         raise
     except Exception as error:
         raise _Failed(f"{type(error).__name__}: {error}") from error
 
 
-def stop_if(asked: Interrupts) -> None:
-    """Raises Interrupted if the process was asked to end."""
-    if asked.requested is not None:
-        raise Interrupted(asked.status)
-
-
-def _latest(rows: list[dict]) -> str:
-    """The metric measured last, in words."""
-    told = [row for row in rows if row["value"] is not None and row["metric"] != "diverged" and not row.get("layer")]
-    return f"{told[-1]['metric'].replace('_', ' ')} {told[-1]['value']:.3g}" if told else ""
+def _in_words(rows: list[dict]) -> str:
+    """The last values of the first metrics, or that there are none."""
+    last = final_values(rows)
+    if last.pop("diverged", None):
+        return "diverged; recorded as such"
+    shown = [f"{name} {value:.4g}" for name, value in last.items() if value is not None]
+    return ", ".join(shown[:4]) or "nothing measured"

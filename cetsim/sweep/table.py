@@ -1,11 +1,4 @@
-"""What was recorded, to analyse: arrays, and data frames of pandas.
-
-```
-table = load("results/behavioral-vision")
-table.runs.groupby("learning_rate").test_accuracy.agg(["mean", "std"])
-curve = table.rows.query("metric == 'train_loss'").pivot_table("value", "step", "learning_rate")
-```
-"""
+"""What was recorded, to analyse: arrays, and data frames of pandas."""
 
 import contextlib
 import json
@@ -17,19 +10,16 @@ import numpy as np
 
 from cetsim.extras import require
 from cetsim.sweep.grid import entries, plain
-from cetsim.sweep.records import OF_A_ROW, OLD_RUNS, RUNS, TABLE, Records, read_lines, read_table
+from cetsim.sweep.records import OF_A_ROW, RUNS, TABLE, Records, read_table
 
 
 def load(path: str | Path) -> "Table":
-    """The runs recorded in a folder, or in one file of rows (`results.csv`) or of earlier versions (`runs.jsonl`).
+    """The runs recorded in a folder, by whichever version, or in one file of rows (`results.csv`).
 
     **Raises:** ValueError if there are none, or if they cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        records = Records(path).records
-    else:
-        records = read_lines(path) if path.suffix == Path(OLD_RUNS).suffix else read_table(path)
+    records = Records(path).records if path.is_dir() else read_table(path)
     if not records:
         raise ValueError(f"there are no records of runs at {path}: no {RUNS} or {TABLE} that says what was measured")
     return Table(records)
@@ -58,11 +48,7 @@ class Table:
 
         What is missing, or was not finite, is NaN. **Raises:** ImportError if pandas is not installed.
         """
-        frame = require("pandas", extra="sweep").DataFrame(
-            record["columns"] | {"run": run, "layer": None, "step": None} | row
-            for run, record in self.records.items()
-            for row in record["rows"]
-        )
+        frame = require("pandas", extra="sweep").DataFrame(row for rows in self._rows() for row in rows)
         return frame.assign(value=frame["value"].astype(float)) if len(frame) else frame
 
     @property
@@ -71,11 +57,11 @@ class Table:
 
         Metrics of layers or of probes are in `rows` alone.
         """
-        about = [
-            record["columns"] | {name: record.get(name) for name in ("wall_s", "error")} | final_values(record)
-            for record in self.records.values()
-        ]
-        return require("pandas", extra="sweep").DataFrame(about, index=list(self.records)).rename_axis("run")
+        frame = require("pandas", extra="sweep").DataFrame(
+            r["columns"] | {name: r.get(name) for name in ("wall_s", "error")} | final_values(r["rows"])
+            for r in self.records.values()
+        )
+        return frame.set_axis(list(self.records)).rename_axis("run")
 
     def final(self, metric: str, **where: Any) -> np.ndarray:
         """The last value of a metric in every run, [runs]; NaN where there is none or it was not finite.
@@ -84,20 +70,19 @@ class Table:
 
         **Raises:** ValueError if no run has such rows.
         """
-        wanted = {"metric": metric, "layer": None} | where
-        found = [
-            [
-                row["value"]
-                for row in record["rows"]
-                if wanted.items() <= ({"layer": None} | record["columns"] | row).items()
-            ]
-            for record in self.records.values()
-        ]
-        if self.records and not any(found):
-            rows = [row for record in self.records.values() for row in record["rows"]]
-            known = dict.fromkeys("/".join(filter(None, (row["metric"], row.get("layer")))) for row in rows)
+        wanted, every = {"metric": metric, "layer": None} | where, self._rows()
+        found = [[row["value"] for row in rows if wanted.items() <= row.items()] for rows in every]
+        if every and not any(found):
+            known = {"/".join(filter(None, (row["metric"], row["layer"]))): None for rows in every for row in rows}
             raise ValueError(f"`metric` must be one of {', '.join(known)}, got {metric!r} with {where}")
         return np.array([values[-1] if values else None for values in found], float)
+
+    def _rows(self) -> list[list[dict]]:
+        """The rows of each run, with its columns."""
+        return [
+            [record["columns"] | {"run": run, "layer": None, "step": None} | row for row in record["rows"]]
+            for run, record in self.records.items()
+        ]
 
 
 def choose(table: Table | None, groups: Sequence[Sequence], by: str | Callable[[dict[str, float]], Any]) -> list[int]:
@@ -119,12 +104,9 @@ def choose(table: Table | None, groups: Sequence[Sequence], by: str | Callable[[
     for group in groups:
         scores: dict[int, Any] = {}
         for index, condition in enumerate(group if len(group) > 1 else ()):
-            record = ran.get(key(plain(entries(condition), "groups")))
-            if record is None:
-                raise ValueError(
-                    f"`groups` must be of conditions that were run (wait=True waits for all), got {condition}"
-                )
-            values = {name: value for name, value in final_values(record).items() if value is not None}
+            if (record := ran.get(key(plain(entries(condition), "groups")))) is None:
+                raise ValueError(f"`groups` must be conditions that were run (or wait=True), got {condition}")
+            values = {name: value for name, value in final_values(record["rows"]).items() if value is not None}
             if "error" not in record and not values.get("diverged"):
                 with contextlib.suppress(KeyError):
                     scores[index] = score(values)
@@ -132,7 +114,7 @@ def choose(table: Table | None, groups: Sequence[Sequence], by: str | Callable[[
     return chosen
 
 
-def final_values(record: dict) -> dict[str, float | None]:
-    """The last value of each metric of a run; those of layers, or that are told apart otherwise, are none."""
-    plain_rows = (row for row in record["rows"] if {*row} <= {*OF_A_ROW} and row.get("layer") is None)
+def final_values(rows: list[dict]) -> dict[str, float | None]:
+    """The last value of each metric in the rows of a run, but for those of layers or that are told apart otherwise."""
+    plain_rows = (row for row in rows if {*row} <= {*OF_A_ROW} and row.get("layer") is None)
     return {row["metric"]: row["value"] for row in plain_rows}

@@ -76,8 +76,8 @@ class Training(NamedTuple):
     chunk: int | None = None
     frames_per_step: int = 1
     on_host: bool = False
-    save: Callable[[Any], tuple[PyTree, dict]] | None = None
-    restore: Callable[[PyTree, dict], Any] | None = None
+    save: Callable[[Any], tuple[PyTree, dict]] = lambda state: (state, {})
+    restore: Callable[[PyTree, dict], Any] = lambda tree, notes: tree
 
     def check(self) -> None:
         """Raises ValueError for numbers of steps that are none, and moments that are not."""
@@ -87,7 +87,7 @@ class Training(NamedTuple):
         ends = self.ends
         if ends[0] < 1 or ends[-1] != self.steps or sorted({*ends}) != ends:
             raise ValueError(f"`every` must be a number or steps that ascend to the last, {self.steps}, got {ends}")
-        if odd := sorted({step for each in self.evaluations for step in each.at or ()} - {0, *ends}):
+        if odd := sorted({step for evaluation in self.evaluations for step in evaluation.at or ()} - {0, *ends}):
             raise ValueError(f"`at` must be 0 or steps at which the host evaluates, {ends}, got {odd}")
 
     @property
@@ -102,8 +102,8 @@ class Training(NamedTuple):
     def evaluations(self) -> list[Evaluation]:
         """What is measured, one by one."""
         several = isinstance(self.evaluate, list | tuple) and not isinstance(self.evaluate, Evaluation)
-        each = self.evaluate if several else [] if self.evaluate is None else [self.evaluate]
-        return [one if isinstance(one, Evaluation) else Evaluation(one) for one in each]
+        given = self.evaluate if several else [self.evaluate]
+        return [one if isinstance(one, Evaluation) else Evaluation(one) for one in given if one is not None]
 
     def arrays(self, condition) -> PyTree:
         """The hyperparameters with their numbers as arrays."""
@@ -120,12 +120,11 @@ class Trainer:
     """A training of several conditions side by side, a slot each, on all devices, or of one on the host.
 
     **Arguments:** `training`. `width`: slots, a multiple of the number of devices. `devices`: of this process.
-
-    **Attributes:** `ends`: steps after which the host evaluates, ascending to the last.
     """
 
     def __init__(self, training: Training, width: int, devices: Sequence[jax.Device]):
-        self.training, self.width, self.devices, self.ends = training, width, devices, training.ends
+        self.training, self.width, self.devices = training, width, devices
+        self.ends, self.save = training.ends, training.save
         self._compiled: dict[int, Callable] = {}  # by the steps it makes
 
     def begin(self, slots: list):
@@ -137,84 +136,51 @@ class Trainer:
         arrays, rest = eqx.partition(hyper[0], eqx.is_array)
         others = [eqx.filter(other, eqx.is_array) for other in hyper[1:]]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), arrays, *others)
-        return _init(self.training.init, rest, *place((stacked, jnp.stack(keys)), self.devices), self.devices)
+        trees = place((stacked, jnp.stack(keys)), self.devices)
+        return over_slots(_init, trees, (self.training.init, rest), self.devices)
 
-    def advance(self, state, slots: list, start: int, end: int):
+    def restore(self, tree, notes):
+        """The state that was saved, on the devices it was on."""
+        state = self.training.restore(tree, notes)
+        return state if self.training.on_host else place(state, self.devices)
+
+    def advance(self, state, start: int, end: int):
         """The state after the steps from `start` to `end`, and the rows of what was measured in each slot.
 
         A row is a dict of `metric`, `step`, `value`, a number or None, and what else sets it apart.
         """
-        rows: list[list[dict]] = [[] for _ in slots]
+        rows: list[list[dict]] = [[] for _ in range(self.width)]
         if start == 0:
-            self._measure(rows, state, 0)
+            self._evaluate(rows, state, 0)
         parts, chunk = [], self.training.chunk or end - start
         for steps in (min(chunk, end - done) for done in range(start, end, chunk)):
             state, measured = self._advance(state, steps)
-            parts.append((steps, {name: _mean(name[0], each, steps) for name, each in _named(measured).items()}))
+            parts.append((steps, self._by_name(measured, steps)))
         self._add(rows, end, parts, Evaluation(self.training.advance))
-        self._measure(rows, state, end)
+        self._evaluate(rows, state, end)
         if end == self.ends[-1] and not any(row["metric"] == "diverged" for row in rows[0]):
             step = end * self.training.frames_per_step
-            for own in rows:
-                lost = any(row["value"] is None for row in own if row["step"] == step)
-                own.append({"metric": "diverged", "step": step, "value": float(lost)})
+            for of_slot in rows:
+                lost = any(row["value"] is None for row in of_slot if row["step"] == step)
+                of_slot.append({"metric": "diverged", "step": step, "value": float(lost)})
         return state, rows
-
-    def save(self, state):
-        """The state as a tree of arrays and keys, and as JSON what does not fit one."""
-        return (state, {}) if self.training.save is None else self.training.save(state)
-
-    def restore(self, tree, notes):
-        """The state that was saved, on the devices it was on."""
-        if self.training.restore is not None:
-            return self.training.restore(tree, notes)
-        return tree if self.training.on_host else place(tree, self.devices)
 
     def _advance(self, state, steps: int):
         if self.training.on_host:
-            state, measured = self.training.advance(state, steps)
-            return state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], measured)
-        arguments = self.training.advance, state, steps, self.devices
+            return self.training.advance(state, steps)
+        arguments = self.training.advance, (state,), (steps,), self.devices
         if steps not in self._compiled:
-            self._compiled[steps] = _advance.lower(*arguments).compile()
-            self._require_room(self._compiled[steps].compiled.memory_analysis())
+            compiled = over_slots.lower(*arguments).compile()
+            self._require_room(compiled.compiled.memory_analysis())
+            self._compiled[steps] = compiled
         return self._compiled[steps](*arguments)
 
-    def _measure(self, rows: list[list[dict]], state, step: int) -> None:
-        """Adds what the evaluations due at this step find to the rows of each slot."""
-        for evaluation in self.training.evaluations:
-            parts = []
-            for arguments in evaluation.over if step in (self.ends if evaluation.at is None else evaluation.at) else ():
-                if not self.training.on_host:
-                    measured = _evaluate(evaluation.function, state, arguments, self.devices)
-                elif isinstance(measured := evaluation.function(state, *arguments), list):
-                    rows[0] += [{"step": step * self.training.frames_per_step} | row for row in measured]
-                    continue
-                else:
-                    measured = jax.tree.map(lambda leaf: np.asarray(leaf)[None], measured)
-                lengths = [len(leaf) for leaf in jax.tree.leaves(arguments) if np.ndim(leaf)]
-                parts.append((lengths[-1] if lengths else 1, _named(measured)))
-            self._add(rows, step, parts, evaluation)
-
-    def _add(self, rows, step: int, parts: list[tuple[int, dict]], evaluation: Evaluation) -> None:
-        """Adds the weighted mean of what was measured in parts, `[slots]` or `[slots, layers]`, to rows."""
-        for metric, layer in parts[0][1] if parts else ():
-            arrays = [measured[metric, layer] for _, measured in parts]
-            values = np.average(arrays, 0, [weight for weight, _ in parts]) if len(parts) > 1 else arrays[0]
-            if values.ndim > 2 or (values.ndim == 2 and layer is not None):
-                shape = list(values.shape[1:])
-                raise ValueError(f"what is measured must be a number, or one a layer, got {metric!r} of shape {shape}")
-            layers = [layer] if values.ndim == 1 else map(str, range(values.shape[1]))
-            for name, of_layer in zip(layers, values.reshape(len(values), -1).T, strict=True):
-                more = ({} if name is None else {"layer": name}) | (evaluation.columns or {})
-                for own, value in zip(rows, of_layer, strict=True):
-                    row = {"metric": evaluation.prefix + metric, "step": step * self.training.frames_per_step}
-                    own.append(row | {"value": float(value) if np.isfinite(value) else None} | more)
-
     def _require_room(self, program) -> None:
-        """Raises Infeasible unless what a device has to hold at once fits its memory, as far as that is told."""
-        limit = _memory(self.devices[0])
-        if program is None or limit is None:
+        """Raises Infeasible unless what a device has to hold at once fits its memory, as far as that is known."""
+        # Where devices are the processor's, each could have all of its memory.
+        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+        limit = (self.devices[0].memory_stats() or {}).get("bytes_limit", pages)
+        if program is None or not limit:
             return
         need = program.argument_size_in_bytes + program.output_size_in_bytes + program.temp_size_in_bytes
         if (need := need - program.alias_size_in_bytes) > limit:
@@ -224,70 +190,72 @@ class Trainer:
                 f"{max(1, int(limit / need * self.width))} would fit"
             )
 
+    def _evaluate(self, rows: list[list[dict]], state, step: int) -> None:
+        """Adds what the evaluations due at this step find to the rows of each slot."""
+        for evaluation in self.training.evaluations:
+            parts, due = [], step in (self.ends if evaluation.at is None else evaluation.at)
+            for arguments in evaluation.over if due else ():
+                if not self.training.on_host:
+                    measured = over_slots(evaluation.function, (state,), arguments, self.devices)
+                elif isinstance(measured := evaluation.function(state, *arguments), list):
+                    rows[0] += [{"step": step * self.training.frames_per_step} | row for row in measured]
+                    continue
+                weight = [1, *map(len, filter(np.ndim, jax.tree.leaves(arguments)))][-1]
+                parts.append((weight, self._by_name(measured)))
+            self._add(rows, step, parts, evaluation)
 
-def over_slots(function: Callable, devices: Sequence[jax.Device]) -> Callable:
-    """`function` of trees of arrays, vmapped over their first axis, of which each device has its part.
+    def _by_name(self, measured: PyTree, steps: int | None = None) -> dict[tuple[str, str | None], np.ndarray]:
+        """What was measured by metric and layer, `[slots]`, the mean over steps if any; a single array is a loss."""
+        found = {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(measured):
+            metric, layer = (jax.tree_util.keystr(part, simple=True, separator=".") for part in (path[:1], path[1:]))
+            metric, values = metric or "loss", np.asarray(leaf, float)[None if self.training.on_host else ...]
+            got = f"got {metric!r} of shape {list(values.shape[1:])}"
+            if steps is not None and values.ndim > 1:
+                if values.shape[1] != steps:
+                    raise ValueError(f"what `advance` measures must be a number, or one a step, {got}")
+                values = values.mean(axis=1)
+            if values.ndim > 2 or (values.ndim == 2 and layer):
+                raise ValueError(f"what is measured must be a number, or one a layer, {got}")
+            layers = {layer or None: values} if values.ndim == 1 else {str(i): of for i, of in enumerate(values.T)}
+            found |= {(metric, layer): of_layer for layer, of_layer in layers.items()}
+        return found
 
-    No device waits for another: what is mapped needs no word from its neighbours. What `function` closes over is the
-    same for all. A single slot is not vmapped: large matrix products and convolutions gain nothing from it.
-    """
-
-    def mapped(*trees):
-        if any(leaf.shape[0] != 1 for leaf in jax.tree.leaves(trees)):
-            return jax.vmap(function)(*trees)
-        alone = function(*jax.tree.map(lambda leaf: leaf[0], trees))
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], alone)
-
-    if len(devices) == 1:
-        return mapped
-    mesh = Mesh(np.asarray(devices), SLOTS)
-    return jax.shard_map(mapped, mesh=mesh, in_specs=SLOTS, out_specs=SLOTS, check_vma=False)
-
-
-def place(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """The tree of stacked slots with each on its device."""
-    if len(devices) == 1:
-        return jax.device_put(tree, devices[0])
-    return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), SLOTS), SLOTS))
+    def _add(self, rows, step: int, parts: list[tuple[int, dict]], evaluation: Evaluation) -> None:
+        """Adds the weighted mean of what was measured in parts to the rows of each slot."""
+        for metric, layer in parts[0][1] if parts else ():
+            arrays = [measured[metric, layer] for _, measured in parts]
+            values = np.average(arrays, 0, [weight for weight, _ in parts]) if len(parts) > 1 else arrays[0]
+            row = {"metric": evaluation.prefix + metric, "step": step * self.training.frames_per_step, "value": None}
+            row |= ({} if layer is None else {"layer": layer}) | (evaluation.columns or {})
+            for of_slot, value in zip(rows, values, strict=True):
+                of_slot.append(row | {"value": float(value) if np.isfinite(value) else None})
 
 
 # Functions are arguments, not closures, so that arrays of the modules they are methods of are no constants.
 @eqx.filter_jit
-def _init(init, rest, hyper, key, devices):
-    return over_slots(lambda own, key: init(eqx.combine(own, rest), key), devices)(hyper, key)
+def over_slots(function: Callable, trees: tuple, arguments: Sequence, devices: Sequence[jax.Device]) -> PyTree:
+    """`function(*trees, *arguments)`, vmapped over the first axis of the trees, of which each device has its part.
+
+    No device waits for another: what is mapped needs no word from its neighbours. The arguments are the same for all.
+    A single slot is not vmapped: large matrix products and convolutions gain nothing from it.
+    """
+
+    def mapped(*trees):
+        if any(leaf.shape[0] != 1 for leaf in jax.tree.leaves(trees)):
+            return jax.vmap(lambda *slot: function(*slot, *arguments))(*trees)
+        alone = function(*jax.tree.map(lambda leaf: leaf[0], trees), *arguments)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], alone)
+
+    if len(devices) > 1:
+        mapped = jax.shard_map(mapped, mesh=Mesh(devices, SLOTS), in_specs=SLOTS, out_specs=SLOTS, check_vma=False)
+    return mapped(*trees)
 
 
-@eqx.filter_jit
-def _advance(advance, state, steps, devices):
-    return over_slots(lambda own: advance(own, steps), devices)(state)
+def _init(hyper, key, init, rest):
+    return init(eqx.combine(hyper, rest), key)
 
 
-@eqx.filter_jit
-def _evaluate(function, state, arguments, devices):
-    return over_slots(lambda own: function(own, *arguments), devices)(state)
-
-
-def _named(measured: PyTree) -> dict[tuple[str, str | None], np.ndarray]:
-    """What was measured by metric and layer, `[slots, ...]`; a single array is a loss."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(measured)
-    text = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")  # noqa: E731
-    return {(text(p[:1]) or "loss", text(p[1:]) or None): np.asarray(leaf, float) for p, leaf in leaves}
-
-
-def _mean(metric: str, values: np.ndarray, steps: int) -> np.ndarray:
-    """The mean over steps of what `advance` measured at each."""
-    if values.ndim > 1 and values.shape[1] != steps:
-        shape = list(values.shape[1:])
-        raise ValueError(f"what `advance` measures must be a number, or one a step, got {metric!r} of shape {shape}")
-    return values.mean(axis=1) if values.ndim > 1 else values
-
-
-def _memory(device: jax.Device) -> int | None:
-    """Bytes of a device's memory; where devices are the processor's, each could have all of it."""
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # Windows
-        return None
+def place(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    """The tree of stacked slots with each on its device."""
+    return jax.device_put(tree, devices[0] if len(devices) == 1 else NamedSharding(Mesh(devices, SLOTS), SLOTS))

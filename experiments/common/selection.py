@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import pandas as pd
 
 from cetsim import sweep
-from cetsim.sweep import provenance
 from experiments.common import tables
 from experiments.common.checks import UserError
 from experiments.common.conditions import Condition
@@ -95,7 +94,9 @@ def reported(table: sweep.Table) -> pd.DataFrame:
     records = {run: record for run, record in table.records.items() if "error" not in record}
     if not records:
         raise SystemExit(1)
-    if len(states := provenance.revisions(list(records.values()))) > 1:
+    states = [record.get("git") or {"revision": "unknown", "dirty": False} for record in records.values()]
+    states = {state["revision"][:10] + (" with changes" if state["dirty"] else ""): None for state in states}
+    if len(states) > 1:
         print(f"note: these runs were made by different states of the code: {', '.join(states)}")
     rows = tables.tidy(table.rows)
     return rows[rows["run"].isin(records)]

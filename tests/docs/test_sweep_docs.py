@@ -53,11 +53,15 @@ def test_layers_choosing_and_tensorboard(monkeypatch):
     assert sorted(Path("logs").rglob("*")) == before  # nothing twice
 
 
-def test_what_tensorboard_and_wandb_are_told(monkeypatch):
+def test_what_tensorboard_and_wandb_are_given(monkeypatch):
     rows = [{"metric": "loss", "step": 1, "value": 0.5}, {"metric": "cosine", "layer": "top", "step": 2, "value": None}]
     record = {
         "columns": {"rate": 0.1},
-        "rows": [*rows, {"metric": "loss", "step": 2, "value": 0.25}],
+        "rows": [
+            *rows,
+            {"metric": "loss", "step": 2, "value": 0.25},
+            {"metric": "cosine", "layer": "top", "step": 2, "value": 0.75, "trace": "ET"},  # of a probe
+        ],
         "finished": "12:30",
     }
     monkeypatch.setattr(sweep, "load", lambda folder: sweep.Table({"abc": record}))
@@ -83,8 +87,8 @@ def test_what_tensorboard_and_wandb_are_told(monkeypatch):
     names = run(LOGGING)
     names["to_wandb"]("results", "widths", mode="offline")
     nan = pytest.approx(float("nan"), nan_ok=True)
-    assert scalars == [("loss", 0.5, 1), ("cosine/top", nan, 2), ("loss", 0.25, 2)]
-    assert logged == [(1, {"loss": 0.5}), (2, {"cosine/top": nan, "loss": 0.25})]
+    assert scalars == [("loss", 0.5, 1), ("cosine/top", nan, 2), ("loss", 0.25, 2), ("cosine/top/ET", 0.75, 2)]
+    assert logged == [(1, {"loss": 0.5}), (2, {"cosine/top": nan, "loss": 0.25, "cosine/top/ET": 0.75})]
     assert begun == [{"project": "widths", "id": "abc", "config": {"rate": 0.1}, "resume": "allow", "mode": "offline"}]
 
 

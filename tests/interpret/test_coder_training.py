@@ -75,12 +75,11 @@ def test_losses_of_two_sites_are_those_of_numpy_and_gradients_their_slopes(kind,
     leaves, tree = jax.tree.flatten(weights)
     for i, (leaf, slope) in enumerate(zip(leaves, jax.tree.leaves(grads), strict=True)):
         direction, step = RNG.standard_normal(leaf.shape), 1e-6
-        at = (
-            lambda sign, i=i, by=direction, leaf=leaf, step=step: literal(  # noqa: E731
-                jax.tree.unflatten(tree, [*leaves[:i], leaf + sign * step * by, *leaves[i + 1 :]])
-            )
+        above, below = (
+            literal(jax.tree.unflatten(tree, [*leaves[:i], leaf + sign * step * direction, *leaves[i + 1 :]]))
+            for sign in (1, -1)
         )
-        np.testing.assert_allclose((at(1) - at(-1)) / (2 * step), np.sum(slope * direction), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose((above - below) / (2 * step), np.sum(slope * direction), rtol=1e-5, atol=1e-7)
 
 
 def test_dead_latents_are_revived_by_what_is_left():

@@ -11,7 +11,7 @@ import pytest
 from cetsim import CascadingTrace, FixedDelay
 from cetsim.rl import HostRun, Hyperparameters, Settings
 from cetsim.rl.vector_env import from_gymnasium
-from cetsim.sweep.checkpoint import Checkpoints
+from cetsim.sweep import checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -183,9 +183,9 @@ def test_a_checkpoint_of_it_is_a_checkpoint(tmp_path):
     run, state = start("CartPole-v1")
     state, _ = run.advance(state, 2)
     tree, notes = run.save(state)
-    Checkpoints(tmp_path, {}).save(2, tree)
+    checkpoint.save(tmp_path, 2, tree)
     like = run.save(run.init(state.agent.hyper, jax.random.key(8)))[0]
-    same(whole(run.restore(Checkpoints(tmp_path, {}).latest(like)[1], notes)), whole(state))
+    same(whole(run.restore(checkpoint.latest(tmp_path, like)[1], notes)), whole(state))
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Twister-v0"])

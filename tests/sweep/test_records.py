@@ -13,9 +13,9 @@ from kill_victim import Victims
 from programs import recorded
 
 from cetsim.files import write_atomic
-from cetsim.sweep.files import SCHEMA, digest
-from cetsim.sweep.locks import claimed
-from cetsim.sweep.records import Records
+from cetsim.sweep.grid import digest
+from cetsim.sweep.hosts import claimed
+from cetsim.sweep.records import SCHEMA, Records
 
 pytestmark = pytest.mark.slow
 
@@ -66,17 +66,17 @@ def test_what_is_added_is_read_in_its_order_and_the_last_of_a_hash_counts(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("wrong", "kind", "message"),
+    ("wrong", "message"),
     [
-        ({"schema": 1, "hash": "x"}, ValueError, "is not a record of a run, with hash, columns and rows"),
-        (record("x", float("nan")), ValueError, "run x must be plain JSON, with None where"),
-        (record("x") | {"config": {1j}}, TypeError, "run x must be plain JSON"),
+        ({"schema": 1, "hash": "x"}, "is not a record of a run, with hash, columns and rows"),
+        (record("x", float("nan")), "`the record of run x` must be a JSON value, got"),
+        (record("x") | {"config": {1j}}, "`the record of run x` must be a JSON value, got"),
     ],
 )
-def test_what_is_not_a_record_is_refused_and_none_of_its_batch_is_written(tmp_path, wrong, kind, message):
+def test_what_is_not_a_record_is_refused_and_none_of_its_batch_is_written(tmp_path, wrong, message):
     records = Records(tmp_path)
     records.add([record("a")])
-    with pytest.raises(kind, match=message):
+    with pytest.raises(ValueError, match=message):
         records.add([record("b"), wrong])
     assert keys(tmp_path) == ["a"]
 
@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_can_be_read(tmp_path, monk
     assert keys(tmp_path) == ["a"]
     with pytest.raises(OSError, match=r"b\.json cannot be written: Read-only file system"):
         Records(tmp_path).add([record("b")])
-    with pytest.raises(OSError, match=rf"the folder {tmp_path} cannot be written: Read-only file system"):
+    with pytest.raises(OSError, match="Read-only file system"):
         claimed(tmp_path).__enter__()
 
 
@@ -261,7 +261,10 @@ def test_a_second_process_is_told_who_has_the_folder(servers, tmp_path, first, s
 def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch):
     class Lacking:
         def __init__(self, *_, **__):
-            self.acquire, self.release = fail(errno.ENOLCK), lambda: None
+            self.release = lambda: None
+
+        acquire = __enter__ = fail(errno.ENOLCK)
+        __exit__ = None
 
     monkeypatch.setattr("filelock.FileLock", Lacking)
     message = "this file system has no locks: let only one process at a time use a folder"
@@ -296,11 +299,18 @@ def test_a_last_line_cut_short_is_passed_over(tmp_path, capsys, cut):
     path = write_lines(tmp_path, old("a"), old("b"))
     path.write_bytes(path.read_bytes()[:-cut])
     assert keys(tmp_path) == (["a", "b"] if cut == 1 else ["a"])  # without its newline a line is whole
-    assert capsys.readouterr().err.count("passed over the last line") == (cut > 1)
+    warning = f"warning: line 2 of {path} is damaged and passed over: its run is trained again\n"
+    assert capsys.readouterr().err == (warning if cut > 1 else "")
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"hash": "x"}', "\0"])
-def test_any_other_broken_line_is_an_error_that_names_it(tmp_path, line):
+def test_so_is_any_other_broken_line(tmp_path, capsys):
+    write_lines(tmp_path, old("a"), "{", "\0", old("b"))
+    assert keys(tmp_path) == ["a", "b"]
+    assert capsys.readouterr().err.count("is damaged and passed over") == 2
+
+
+@pytest.mark.parametrize("line", ["[]", '{"hash": "x"}'])
+def test_a_line_that_is_no_record_is_an_error_that_names_it(tmp_path, line):
     write_lines(tmp_path, old("a"), line, old("b"))
     with pytest.raises(ValueError, match=r"line 2 of .*runs\.jsonl is not a record of a run"):
         Records(tmp_path)

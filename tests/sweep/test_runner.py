@@ -4,13 +4,13 @@ import signal
 
 import numpy as np
 import pytest
-from programs import CONDITIONS, PLAN, Walk, batches, expected, literal, measured, recorded, walk, words
+from programs import CONDITIONS, Walk, batches, expected, key_of, literal, measured, recorded, run_of, walk, words
 
 from cetsim.sweep import runner
-from cetsim.sweep.files import digest
-from cetsim.sweep.grid import Batch, grid, share
+from cetsim.sweep.grid import digest, grid
+from cetsim.sweep.interrupts import Interrupted
 from cetsim.sweep.records import Records
-from cetsim.sweep.runner import Infeasible, Interrupted, Runner
+from cetsim.sweep.runner import Infeasible, Runner
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ class Watch:
         self.do(what, slots, step)
 
     def of(self, what):
-        return [slots for each, slots, _ in self.seen if each == what]
+        return [slots for kind, slots, _ in self.seen if kind == what]
 
     def steps(self):
         return [step for what, _, step in self.seen if what == "advance"]
@@ -107,7 +107,7 @@ def test_a_record_has_all_that_names_and_explains_a_run(tmp_path):
         assert {"schema", "wall_s", "finished", "versions", "git", "device"} < record.keys()
         assert "error" not in record
         assert record["rows"][-1] == {"metric": "wall_s", "step": 18, "value": record["wall_s"]}
-        keys = [PLAN.key(each) for each in FEW[index - index % 3 :][:3]]
+        keys = [key_of(condition) for condition in FEW[index - index % 3 :][:3]]
         assert record["batch"] == {"width": 4, "of": keys, "slot": index % 3}
 
 
@@ -118,19 +118,19 @@ def test_batches_depend_on_the_grid_alone(tmp_path, watch):
     assert len(made) == 2  # a program for each kind
     watch.seen.clear()
     records = Records(tmp_path / "parts")
-    for shard in ("2/3", "3/3", "1/3"):
-        Runner(PLAN, records).run(share(batches(), shard))
+    for first in (1, 2, 0):
+        Runner(Walk, records).run(batches()[first::3])
     assert sorted(watch.of("begin")) == sorted(whole)
     of = lambda folder: {name: r["batch"] for name, r in records_by_words(folder).items()}  # noqa: E731
     assert of(tmp_path / "parts") == of(tmp_path / "whole")
 
 
-def test_what_is_left_of_a_batch_is_trained_in_its_lanes(tmp_path, watch):
+def test_what_is_left_of_a_batch_is_trained_in_its_slots(tmp_path, watch):
     one, two, three = FEW[:3]
-    runner = Runner(PLAN, Records(tmp_path))
-    runner.run([Batch("a", (two,), 1)])  # recorded before, in another batch
-    runner.run([Batch("a", (one, two, three), 4)])
-    assert watch.of("begin") == [[words(two)], [words(each) for each in (one, two, three, one)]]
+    runner = Runner(Walk, Records(tmp_path))
+    runner.run([([run_of(two)], 1)])  # recorded before, in another batch
+    runner.run([([run_of(one), run_of(two), run_of(three)], 4)])
+    assert watch.of("begin") == [[words(two)], [words(condition) for condition in (one, two, three, one)]]
     assert records_by_words(tmp_path)[words(three)]["batch"]["slot"] == 2
     assert measured(tmp_path) == expected(FEW[:3])
 
@@ -144,7 +144,7 @@ def test_what_is_recorded_is_not_trained_again(tmp_path, watch):
     assert recorded(tmp_path) == before
 
 
-def test_lanes_that_overflow_leave_the_others_alone(tmp_path):
+def test_slots_that_overflow_leave_the_others_alone(tmp_path):
     conditions = grid(kind=("a",), scale=(1.0, 1.7e308), seed=range(2))
     walk(tmp_path, conditions, size=4)
     assert measured(tmp_path) == expected(conditions)
@@ -163,7 +163,7 @@ def test_a_batch_goes_on_where_it_was_stopped(tmp_path, watch, step, every):
         walk(tmp_path, FEW, every)
     assert stopped.value.code == 143
     assert watch.steps()[-1] == step
-    assert Records(tmp_path).records.keys() == ({PLAN.key(c) for c in FEW[:3]} if step == 18 else set())
+    assert Records(tmp_path).records.keys() == ({key_of(condition) for condition in FEW[:3]} if step == 18 else set())
     watch.seen.clear()
     walk(tmp_path, FEW, every)
     left = [end for end in Walk.ends if end > step]
@@ -198,7 +198,7 @@ def test_seconds_count_both_parts(tmp_path, watch, clock):
     assert [record["wall_s"] for record in Records(tmp_path).records.values()] == [(1 + 10 + 1 + 15) / 2] * 2
 
 
-def test_a_checkpoint_of_other_lanes_is_not_gone_on_from(tmp_path, watch):
+def test_a_checkpoint_of_other_slots_is_not_gone_on_from(tmp_path, watch):
     watch.do = stop_at(8)
     with pytest.raises(Interrupted):
         walk(tmp_path, FEW, size=3)
@@ -226,7 +226,7 @@ def test_a_condition_that_fails_is_recorded_and_the_others_finish(tmp_path, watc
     others = [condition for condition in FEW if condition != FEW[1]]
     assert {name: rows for name, rows in measured(tmp_path).items() if name != words(FEW[1])} == expected(others)
     assert not (tmp_path / "checkpoints").exists()
-    assert f"{words(FEW[1])}: {error}\n" in capsys.readouterr().out
+    assert f"{words(FEW[1])}: failed: {error}\n" in capsys.readouterr().out
 
 
 def test_what_failed_is_tried_again(tmp_path, watch):
@@ -273,9 +273,9 @@ def test_a_state_that_cannot_be_kept_is_the_fault_of_training(tmp_path, monkeypa
 def test_an_interruption_while_conditions_are_trained_one_by_one(tmp_path, watch):
     fail, stop = fail_for(FEW[1], "advance"), stop_at(16)
 
-    def do(*told):
-        fail(*told)
-        stop(*told)  # in the first that is trained alone: together they do not come so far
+    def do(*seen):
+        fail(*seen)
+        stop(*seen)  # in the first that is trained alone: together they do not come so far
 
     watch.do = do
     with pytest.raises(Interrupted):
@@ -286,7 +286,7 @@ def test_an_interruption_while_conditions_are_trained_one_by_one(tmp_path, watch
     walk(tmp_path, FEW[:3])
     assert watch.steps() == [4, 8, 12, 18, 4, 8, 12, *Walk.ends]  # together, the rest of the first, the second, third
     assert {name: rows for name, rows in measured(tmp_path).items() if name != words(FEW[1])} == {
-        words(each): literal(each) for each in (FEW[0], FEW[2])
+        words(condition): literal(condition) for condition in (FEW[0], FEW[2])
     }
     assert not (tmp_path / "checkpoints").exists()
 
@@ -315,12 +315,12 @@ def saves(folder, monkeypatch, watch, clock, every, costs, chunks=600):
     """When checkpoints are made, of which each takes so long, and when they are done."""
     times = []
 
-    def save(self, step, tree, notes):
+    def save(folder, step, tree, notes):
         begun = clock.now
         clock.now += costs[len(times) % len(costs)]
         times.append((begun, clock.now))
 
-    monkeypatch.setattr(runner.Checkpoints, "save", save)
+    monkeypatch.setattr(runner.checkpoint, "save", save)
     monkeypatch.setattr(Walk, "ends", range(1, chunks + 1))
     watch.do = lambda what, *_: setattr(clock, "now", clock.now + CHUNK * (what == "advance"))
     walk(folder, FEW[:1], every)
@@ -347,9 +347,9 @@ def test_without_a_pause_every_chunk_ends_in_a_checkpoint(tmp_path, monkeypatch,
 
 def test_checkpoints_are_made_between_chunks_at_that_pace(tmp_path, watch, clock, monkeypatch):
     made = []
-    save = runner.Checkpoints.save
-    note = lambda self, step, *rest: made.append(step) or save(self, step, *rest)  # noqa: E731
-    monkeypatch.setattr(runner.Checkpoints, "save", note)
+    save = runner.checkpoint.save
+    note = lambda folder, step, *rest: made.append(step) or save(folder, step, *rest)  # noqa: E731
+    monkeypatch.setattr(runner.checkpoint, "save", note)
     watch.do = lambda what, *_: setattr(clock, "now", clock.now + 40.0 * (what == "advance"))
     walk(tmp_path, FEW[:3])
     assert made == [8, 16]
@@ -359,4 +359,4 @@ def test_checkpoints_are_made_between_chunks_at_that_pace(tmp_path, watch, clock
 
 def test_a_pause_below_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`checkpoint_every` must be at least 0"):
-        Runner(PLAN, Records(tmp_path), -1.0)
+        Runner(Walk, Records(tmp_path), -1.0)

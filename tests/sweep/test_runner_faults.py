@@ -1,6 +1,7 @@
 """Sweeps on disks that are full, damaged, read-only or of another version, and with clocks that jump."""
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -11,13 +12,11 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from programs import CONDITIONS, PLAN, Walk, expected, measured, recorded, walk, words
+from programs import CONDITIONS, Walk, expected, key_of, measured, recorded, walk, words
 
-from cetsim.sweep import checkpoint, provenance
-from cetsim.sweep.checkpoint import CheckpointWarning
-from cetsim.sweep.files import SCHEMA
-from cetsim.sweep.records import Records
-from cetsim.sweep.runner import Interrupted
+from cetsim.sweep import provenance
+from cetsim.sweep.interrupts import Interrupted
+from cetsim.sweep.records import SCHEMA, Records
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +44,7 @@ def stopped(tmp_path, monkeypatch):
 def begun_at(monkeypatch):
     """The steps from which chunks are trained from here on."""
     steps, advance = [], Walk.advance
-    note = lambda self, state, slots, start, end: steps.append(start) or advance(self, state, slots, start, end)  # noqa: E731
+    note = lambda self, state, start, end: steps.append(start) or advance(self, state, start, end)  # noqa: E731
     monkeypatch.setattr(Walk, "advance", note)
     return steps
 
@@ -77,7 +76,7 @@ def damage(path):
 
 def test_a_damaged_checkpoint_is_passed_over(stopped, begun_at):
     damage(saved(stopped)[-1])
-    with pytest.warns(CheckpointWarning, match="is damaged: it is cut short, .* falls back to step 8$"):
+    with pytest.warns(UserWarning, match="is damaged or of an older version: .* falls back to step 8$"):
         walk(stopped, FEW)
     assert begun_at == [8, 12, 16]
     assert measured(stopped) == expected(FEW)
@@ -87,44 +86,46 @@ def test_a_damaged_checkpoint_is_passed_over(stopped, begun_at):
 def test_without_a_whole_checkpoint_a_batch_starts_over(stopped, begun_at):
     for path in saved(stopped):
         damage(path)
-    with pytest.warns(CheckpointWarning, match="the run starts over") as told:
+    with pytest.warns(UserWarning, match="is damaged") as warned:
         walk(stopped, FEW)
-    assert len(told) == 2
+    assert [str(one.message).partition("; ")[2] for one in warned] == [
+        "the run falls back to step 8",
+        "the run starts over",
+    ]
     assert begun_at == [0, *Walk.ends[:-1]]
     assert measured(stopped) == expected(FEW)
 
 
-def test_a_newer_checkpoint_is_left_alone(stopped, monkeypatch):
-    content = [path.read_bytes() for path in saved(stopped)]
-    monkeypatch.setattr(checkpoint, "SCHEMA", 0)
-    with pytest.raises(ValueError, match="has schema 2, and this version of cetsim knows those up to 0: update cetsim"):
+def test_a_newer_checkpoint_is_left_alone(stopped):
+    newest = saved(stopped)[-1]
+    content = newest.read_bytes()
+    newer = content[:-32].replace(b"checkpoint 0002", b"checkpoint 0003", 1)
+    newest.write_bytes(newer + hashlib.sha256(newer).digest())
+    before = [path.read_bytes() for path in saved(stopped)]
+    with pytest.raises(ValueError, match=r"0012\.cet is of schema 3, and this version of cetsim knows up to 2: update"):
         walk(stopped, FEW)
-    assert [path.read_bytes() for path in saved(stopped)] == content
-    monkeypatch.undo()
+    assert [path.read_bytes() for path in saved(stopped)] == before
+    newest.write_bytes(content)
     walk(stopped, FEW)
     assert measured(stopped) == expected(FEW)
 
 
 def test_a_checkpoint_of_other_versions_is_told_and_used(stopped, begun_at, monkeypatch):
     monkeypatch.setattr(provenance, "versions", lambda: {"jax": "9.9"})
-    with pytest.warns(CheckpointWarning, match="differ in the last bits"):
+    with pytest.warns(UserWarning, match="differ in the last bits"):
         walk(stopped, FEW)
     assert begun_at == [12, 16]
 
 
-@pytest.mark.parametrize("left", ["whole", "renamed", "emptied", "none"])
+@pytest.mark.parametrize("left", ["whole", "a part", "emptied"])
 def test_checkpoints_of_what_is_recorded_are_removed(stopped, tmp_path_factory, begun_at, left):
     """They are there if a process was killed between the two."""
     kept = tmp_path_factory.mktemp("kept") / "checkpoints"
     shutil.copytree(stopped / "checkpoints", kept)
     walk(stopped, FEW)
     (folder,) = (kept / "training").iterdir()
-    if left != "whole":
-        folder = folder.rename(f"{folder}.gone")
-    if left in ("emptied", "none"):
-        shutil.rmtree(folder)
-    if left == "emptied":
-        folder.mkdir()
+    for path in sorted(folder.iterdir())[{"whole": 2, "a part": 1, "emptied": 0}[left] :]:
+        path.unlink()
     shutil.copytree(kept, stopped / "checkpoints")
     begun_at.clear()
     walk(stopped, FEW)
@@ -164,8 +165,8 @@ def test_a_disk_that_fails_at_any_time_loses_nothing(tmp_path, monkeypatch, code
         assert before.items() <= recorded(folder).items()  # what was recorded stays as it was
         assert measured(folder) == expected(FEW)
         assert not (folder / "checkpoints").exists()
-    told = [f"of step {step} could not be written to" for step in Walk.ends[:-1]] * 2 + [".json cannot be written"]
-    assert all(any(text in str(error) for error in failed) for text in told)
+    texts = [f"checkpoint-{step:010d}.cet cannot be written" for step in Walk.ends[:-1]] + [".json cannot be written"]
+    assert all(any(text in str(error) for error in failed) for text in texts)
     assert all(os.strerror(code) in str(error) and error.errno == code for error in failed)
     assert len(failed) == 2 * (2 * 4 + 2 * 3)  # files and folders, of checkpoints and of records
 
@@ -200,7 +201,7 @@ def test_a_full_disk_when_a_signal_came_is_told_too(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Walk, "watch", lambda what, *_: what == "advance" and signal.raise_signal(signal.SIGINT))
         patch.setattr(os, "replace", failing(errno.ENOSPC))
-        with pytest.raises(OSError, match=r"step 4 could not be written to .* No space .*steps kept there: none"):
+        with pytest.raises(OSError, match=r"checkpoint-0000000004\.cet cannot be written: No space"):
             walk(tmp_path, FEW)
     walk(tmp_path, FEW)
     assert measured(tmp_path) == expected(FEW)
@@ -212,7 +213,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         with pytest.raises(OSError, match=rf"{tmp_path}/runs/.*json cannot be written: Read-only file system"):
             walk(tmp_path, FEW)
     (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(OSError, match=r"the checkpoint of step 4 could not be written to .*: Not a directory"):
+    with pytest.raises(OSError, match=r"checkpoint-0000000004\.cet cannot be written: Not a directory"):
         walk(tmp_path, FEW, 0.0)
     assert measured(tmp_path) == {}
 
@@ -272,6 +273,6 @@ def test_a_clock_that_jumps_does_not_matter(stopped, monkeypatch, begun_at, jump
     assert measured(stopped) == expected(FEW)
     records = Records(stopped).records.values()
     assert all(0 <= record["wall_s"] < 60 for record in records)
-    assert [words(record["columns"]) for record in records] == [words(each) for each in FEW]
+    assert [words(record["columns"]) for record in records] == [words(condition) for condition in FEW]
     assert len({record["finished"] for record in records}) > 1
-    assert [PLAN.key(each) for each in FEW] == list(Records(stopped).records)
+    assert [key_of(condition) for condition in FEW] == list(Records(stopped).records)

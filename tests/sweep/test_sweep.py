@@ -16,6 +16,7 @@ from cetsim import rl, sweep
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from cetsim.sweep import runner
 from cetsim.sweep import training as user_training
+from cetsim.sweep.interrupts import Interrupted
 from cetsim.sweep.records import Records
 from cetsim.sweep.training import Trainer
 
@@ -147,7 +148,7 @@ def test_a_sweep_goes_on_where_it_was_left(tmp_path, monkeypatch, calls):
         with pytest.raises(Stop):
             sweep.run(tmp_path / "halves", CONDITIONS, DESCENT, batch=3, checkpoint_every=0.0)
     steps = []
-    monkeypatch.setattr(Trainer, "advance", lambda *a, original=Trainer.advance: steps.append(a[3:]) or original(*a))
+    monkeypatch.setattr(Trainer, "advance", lambda *a, original=Trainer.advance: steps.append(a[2:]) or original(*a))
     sweep.run(tmp_path / "halves", CONDITIONS, DESCENT, batch=3, checkpoint_every=0.0)
     assert len(steps) == 6 - calls
     assert rows_of(tmp_path / "halves") == rows_of(tmp_path / "whole")
@@ -165,10 +166,10 @@ def test_an_unfinished_sweep_of_another_config_is_left_alone(tmp_path, monkeypat
             sweep.run(tmp_path, **options, checkpoint_every=0.0)
     sweep.run(tmp_path, **options | change)
     recorded = "batch" in change or "stage" in change  # under the same names: nothing is left to go on with
-    note = "note: 1 unfinished batch that was declared otherwise is left alone"
+    note = "note: unfinished batches, declared otherwise, that are left alone: 1"
     assert (note in capsys.readouterr().err) == ("stage" not in change)
     begun = []
-    advance = lambda *a, original=Trainer.advance: begun.append(a[3]) or original(*a)  # noqa: E731
+    advance = lambda *a, original=Trainer.advance: begun.append(a[2]) or original(*a)  # noqa: E731
     monkeypatch.setattr(Trainer, "advance", advance)
     assert len(sweep.run(tmp_path, **options)) == 6
     assert begun == ([] if recorded else [8, 16, 0, 8, 16])
@@ -227,7 +228,7 @@ def assert_each_equals_itself_alone(training, conditions, tolerance):
     program, start = Trainer(training, len(conditions), jax.local_devices()[:1]), 0
     state = program.begin(conditions)
     for end in program.ends:
-        state, rows = program.advance(state, conditions, start, end)
+        state, rows = program.advance(state, start, end)
         start = end
     assert [own[-1] for own in rows] == [{"metric": "diverged", "step": 10, "value": 0.0}] * len(conditions)
     advance_alone = jit(training.advance)
@@ -252,7 +253,7 @@ def test_a_condition_in_a_batch_equals_it_alone_in_float32():
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_one_that_would(tmp_path, monkeypatch):
-    monkeypatch.setattr(user_training, "_memory", lambda device: 200)
+    monkeypatch.setattr(user_training.os, "sysconf", lambda name: 14)
     with pytest.raises(
         ValueError, match=r"`batch` must be so small .*: 6 runs on 1 devices need .*; about \d would fit"
     ):
@@ -306,7 +307,7 @@ def test_numbers_of_numpy_are_plain_ones(tmp_path):
 
 def test_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def stop(self, batches):
-        raise runner.Interrupted(143)
+        raise Interrupted(143)
 
     monkeypatch.setattr(runner.Runner, "run", stop)
     monkeypatch.setattr("sys.orig_argv", ["python", "my sweep.py", "--fresh", "--out", "a b"])
@@ -328,7 +329,7 @@ def test_a_sweep_that_was_killed_between_two_records_goes_on(tmp_path, monkeypat
     whole = tmp_path / "whole"
     table = sweep.run(whole, **options)
     begun = []
-    advance = lambda *a, original=Trainer.advance: begun.append(a[3]) or original(*a)  # noqa: E731
+    advance = lambda *a, original=Trainer.advance: begun.append(a[2]) or original(*a)  # noqa: E731
     monkeypatch.setattr(Trainer, "advance", advance)
     for recorded in (2, 3):
         left = shutil.copytree(tmp_path / "checkpoints", tmp_path / str(recorded) / "checkpoints").parent

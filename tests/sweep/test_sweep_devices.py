@@ -11,7 +11,7 @@ from toy_sweep import CONDITIONS, DESCENT, rows_of
 
 from cetsim import sweep
 from cetsim.sweep import hosts
-from cetsim.sweep.locks import claimed
+from cetsim.sweep.hosts import claimed
 
 pytestmark = pytest.mark.slow
 
@@ -40,13 +40,13 @@ def alone(tmp_path):
     return rows_of(tmp_path / "alone")
 
 
-def test_lanes_are_spread_over_eight_devices(tmp_path, alone):
+def test_slots_are_spread_over_eight_devices(tmp_path, alone):
     code = """
 import sys
 import jax
 from toy_sweep import CONDITIONS, DESCENT, advance
 from cetsim import sweep
-from cetsim.sweep.training import Trainer, _advance
+from cetsim.sweep.training import Trainer, over_slots
 
 assert len(jax.local_devices()) == 8
 table = sweep.run(sys.argv[1], CONDITIONS, DESCENT, batch=6)
@@ -59,7 +59,7 @@ assert [shard.data.shape for shard in state["w"].addressable_shards] == [(1, 3)]
 tree, notes = program.save(state)
 restored = program.restore(jax.device_put(jax.device_get(tree), jax.local_devices()[0]), notes)
 assert restored["w"].sharding == state["w"].sharding
-text = _advance.lower(advance, state, 4, program.devices).compile().compiled.as_text()
+text = over_slots.lower(advance, (state,), (4,), program.devices).compile().compiled.as_text()
 talk = [word for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if word in text]
 assert not talk, talk
 """
@@ -116,6 +116,19 @@ def test_nothing_is_joined_without_arguments_or_slurm(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
     sweep.initialize()
     sweep.initialize("host:1", 2, 0)
-    assert joined == [(), ("host:1", 2, 0)]
-    with pytest.raises(ValueError, match="together or not at all, got coordinator='host:1', processes=None"):
-        sweep.initialize("host:1")
+    assert joined == [(None, None, None), ("host:1", 2, 0)]
+
+
+def test_some_of_the_three_are_refused():
+    """By JAX, in a process that has not begun to compute."""
+    code = """
+from cetsim import sweep
+for given in ({"coordinator": "host:1"}, {"processes": 2}, {"index": 0}, {"coordinator": "host:1", "index": 0}):
+    try:
+        print(sweep.initialize(**given))
+    except ValueError as error:
+        assert "be defined" in str(error), error
+    else:
+        raise AssertionError(given)
+"""
+    finish(start(code=code))

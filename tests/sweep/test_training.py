@@ -14,8 +14,8 @@ import pytest
 from toy_sweep import CONDITIONS, DESCENT, advance, evaluate, init
 
 from cetsim import sweep
-from cetsim.sweep.files import digest
-from cetsim.sweep.runner import Interrupted
+from cetsim.sweep.grid import digest
+from cetsim.sweep.interrupts import Interrupted
 from cetsim.sweep.training import Trainer
 
 pytestmark = pytest.mark.slow
