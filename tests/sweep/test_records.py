@@ -5,6 +5,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from kill_victim import Victims
 from programs import recorded
 
 from cetsim.files import write_atomic
+from cetsim.sweep import provenance
 from cetsim.sweep.grid import digest
 from cetsim.sweep.hosts import claimed
 from cetsim.sweep.records import SCHEMA, Records
@@ -361,3 +364,24 @@ def test_a_digest_depends_on_the_values_alone_not_on_the_order_of_names():
     assert len({digest({"a": value}) for value in (1, 1.5, True, "1", None, [1])}) == 6
     with pytest.raises(ValueError, match="not JSON compliant"):
         digest({"a": float("nan")})
+
+
+def test_the_revision_is_of_the_checkout_that_the_program_is_tracked_in(tmp_path, monkeypatch):
+    program = tmp_path / "program.py"
+    program.write_text("1")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(program), raising=False)
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    git = lambda *more: subprocess.check_output([*command, *more], cwd=tmp_path, text=True)  # noqa: E731
+    assert provenance.git_revision() is None  # no checkout
+    git("init")
+    git("commit", "--allow-empty", "-m", "empty")
+    assert provenance.git_revision() is None  # not tracked
+    git("add", "program.py")
+    git("commit", "-m", "a program")
+    git("tag", "v1-2")
+    head = git("rev-parse", "HEAD").strip()
+    assert provenance.git_revision() == {"revision": head, "dirty": False}
+    (tmp_path / "notes").write_text("not tracked")
+    assert provenance.git_revision() == {"revision": head, "dirty": False}
+    program.write_text("2")
+    assert provenance.git_revision() == {"revision": head, "dirty": True}
