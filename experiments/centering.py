@@ -140,7 +140,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 def draw(ends: pd.DataFrame, folder: Path) -> list[Path]:
     """Accuracy of every trace in the three ways, a dot a seed."""
     keys = tables.traces(ends)[::-1]
-    with plots.figure(height=3.0) as (figure, axes):
+    with plots.figure(width=7.0, height=3.0) as (figure, axes):
         axis = axes[0, 0]
         for place, (how, words) in enumerate(HOW.items()):
             for at, key in enumerate(keys):
