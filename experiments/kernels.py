@@ -6,6 +6,7 @@ transform (α/(s + α))^n closer to the pure delay's e^(-sT).
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from cetsim import sweep
 from cetsim.traces import CascadingTrace, ExponentialTrace
 from experiments.common import checks, plots, tables
+from experiments.common.conditions import Condition
 from experiments.common.options import Files
 from experiments.common.selection import reported, users_errors
 
@@ -40,63 +42,47 @@ class Options(Files):
         checks.each("delay", (self.delay,), lambda v: v > 0, "above 0")
         shortest = f"above 0 and at most delay/10 = {self.delay / 10:g}"
         checks.require("dt", 0 < self.dt <= self.delay / 10, shortest, self.dt)
-        checks.require(
-            "delay", checks.whole_steps(self.delay, self.dt), f"a multiple of dt = {self.dt:g} s", self.delay
-        )
+        whole = f"a multiple of dt = {self.dt:g} s"
+        checks.require("delay", checks.whole_steps(self.delay, self.dt), whole, self.delay)
         checks.orders(self.orders)
 
 
 PRESETS: dict[str, Options] = {}
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """One trace, set to a delay in seconds."""
-
-    trace: str
-    order: int
-    delay_s: float
-    dt: float = 0.04
-
-
-def conditions(options: Options) -> list[Kernel]:
+def conditions(options: Options) -> list[Condition]:
     """ET and every cascade."""
-    traces = [("ET", 1), *(("CET", order) for order in options.orders)]
-    return [Kernel(*trace, options.delay, options.dt) for trace in traces]
+    return [Condition("ET", 1, options.delay), *(Condition("CET", n, options.delay) for n in options.orders)]
 
 
 def run(options: Options) -> pd.DataFrame:
     """Computes what is missing: a sweep in which nothing is trained; the rows to report."""
     stay = dict(steps=1, hyperparameters=lambda kernel: kernel, on_host=True)
-    nothing = sweep.Training(lambda kernel, key: kernel, lambda kernel, steps: (kernel, {}), analyse, **stay)
+    measured = partial(analyse, dt=options.dt)
+    nothing = sweep.Training(lambda kernel, key: kernel, lambda kernel, steps: (kernel, {}), measured, **stay)
     with users_errors():
-        named = dict(columns={"experiment": options.name}, describe=str, fresh=options.fresh)
-        table = sweep.run(options.folder, conditions(options), nothing, batch=1, **named)
-    tables.write(options.folder)
-    return reported(table)
+        how = dict(config={"dt": options.dt}, defaults={"dt": 0.04}, columns={"experiment": options.name})
+        table = sweep.run(options.folder, conditions(options), nothing, batch=1, fresh=options.fresh, **how)
+    return reported(table, options)
 
 
-def analyse(kernel: Kernel) -> list[dict]:
+def analyse(kernel: Condition, dt: float) -> list[dict]:
     """Rows of one trace: weights per second, moments and widths in seconds, Laplace transform at real s."""
-    delay, dt, order = kernel.delay_s, kernel.dt, kernel.order
+    delay, order = kernel.delay_s, kernel.order
     trace = ExponentialTrace(delay, dt) if order == 1 else CascadingTrace(order, delay, dt)
     lags = np.arange(round(SPAN * delay / dt) + 1)
     fine = np.linspace(0, 12 * delay / dt, 24_001)  # to 1/2000 of the delay, far into the tail of low orders
     weights = np.asarray(trace.weights(fine))
-    scalars = {
-        "mean_s": trace.mean(),
-        "sd_s": math.sqrt(trace.variance()),
-        "fwhm_s": np.sum(weights >= weights.max() / 2) * fine[1] * dt,
-    }
+    half = np.sum(weights >= weights.max() / 2) * fine[1] * dt
+    scalars = {"mean_s": trace.mean(), "sd_s": math.sqrt(trace.variance()), "fwhm_s": half}
     rows = [{"metric": metric, "value": float(value)} for metric, value in scalars.items()]
     for lag, weight in zip(lags, np.asarray(trace.weights(lags)), strict=True):
         at = {"step": int(lag), "time_s": round(float(lag) * dt, 9)}
         rows.append({"metric": "weight_per_s", "value": float(weight) / dt} | at)
     s = np.linspace(0, LAPLACE_SPAN / delay, 41)
-    transforms = zip(s, np.asarray(trace.laplace(s)), strict=True)
-    return rows + [
-        {"metric": "laplace", "value": float(value), "s_per_s": round(float(at), 9)} for at, value in transforms
-    ]
+    for at, value in zip(s, np.asarray(trace.laplace(s)), strict=True):
+        rows.append({"metric": "laplace", "value": float(value), "s_per_s": round(float(at), 9)})
+    return rows
 
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from experiments.common import alignment, checks, plots, tables, vision
 from experiments.common.checks import DT, UserError
 from experiments.common.conditions import Condition
-from experiments.common.options import Gate, Orders, Vision
+from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Vision
 
 GATES = ("quantile", "threshold", "running", "random", "none")
 CNN_LAYERS = 5
@@ -78,13 +78,15 @@ class Options(Orders, Gate, Vision):
         """Raises UserError for an option outside its range."""
         super().check()
         checks.require("stretch", self.stretch >= 2, "at least 2", self.stretch)
-        checks.gate("threshold", (self.threshold,))
-        for name, value in (("delay", self.delay), *(("delays", value) for value in self.delays)):
-            checks.steps_above_zero(name, (value,), DT)
-        for name, value in (("fraction", self.fraction), *(("fractions", value) for value in self.fractions)):
-            checks.require(name, 0 < value <= 1, "above 0 and at most 1", value)
+        checks.each("threshold", (self.threshold,), lambda v: v >= 0, "at least 0")
+        for name, values in (("delay", (self.delay,)), ("delays", self.delays)):
+            if values:
+                checks.steps_above_zero(name, values, DT)
+        for name, values in (("fraction", (self.fraction,)), ("fractions", self.fractions)):
+            if values:
+                checks.each(name, values, lambda v: 0 < v <= 1, "above 0 and at most 1")
         for name in ("gates", "derivatives", "placements"):
-            checks.names(name, getattr(self, name))
+            checks.each(name, getattr(self, name))
         if self.mode == "carry":
             ideal = "ideal with --mode carry: what is sent down cannot wait"
             checks.require("derivatives", self.derivatives == ("ideal",), ideal, self.derivatives)
@@ -92,27 +94,21 @@ class Options(Orders, Gate, Vision):
             raise UserError("--network must be mlp or cnn, whose layers stand in a row, got resnet20")
 
 
-_MNIST = Options(
-    preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
-    learning_rates=(1e-3,), seeds=1, steps=300,
-)  # fmt: skip
-_PAPER = replace(
-    _MNIST, preset="paper", seeds=3, steps=1000, selection_steps=1000, learning_rates=(3e-4, 1e-3, 3e-3),
-)  # fmt: skip
+_PAPER = Options(preset="paper", steps=1000, selection_steps=1000, **MNIST)
 PRESETS = {
     "demo": Options(
         stretch=320, fraction=0.05, delay=20.0, steps=400, seeds=2, learning_rates=(3e-3,),
         derivatives=("ideal", "cascade"),
     ),
-    "quick": replace(_MNIST, delays=(0.2, 20.0, 120.0), gates=("quantile", "random")),
+    "quick": Options(
+        preset="quick", delays=(0.2, 20.0, 120.0), gates=("quantile", "random"), learning_rates=(1e-3,), seeds=1,
+        **MNIST,
+    ),
     "paper": replace(_PAPER, delays=(0.2, 2.0, 20.0, 120.0, 240.0), fractions=(0.0125, 0.05, 0.2)),
     "mechanisms": replace(
         _PAPER, preset="mechanisms", gates=GATES, derivatives=("ideal", "cascade"), placements=("shown", "random"),
     ),
-    "cifar10": replace(
-        _MNIST, preset="cifar10", dataset="cifar10", network="cnn", form="authors", steps=780,
-        learning_rates=(3e-4, 1e-3, 3e-3), selection_steps=390,
-    ),
+    "cifar10": Options(preset="cifar10", seeds=1, steps=780, selection_steps=390, **CIFAR10),
 }  # fmt: skip
 
 
@@ -159,13 +155,12 @@ class Runs:
 
     def __init__(self, rows: pd.DataFrame):
         ends = tables.finals(rows)
-        last, still = ends.iloc[-1], ends["trace"] == "backprop"
         # Backprop, which has nothing to carry, goes with either mode.
-        alike = [(ends[name] == last[name]) | ((name == "mode") & still) for name in _SUBJECT]
+        alike = [(ends[n] == ends[n].iloc[-1]) | ((n == "mode") & (ends["trace"] == "backprop")) for n in _SUBJECT]
         self.ends = ends[pd.concat(alike, axis=1).all(axis=1)]
         late = self.ends[self.ends["trace"] != "backprop"]
-        first = (late if len(late) else self.ends).iloc[0]
-        self.usual = {name: first[name] for name in _SETTING}
+        self.first = (late if len(late) else self.ends).iloc[0]
+        self.usual = {name: self.first[name] for name in _SETTING}
 
     def at(self, name: str = "") -> pd.DataFrame:
         """The runs in which all is as usual, but for one thing that is varied; backprop at all it does not see."""
@@ -173,37 +168,28 @@ class Runs:
         settled = ends["gate"].isin(["none", "threshold"])  # they look at no share, or have a threshold
         fits = pd.Series(True, ends.index)
         for fixed in (setting for setting in _SETTING if setting != name):
-            same = ends[fixed] == self.usual[fixed]
-            same |= still & (fixed not in _OF_BACKPROP)
-            same |= settled & (name == "gate") & (fixed in _OF_GATES)
-            fits &= same
-        found = ends[fits]
-        if name and name not in _OF_BACKPROP:
-            found = tables.everywhere(found, name, self.values(name, found))
-        key = ["trace", "order", "seed", *([name] if name else [])]
-        found = found.drop_duplicates(key, keep="last")
-        values = self.values(name, found) if name else []
-        return pd.concat([found[found[name] == value] for value in values]) if name else found
-
-    @staticmethod
-    def values(name: str, found: pd.DataFrame) -> list:
-        """Values of one thing that is varied, in the table's order, numbers ascending."""
-        values = found.loc[found["trace"] != "backprop", name]
-        return sorted(set(values)) if name in ("delay_s", "fraction") else list(dict.fromkeys(values))
+            same = (ends[fixed] == self.usual[fixed]) | (still & (fixed not in _OF_BACKPROP))
+            fits &= same | (settled & (name == "gate") & (fixed in _OF_GATES))
+        if not name:
+            return ends[fits].drop_duplicates(["trace", "order", "seed"], keep="last")
+        found, late = ends[fits], lambda frame: frame.loc[frame["trace"] != "backprop", name].unique()
+        found = found if name in _OF_BACKPROP else tables.everywhere(found, name, late(found))
+        found = found.drop_duplicates(["trace", "order", "seed", name], keep="last")
+        # In the table's order, numbers ascending.
+        values = sorted(late(found)) if name in ("delay_s", "fraction") else late(found)
+        return pd.concat([found[found[name] == value] for value in values])
 
     @property
     def note(self) -> str:
         """Settings, for a caption."""
-        usual, last = self.usual, self.ends.iloc[0]
+        usual, images = self.usual, self.first["update_every"]
         salient = {"none": "all images", "threshold": f"images of a loss above {usual['threshold']:g}"}.get(
             usual["gate"], f"{100 * usual['fraction']:g} % salient images (gate: {usual['gate']})"
         )
-        late = self.ends[self.ends["trace"] != "backprop"]
-        mode = (late if len(late) else self.ends)["mode"].iloc[0]
         return (
-            f"{tables.subject(self.ends)}, {self.ends['step'].max():,} stretches of {last['update_every']:,} images "
-            f"({mode}), {salient}, {usual['delay_s']:g} s from layer to layer, {usual['derivative']} derivative, "
-            f"{tables.plural(self.ends['seed'].nunique(), 'seed')}"
+            f"{tables.subject(self.ends)}, {self.ends['step'].max():,} stretches of {images:,} images "
+            f"({self.first['mode']}), {salient}, {usual['delay_s']:g} s from layer to layer, {usual['derivative']} "
+            f"derivative, {tables.plural(self.ends['seed'].nunique(), 'seed')}"
         )
 
 
@@ -211,23 +197,18 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figures."""
     runs = Runs(rows)
     varied = {name: frame for name in TITLES if (frame := runs.at(name))[name].nunique() > 1}
-    print(
-        tables.table(f"Test accuracy in %, {runs.note}.{tables.left_out(runs.ends)}", runs.at().assign(all=""), "all")
-    )
+    title = f"Test accuracy in %, {runs.note}.{tables.left_out(runs.ends)}"
+    print(tables.table(title, runs.at().assign(all=""), "all"))
     for name, frame in varied.items():
         print(tables.table(TITLES[name], frame, name))
-    for metric, text in (
-        ("skipped", "stretches skipped, since no image was salient"),
-        ("missed", "salient images missed for want of a place"),
-    ):
-        counted = rows[(rows["metric"] == metric) & rows["run"].isin(runs.ends["run"])]
-        if count := counted.drop_duplicates("run", keep="last")["value"].sum():
-            print(f"{text}: {count:g}")
-    usual = (rows[[name for name in _SETTING if name != "delay_s"]] == pd.Series(runs.usual).drop("delay_s")).all(
-        axis=1
-    )
+    counted = rows[rows["run"].isin(runs.ends["run"])]
+    if count := tables.last(counted, "skipped").sum():
+        print(f"stretches skipped, since no image was salient: {count:g}")
+    if count := tables.last(counted, "missed").sum():
+        print(f"salient images missed for want of a place: {count:g}")
     paths = draw_curves(rows, runs, options.folder) + draw_settings(runs, varied, options.folder)
-    return paths + alignment.draw(rows[usual], options.folder)
+    usual = pd.Series({name: value for name, value in runs.usual.items() if name != "delay_s"})
+    return paths + alignment.draw(rows[(rows[list(usual.index)] == usual).all(axis=1)], options.folder)
 
 
 def draw_curves(rows: pd.DataFrame, runs: Runs, folder: Path) -> list[Path]:
@@ -235,15 +216,13 @@ def draw_curves(rows: pd.DataFrame, runs: Runs, folder: Path) -> list[Path]:
     ends = runs.at()
     sound = rows[rows["run"].isin(ends.loc[~ends["lost"], "run"])]
     with plots.figure(2, height=4.6, sharex=True) as (figure, axes):
-        for key, style in plots.styles(tables.traces(ends)[::-1]).items():
-            own = tables.of_trace(sound, key)
-            for axis, metric, scale in ((axes[0, 0], "train_loss", 1.0), (axes[1, 0], "test_accuracy", 100.0)):
-                of_metric, name = own[own["metric"] == metric], tables.label(*key)
-                plots.curves(axis, of_metric, style=style, name=name, scale=scale)
-        axes[0, 0].set_ylabel("training loss\n(nats, all images)")
-        axes[0, 0].set_yscale("log")
-        axes[1, 0].set_ylabel("test accuracy (%)")
-        axes[1, 0].set_xlabel(f"updates, one in {ends['update_every'].iloc[0]:,} images")
+        for axis, metric, scale in ((axes[0, 0], "train_loss", 1.0), (axes[1, 0], "test_accuracy", 100.0)):
+            for key, style in plots.styles(tables.traces(ends)[::-1]).items():
+                own = tables.of_trace(sound[sound["metric"] == metric], key)
+                plots.curves(axis, own, style=style, name=tables.label(*key), scale=scale)
+        axes[0, 0].set(ylabel="training loss\n(nats, all images)", yscale="log")
+        updates = f"updates, one in {ends['update_every'].iloc[0]:,} images"
+        axes[1, 0].set(ylabel="test accuracy (%)", xlabel=updates)
         axes[1, 0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
         note = f"{runs.note}.{plots.seeds(ends, 'Thick: mean; thin: seeds.')}{tables.left_out(runs.ends)}"
         return plots.save(figure, folder, "retrograde-vision", note, axes[1, 0])
@@ -253,22 +232,21 @@ def draw_settings(runs: Runs, varied: dict[str, pd.DataFrame], folder: Path) -> 
     """Final accuracy against all that is varied, a panel each."""
     if not varied:
         return plots.left_out("retrograde-settings", "nothing is varied")
-    columns = min(3, len(varied))
-    rows, keys = -(-len(varied) // columns), tables.traces(runs.ends)[::-1]
-    width = plots.PAGE_WIDTH if columns > 1 else plots.COLUMN_WIDTH
-    with plots.figure(rows, columns, width, 1.2 + 2.0 * rows, sharey=True) as (figure, axes):
-        for axis, (name, frame) in zip(axes.flat, varied.items(), strict=False):
-            words = name not in ("delay_s", "fraction")
-            plots.means(axis, frame, name, keys=keys, scale=100, band=False, apart=0.08 if words else 0.02)
-            axis.set_xlabel(TITLES[name])
-            if words:
-                axis.tick_params(axis="x", labelrotation=20 if frame[name].nunique() > 3 else 0)
-                axis.set_xlim(-0.5, frame[name].nunique() - 0.5)
-        for axis in axes.flat[len(varied) :]:
-            axis.set_axis_off()
-        for axis in axes[:, 0]:
-            axis.set_ylabel("test accuracy (%)")
-        note = f"{runs.note}, unless the axis says otherwise."
-        note += plots.seeds(runs.ends, "Marks: means; dots: seeds; bars: their range.")
-        names = len(keys) if columns > 1 else 3
-        return plots.save(figure, folder, "retrograde-settings", note + tables.left_out(runs.ends), axes[0, 0], names)
+    columns, same = min(3, len(varied)), dict(keys=tables.traces(runs.ends)[::-1], scale=100, band=False)
+    words = [name for name in varied if name not in ("delay_s", "fraction")]
+    shown = [
+        dict(frame=frame, x=name, xlabel=TITLES[name], apart=0.08 if name in words else 0.02) | same
+        for name, frame in varied.items()
+    ]
+
+    def make_room(axes):
+        for axis, name in zip(axes.flat, varied, strict=False):
+            if name in words:
+                places = varied[name][name].nunique()
+                axis.tick_params(axis="x", labelrotation=20 if places > 3 else 0)
+                axis.set_xlim(-0.5, places - 0.5)
+
+    note = f"{runs.note}, unless the axis says otherwise."
+    note += plots.seeds(runs.ends, "Marks: means; dots: seeds; bars: their range.") + tables.left_out(runs.ends)
+    size = dict(columns=columns, names=len(same["keys"]) if columns > 1 else 3, finish=make_room)
+    return plots.panels(folder, "retrograde-settings", note, shown, "test accuracy (%)", **size)

@@ -5,7 +5,9 @@ each at several strengths, and measured on the test set: explained variance and 
 latents of a vector. Coders that differ in site, strength and seed are trained side by side.
 """
 
+import itertools
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -111,20 +113,15 @@ class Network(NamedTuple):
     test_y: jax.Array
 
 
-def conditions(options: Options, sites) -> list[Coder]:
-    """Every kind at every strength, site and seed; those that share a program stand together."""
-    return [
-        Coder(kind, strength, site, seed)
-        for site in sites
-        for kind in options.kinds
-        for strength in strengths(options, kind)
-        for seed in range(options.seeds)
-    ]
-
-
 def strengths(options: Options, kind: str) -> tuple[float, ...]:
     """What is varied of a kind, from little to much."""
     return tuple(map(float, options.k)) if "TopK" in kind else options.l0 if kind == "JumpReLU" else options.l1
+
+
+def conditions(options: Options, site: str) -> list[Coder]:
+    """Every kind at every strength and seed; those that share a program stand together."""
+    strong = [(kind, strength) for kind in options.kinds for strength in strengths(options, kind)]
+    return [Coder(*which, site, seed) for which in strong for seed in range(options.seeds)]
 
 
 def sparsity(kind: str, strength: float):
@@ -156,67 +153,51 @@ def train_network(options: Options, dataset) -> Network:
 
 def run(options: Options) -> pd.DataFrame:
     """Trains the network and the coders that are missing; the rows to report."""
+    names = ("dataset", "hidden", "network_steps", "examples", "latents", "steps", "batch", "learning_rate")
+    how = dict(config={name: getattr(options, name) for name in names}, batch=options.batch_conditions)
+    how |= dict(columns=COLUMNS | {"images": options.dataset}, static=["kind", "site"], describe=describe)
+    trained = {}
     with users_errors():
         dataset = datasets.load(options.dataset, options.data_dir)
         network = train_network(options, dataset)
         x = dataset.train_x[: options.examples]
-        x = x if options.dataset == "cifar10" else x.reshape(len(x), -1)
-        for i, (site, axis) in enumerate(network.sites.items()):
-            of_site = [one for one in conditions(options, [site]) if one.site == site]
-            how = dict(static=["kind", "site"], columns=COLUMNS | {"images": options.dataset})
-            how |= dict(config=config(options), batch=options.batch_conditions, fresh=options.fresh and i == 0)
-            stores = record(options, network, site, axis, x)
-            table = sweep.run(
-                options.folder,
-                of_site,
-                lambda kind, site, stores=stores, axis=axis: training(options, network, kind, site, axis, stores),
-                describe=lambda one: f"{one.kind} {one.strength:g} at {one.site}, seed {one.seed}",
-                stage=site,
-                **how,
-            )
-        every = sweep.load(options.folder)
-        names = {(one.kind, one.strength, one.site, one.seed) for one in conditions(options, network.sites)}
-        named = lambda record: tuple(record["columns"].get(n) for n in ("kind", "strength", "site", "seed"))  # noqa: E731
-        table = sweep.Table({key: record for key, record in every.records.items() if named(record) in names})
-    tables.write(options.folder)
-    return reported(table)
+        images = {"train": x if options.dataset == "cifar10" else x.reshape(len(x), -1)}
+        images["test"] = network.test_x[: options.examples]
+        for site in network.sites:
+            stores = {name: record(options, network, site, name, own) for name, own in images.items()}
+            make, fresh = partial(training, options, network, stores), options.fresh and not trained
+            table = sweep.run(options.folder, conditions(options, site), make, stage=site, fresh=fresh, **how)
+            trained |= table.records
+    return reported(sweep.Table(trained), options)
 
 
-def record(options: Options, network: Network, site: str, axis: int | None, x):
-    """Activations of training and test images at one site."""
-    folder, sets = options.folder / "activations", {"train": x, "test": network.test_x[: options.examples]}
-    short = lambda own: interpret.store.digest(network.model) + f"-{len(own)}"  # noqa: E731
-    return {
-        name: interpret.record(
-            folder / f"{site}-{name}-{short(own)}", network.model, site, own, *network.state, axis=axis
-        )
-        for name, own in sets.items()
-    }
+def describe(coder: Coder) -> str:
+    """A coder in words."""
+    return f"{coder.kind} {coder.strength:g} at {coder.site}, seed {coder.seed}"
 
 
-def config(options: Options) -> dict:
-    """All that runs depend on besides their conditions."""
-    names = ("dataset", "hidden", "network_steps", "examples", "latents", "steps", "batch", "learning_rate")
-    return {name: getattr(options, name) for name in names}
+def record(options: Options, network: Network, site: str, name: str, x):
+    """Activations of the training or test images at one site."""
+    path = options.folder / "activations" / f"{site}-{name}-{interpret.store.digest(network.model)}-{len(x)}"
+    return interpret.record(path, network.model, site, x, *network.state, axis=network.sites[site])
 
 
-def training(options: Options, network: Network, kind: str, site: str, axis, stores) -> sweep.Training:
+def training(options: Options, network: Network, stores: dict, kind: str, site: str) -> sweep.Training:
     """How coders of one kind are trained at one site, and what is measured of them."""
+    steps, test = options.steps, (network.test_x[: options.examples], network.test_y[: options.examples])
     settings = interpret.Settings(
-        steps=options.steps, latents=options.latents, batch=options.batch, dead_after=20 * options.batch
+        steps=steps, latents=options.latents, batch=options.batch, dead_after=20 * options.batch
     )
-    any_of_kind = sparsity(kind, strengths(options, kind)[0])
-    run = interpret.CoderRun(stores["train"], any_of_kind, settings, inputs=site)
-    losses = eqx.Partial(_losses, run, network.model, network.state, jnp.asarray(stores["test"].mean(site)), axis)
-    test = network.test_x[: options.examples], network.test_y[: options.examples]
+    run = interpret.CoderRun(stores["train"], sparsity(kind, strengths(options, kind)[0]), settings, inputs=site)
+    mean = jnp.asarray(stores["test"].mean(site))
+    losses = eqx.Partial(_losses, run, network.model, network.state, mean, network.sites[site])
     parts = [tuple(own[i : i + 1000] for own in test) for i in range(0, len(test[0]), 1000)]
-    at = [options.steps]
     measured = [
-        sweep.Evaluation(eqx.Partial(_quality, run, run.arrays(stores["test"])), at=at, prefix="test_"),
-        sweep.Evaluation(losses, at=at, over=parts, prefix="test_loss_"),
+        sweep.Evaluation(eqx.Partial(_quality, run, run.arrays(stores["test"])), at=[steps], prefix="test_"),
+        sweep.Evaluation(losses, at=[steps], over=parts, prefix="test_loss_"),
     ]
     hyper = lambda one: interpret.Hyperparameters(options.learning_rate, sparsity(one.kind, one.strength))  # noqa: E731
-    return sweep.Training(run.init, run.advance, measured, options.steps, options.steps, hyper)
+    return sweep.Training(run.init, run.advance, measured, steps, steps, hyper)
 
 
 # Runs and networks are arguments, not closures: their arrays would be constants of the program otherwise.
@@ -255,22 +236,17 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 def draw(ends: pd.DataFrame, options: Options) -> list[Path]:
     """A column for each layer: explained variance and loss recovered against L0."""
     sites = sorted(ends["site"].unique())
-    size = dict(width=max(plots.COLUMN_WIDTH, 2.4 * len(sites)), height=4.4, sharex="col")
-    size["width"] = plots.PAGE_WIDTH if len(sites) > 1 else plots.COLUMN_WIDTH
-    with plots.figure(len(METRICS), len(sites), **size) as (figure, axes):
-        for column, site in enumerate(sites):
-            for row, (metric, name) in enumerate(METRICS.items()):
-                axis = axes[row, column]
-                for kind in [kind for kind in KINDS if kind in set(ends["kind"])]:
-                    own = ends[(ends["site"] == site) & (ends["kind"] == kind)]
-                    means = own.groupby("strength")[["l0", metric]].mean().sort_values("l0")
-                    axis.plot(means["l0"], 100 * means[metric], **_STYLES[kind], label=kind)
-                    axis.plot(
-                        own["l0"], 100 * own[metric], ".", color=_STYLES[kind]["color"], markersize=2.5, alpha=0.6
-                    )
-                axis.set_xscale("log")
-                if column == 0:
-                    axis.set_ylabel(name)
+    width = plots.PAGE_WIDTH if len(sites) > 1 else plots.COLUMN_WIDTH
+    with plots.figure(len(METRICS), len(sites), width, 4.4, sharex="col") as (figure, axes):
+        for (row, metric), (column, site) in itertools.product(enumerate(METRICS), enumerate(sites)):
+            axis = axes[row, column]
+            for kind in (kind for kind in KINDS if kind in set(ends["kind"])):
+                own, style = ends[(ends["site"] == site) & (ends["kind"] == kind)], _STYLES[kind]
+                means = own.groupby("strength")[["l0", metric]].mean().sort_values("l0")
+                axis.plot(means["l0"], 100 * means[metric], **style, label=kind)
+                axis.plot(own["l0"], 100 * own[metric], ".", color=style["color"], markersize=2.5, alpha=0.6)
+            axis.set_xscale("log")
+            axes[row, 0].set_ylabel(METRICS[metric])
             axes[0, column].set_title(site, loc="left")
             axes[-1, column].set_xlabel("active latents of a vector (L0)")
         note = f"{tables.DATASETS[options.dataset]}, {options.latents} latents, {options.steps:,} steps of "

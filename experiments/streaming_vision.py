@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.common import checks, plots, tables, vision
 from experiments.common.checks import DT, STRETCH
 from experiments.common.conditions import Condition, set_to_delay
-from experiments.common.options import Gate, Orders, SelectionDelay, Vision
+from experiments.common.options import MNIST, Gate, Orders, SelectionDelay, Vision
 
 MODES = {"reset": "stretches start empty", "carry": "time goes on"}
 AXES = {
@@ -54,30 +54,30 @@ class Options(SelectionDelay, Orders, Gate, Vision):
     update_everys: tuple[int, ...] = (32, 128)
     """Images between two updates in the mode carry, divisors of the images of a run; elsewhere there are 128."""
 
+    @property
+    def mode(self) -> str:
+        """The strictest of the modes, for checks."""
+        return "reset" if "reset" in self.modes else "carry"
+
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.names("modes", self.modes)
-        strictest = "reset" if "reset" in self.modes else "carry"
-        checks.delays("delays", self.delays, strictest)
-        checks.delays("order_delay", (self.order_delay,), strictest)
-        checks.selection_delay(self, strictest)
+        checks.each("modes", self.modes)
+        checks.delays("delays", self.delays, self.mode)
+        checks.delays("order_delay", (self.order_delay,), self.mode)
         for name in ("run_lengths", "interpolations", "update_everys"):
             checks.each(name, getattr(self, name), lambda v: v >= 1, "at least 1")
         chosen = {self.selection_steps} if len(self.learning_rates) > 1 else set()
         for images in sorted(steps * STRETCH for steps in {self.steps, *chosen}):
-            for length in self.update_everys:
-                checks.require(
-                    "update_everys", images % length == 0, f"divisors of the {images} images of a run", length
-                )
+            divisors = f"divisors of the {images} images of a run"
+            checks.each("update_everys", self.update_everys, lambda v, n=images: n % v == 0, divisors)
 
 
 PRESETS = {
     "demo": Options(seeds=2, steps=600, learning_rates=(3e-3,)),
     "quick": Options(
-        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
-        delays=(2.0, 10.0), orders=(2, 10), order_delay=2.0, run_lengths=(1, 16, 64), update_everys=(128, 512),
-        learning_rates=(1e-3,), steps=1400,
+        preset="quick", delays=(2.0, 10.0), orders=(2, 10), order_delay=2.0, run_lengths=(1, 16, 64),
+        update_everys=(128, 512), learning_rates=(1e-3,), steps=1400, **MNIST,
     ),
 }  # fmt: skip
 
@@ -86,28 +86,19 @@ def conditions(options: Options) -> list[list[Condition]]:
     """Every trace at every delay in every mode; at one delay the same for all that is varied there; and backprop."""
     found, delay = [], options.order_delay
     for mode in options.modes:
-        for late in options.delays:
-            found += _compared(options, mode, late)
-        for length in options.run_lengths:
-            found += _compared(options, mode, delay, run_length=length)
-        for steps in options.interpolations:
-            found += _compared(options, mode, delay, interpolation=steps)
-    for images in options.update_everys if "carry" in options.modes else ():
-        found += _compared(options, "carry", delay, update_every=images)
+        varied = [(late, {}) for late in options.delays]
+        varied += [(delay, {"run_length": length}) for length in options.run_lengths]
+        varied += [(delay, {"interpolation": steps}) for steps in options.interpolations]
+        varied += [(delay, {"update_every": images}) for images in options.update_everys if mode == "carry"]
+        for late, change in varied:
+            # The gate compares errors of the mean over an update: scaled, it closes on the same images in all of them.
+            gate = options.error_gate * (STRETCH / change.get("update_every", STRETCH)) ** 2
+            # Backprop has nothing to carry: its modes are one unless batch norm tells them apart.
+            still = dict(mode="reset" if options.network == "mlp" else mode) | change
+            found.append(set_to_delay(options, "backprop", **still))
+            shown = dict(mode=mode, error_gate=gate) | change
+            found += [set_to_delay(options, *trace, late, **shown) for trace in options.delayed_traces]
     return [[condition] for condition in dict.fromkeys(found)]
-
-
-def _compared(options: Options, mode: str, delay: float, **varied) -> list[Condition]:
-    """Backprop and every trace."""
-    # The gate compares errors of the mean over an update: scaled, it closes on the same images in all of them.
-    gate = options.error_gate * (STRETCH / varied.get("update_every", STRETCH)) ** 2
-    # Backprop has nothing to carry: its modes are one unless batch norm tells them apart.
-    backprops = "reset" if options.network == "mlp" else mode
-    shown = dict(mode=mode, error_gate=gate, **varied)
-    return [
-        set_to_delay(options, "backprop", 0, 0.0, mode=backprops, **varied),
-        *(set_to_delay(options, *trace, delay, **shown) for trace in options.delayed_traces),
-    ]
 
 
 run = partial(vision.run, conditions)
@@ -158,56 +149,43 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     modes = [mode for mode in MODES if (late["mode"] == mode).any()]
     lines = {(varied, mode): line(ends, varied, mode, delay) for varied in AXES for mode in modes}
     # One delay is enough, since it is compared between modes and traces.
-    compared = {
-        varied: [m for m in modes if lines[varied, m][varied].nunique() > (varied != "delay_s")] for varied in AXES
-    }
+    compared = {v: [m for m in modes if lines[v, m][v].nunique() > (v != "delay_s")] for v in AXES}
     print(f"\nTest accuracy in %, {tables.settings(ends)}.{tables.left_out(ends)}")
     for varied in (name for name in AXES if compared[name]):
         title = AXES[varied] + ("" if varied == "delay_s" else f", delay {delay:g} s")
         own = {m: lines[varied, m] for m in modes if varied != "update_every" or m == "carry"}
         for mode, frame in own.items():
             print(tables.table(f"{title}: {mode}, {MODES[mode]}", frame, varied))
-        if len(own) > 1:
-            print(tables.table(f"{title}: carry less reset", _cost(own["carry"], own["reset"], varied), varied))
+        if len(own) > 1:  # what carrying changes, seed by seed
+            place, reset = ["trace", "order", varied, "seed"], own["reset"]
+            both = own["carry"][own["carry"]["trace"] != "backprop"].merge(reset, on=place, suffixes=("", "_reset"))
+            cost = both.assign(value=both["value"] - both["value_reset"]).dropna(subset=["value"])
+            print(tables.table(f"{title}: carry less reset", cost, varied))
     return draw(ends, lines, compared, delay, options.folder)
 
 
-def _cost(carry: pd.DataFrame, reset: pd.DataFrame, varied: str) -> pd.DataFrame:
-    """What carrying changes, seed by seed."""
-    place = ["trace", "order", varied, "seed"]
-    both = carry[carry["trace"] != "backprop"].merge(reset[[*place, "value"]], on=place, suffixes=("", "_reset"))
-    return both.assign(value=both["value"] - both["value_reset"]).dropna(subset=["value"])
-
-
 def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, folder: Path) -> list[Path]:
-    """Accuracy against delay, against the order of images, and against the images of an update."""
+    """Accuracy against delay, the order of images, and the images of an update; a column for each mode."""
     alike = f"Weights change every {STRETCH} images."
     blended = f"With n steps of {DT:g} s per image, blended into the next, the same time shows 1/n as many images."
     updates = "The same images in all: fewer to an update make more updates; the error gate is scaled to match."
-    modes, paths = compared["delay_s"], []
-    files = [
-        ("streaming-vision", ["delay_s"], modes, alike),
-        ("input-order", ["run_length", "interpolation"], modes, f"{alike} {blended}"),
+    paths = []
+    for name, varied, modes, text in (
+        ("streaming-vision", ["delay_s"], compared["delay_s"], alike),
+        ("input-order", ["run_length", "interpolation"], compared["delay_s"], f"{alike} {blended}"),
         ("update-every", ["update_every"], ["carry"], updates),
-    ]
-    for name, varied, shown, text in files:
-        rows = [one for one in varied if compared[one]]
+    ):
+        if not (rows := [one for one in varied if compared[one]]):
+            paths += plots.left_out(name, f"one value of {' and '.join(AXES[one] for one in varied)}")
+            continue
         at = "" if "delay_s" in rows else f" Delay {delay:g} s." if delay else ""
         note = f"{tables.settings(ends)}.{at} {text}{plots.seeds(ends)}{tables.left_out(ends)}"
-        panels = [[lines[one, mode] for mode in shown] for one in rows]
-        paths += _draw(panels, rows, shown, folder, name, note) if rows else plots.left_out(
-            name, f"one value of {' and '.join(AXES[one] for one in varied)}")  # fmt: skip
+        shown = [
+            dict(frame=lines[one, mode], x=one, xlabel=AXES[one], scale=100, keys=tables.traces(lines[one, mode])[::-1])
+            | dict(title=f"{mode}: {MODES[mode]}" if one == rows[0] else "")
+            for one in rows
+            for mode in modes
+        ]
+        size = dict(columns=len(modes), width=plots.COLUMN_WIDTH, height=1.7, margin=1.3)
+        paths += plots.panels(folder, name, note, shown, "test accuracy (%)", **size)
     return paths
-
-
-def _draw(panels: list[list], rows: list[str], modes: list[str], folder: Path, name: str, note: str) -> list[Path]:
-    """One figure: a row of panels for each thing varied, a column for each mode."""
-    with plots.figure(len(rows), len(modes), height=1.3 + 1.7 * len(rows), sharey=True) as (figure, axes):
-        for varied, row, frames in zip(rows, axes, panels, strict=True):
-            for axis, frame in zip(row, frames, strict=True):
-                plots.means(axis, frame, varied, scale=100, keys=tables.traces(frame)[::-1])
-                axis.set_xlabel(AXES[varied])
-            row[0].set_ylabel("test accuracy (%)")
-        for mode, axis in zip(modes, axes[0], strict=True):
-            axis.set_title(f"{mode}: {MODES[mode]}", loc="left", fontsize=7)
-        return plots.save(figure, folder, name, note, axes[0, 0])

@@ -48,6 +48,7 @@ def require_same_pictures(folder, other) -> list[str]:
     return names
 
 
-def trained(course, conditions, folder, static, batch=1):
+def trained(course, conditions, folder, batch=1):
     """The table of runs of one course, trained here."""
-    return sweep.run(folder, conditions, course.training, static=static, config=course.config(), batch=batch)
+    how = dict(static=course.static, config=course.config(), batch=batch)
+    return sweep.run(folder, conditions, course.training, **how)

@@ -1,7 +1,6 @@
 """One run of an experiment: what synapses remember, when credit comes, what is learned from, a rate and a seed."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from experiments.common.checks import STRETCH
@@ -27,8 +26,8 @@ class Condition:
     - `gate`, `fraction`, `threshold`: which images are salient: a share of them, or those of a loss above a threshold.
     - `placement`, `derivative`: when salient images count as seen, and how the derivative that errors pass is
       remembered.
-    - `method`, `learn_every`, `step_size`, `stretches`, `horizon`, `perturbation`: how the peak is learned, see
-      `experiments/learned_delay.py`.
+    - `method`, `learn_every`, `step_size`, `stretches`, `horizon`, `perturbation`: how a trace is learned, see
+      `experiments/common/learned.py`.
     """
 
     trace: str = "backprop"
@@ -67,25 +66,11 @@ WITHOUT_DELAY = ("backprop", "no delay")
 
 def changed(condition: Condition) -> dict[str, Any]:
     """The fields that are not as by default."""
-    values = {name: getattr(condition, name) for name in DEFAULTS}
-    return {name: value for name, value in values.items() if value != DEFAULTS[name]}
+    return {name: value for name, value in asdict(condition).items() if value != DEFAULTS[name]}
 
 
-def set_to_delay(options, trace: str, order: int, delay_s: float, **more) -> Condition:
-    """A condition with its trace set to the delay of credit, and images shown as the options say, if they do."""
-    names = ("mode", "update_every", "run_length", "interpolation")
-    shown = {name: getattr(options, name) for name in names if hasattr(options, name)}
-    return Condition(trace, order, delay_s, **({"peak_s": delay_s} | shown | more))
-
-
-def delayed_traces(
-    orders: Iterable[int], balanced: Iterable[int] = (), contrasts: Iterable[int] = ()
-) -> list[tuple[str, int]]:
-    """The traces compared everywhere, by kind and order, the delay line last."""
-    kinds = {"CET": orders, "balanced": balanced, "CET - ET": contrasts}
-    return [("ET", 1), *((kind, order) for kind, each in kinds.items() for order in each), ("delay line", 0)]
-
-
-def at_rates(groups: Iterable[list[Condition]], rates: Iterable[float]) -> list[list[Condition]]:
-    """Groups of candidates, each once with every learning rate to choose from."""
-    return [[replace(c, learning_rate=rate) for c in group for rate in rates] for group in groups]
+def set_to_delay(options, trace: str, order: int = 0, delay_s: float = 0.0, **more) -> Condition:
+    """A condition with its trace set to the delay of credit, and all else that the options say of every run."""
+    names = ("mode", "update_every", "run_length", "interpolation", *(["error_gate"] if trace != "backprop" else []))
+    shared = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    return Condition(trace, order, delay_s, **({"peak_s": delay_s} | shared | more))

@@ -21,17 +21,18 @@ THRESHOLD_ROOM = 0.1  # of a stretch, for images above a fixed threshold
 
 def make_trace(condition: Condition):
     """The condition's trace; see `Condition` for where it is set."""
+    order, peak = condition.order, condition.peak_s
     match condition.trace:
         case "ET":
-            return ExponentialTrace(condition.peak_s, DT)
+            return ExponentialTrace(peak, DT)
         case "CET":
-            return CascadingTrace(condition.order, condition.peak_s, DT)
+            return CascadingTrace(order, peak, DT)
         case "balanced" | "CET - ET":
-            return readout(condition.trace, condition.order, condition.peak_s, DT)
+            return readout(condition.trace, order, peak, DT)
         case "double exponential":
-            return DoubleExponentialTrace(condition.peak_s, condition.rise_s, condition.ratio, DT)
+            return DoubleExponentialTrace(peak, condition.rise_s, condition.ratio, DT)
         case _:  # backprop is a delay line without delay
-            return DelayLine(condition.peak_s, DT)
+            return DelayLine(peak, DT)
 
 
 def readout(trace: str, order: int, peak_s: float, dt: float, **options):
@@ -54,12 +55,13 @@ def make_delay(condition: Condition):
 
 def hyperparameters(condition: Condition) -> Hyperparameters:
     """What distinguishes the condition's training run, as arrays."""
+    reset = condition.mode == "reset"
     if condition.layers:
-        trace, gate, keep = _layerwise_traces(condition), make_gate(condition), condition.mode == "reset"
-        delay = LayerwiseDelay.stacked(condition.delay_s, condition.layers, DT, condition.delay_s, keep_late=keep)
+        trace, gate = _layerwise_traces(condition), make_gate(condition)
+        delay = LayerwiseDelay.stacked(condition.delay_s, condition.layers, DT, condition.delay_s, keep_late=reset)
     else:
         trace, delay, gate = make_trace(condition), make_delay(condition), None
-        trace = trace.tabulate(STRETCH if condition.mode == "reset" else trace.window(TAIL))
+        trace = trace.tabulate(STRETCH if reset else trace.window(TAIL))
     numbers = condition.learning_rate or 1.0, condition.error_gate, WEIGHT_DECAY  # that of a probe is of no account
     rate, error_gate, decay = map(jnp.asarray, numbers)
     return Hyperparameters(rate, trace, delay, error_gate, decay, gate)
@@ -67,27 +69,19 @@ def hyperparameters(condition: Condition) -> Hyperparameters:
 
 def _layerwise_traces(condition: Condition) -> tuple:
     """A trace for each layer, set to its own delay; the top layer's signal is at hand."""
-    layers = range(condition.layers)
-    peaks = [layer * condition.peak_s for layer in layers]
+    peaks = [layer * condition.peak_s for layer in range(condition.layers)]
     traces = [make_trace(replace(condition, peak_s=peak)) if peak else DelayLine(0.0, DT) for peak in peaks]
-    if condition.mode == "carry":
-        return tuple(trace.tabulate(trace.window(TAIL)) for trace in traces)
     # Every lag that a stretch can ask for, of the longest delays usually compared.
-    lags = condition.update_every + max(layers) * max(round(condition.delay_s / DT), COMMON_DELAY)
-    return tuple(trace.tabulate(lags) for trace in traces)
+    longest = (condition.layers - 1) * max(round(condition.delay_s / DT), COMMON_DELAY)
+    lags = condition.update_every + longest if condition.mode == "reset" else None
+    return tuple(trace.tabulate(lags or trace.window(TAIL)) for trace in traces)
 
 
 def make_gate(condition: Condition) -> gates.AbstractGate:
     """What picks the images that are learned from."""
-    fraction, placement = condition.fraction, condition.placement
-    match condition.gate:
-        case "quantile":
-            return gates.QuantileGate(fraction, placement)
-        case "random":
-            return gates.RandomGate(fraction, placement)
-        case "running":
-            return gates.RunningGate(fraction, placement=placement)
-        case "threshold":
-            return gates.ThresholdGate(condition.threshold, THRESHOLD_ROOM, placement)
-        case _:
-            return gates.NoGate(placement)
+    placement = condition.placement
+    if condition.gate == "threshold":
+        return gates.ThresholdGate(condition.threshold, THRESHOLD_ROOM, placement)
+    kinds = {"quantile": gates.QuantileGate, "random": gates.RandomGate, "running": gates.RunningGate}
+    kind = kinds.get(condition.gate)
+    return gates.NoGate(placement) if kind is None else kind(condition.fraction, placement=placement)

@@ -66,12 +66,7 @@ def figure(rows: int = 1, columns: int = 1, width: float = COLUMN_WIDTH, height:
 def save(drawn: Figure, folder: Path, name: str, note: str = "", legend: Axes | None = None, columns: int = 3):
     """Writes `name`.png and `name`.pdf into `folder`, atomically; returns their paths.
 
-    **Arguments:**
-
-    - `drawn`: the figure.
-    - `folder`, `name`: of its files.
-    - `note`: small print under the axes.
-    - `legend`: the axes whose names stand above the figure, in so many `columns`.
+    `note` is small print under the axes; names of the axes `legend` stand above the figure, in so many `columns`.
     """
     if legend is not None:
         drawn.legend(*legend.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
@@ -98,6 +93,40 @@ def left_out(name: str, why: str) -> list[Path]:
     return []
 
 
+def panels(folder: Path, name: str, note: str, shown: Sequence[dict], ylabel: str | list[str], *, columns: int = 1,
+           width: float = 0.0, height: float = 2.0, margin: float = 1.2, names: int = 3, finish: Callable | None = None,
+           **subplots) -> list[Path]:  # fmt: skip
+    """Writes a figure of panels of means, row by row; returns its paths.
+
+    **Arguments:**
+
+    - `folder`, `name`, `note`: as of `save`.
+    - `shown`: of each panel what `means` takes, and its `title` and `xlabel`.
+    - `width`: inches, of a page by default if there are `columns`; `height`: of a row; `margin`: of what is around.
+    - `ylabel`: of all rows, or of each; `names`: columns of the legend.
+    - `finish(axes)`: draws what else there is.
+    - `subplots`: what axes share; they share the y axis by default.
+    """
+    rows, width = -(-len(shown) // columns), width or (PAGE_WIDTH if columns > 1 else COLUMN_WIDTH)
+    subplots = dict(width=width, height=margin + height * rows, sharey=True) | subplots
+    with figure(rows, columns, **subplots) as (drawn, axes):
+        for axis, panel in zip(axes.flat, shown, strict=False):
+            of_means = {key: value for key, value in panel.items() if key not in ("title", "xlabel")}
+            means(axis, **of_means)
+            axis.set_title(panel.get("title", ""), loc="left", fontsize=8 if width > 2 * columns else 7)
+            axis.set_xlabel(panel["xlabel"])
+            if subplots.get("sharex") is True:
+                axis.label_outer()
+        for axis in axes.flat[len(shown) :]:
+            axis.set_axis_off()
+        for axis, text in zip(axes[:, 0], [ylabel] * rows if isinstance(ylabel, str) else ylabel, strict=True):
+            axis.set_ylabel(text)
+        if finish:
+            finish(axes)
+        named = max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+        return save(drawn, folder, name, note, named, names)
+
+
 def means(axis: Axes, frame: pd.DataFrame, x: str, *, keys: Sequence[tuple] | None = None, scale: float = 1.0,
           band: bool = True, apart: float = 0.0, linear: bool = False, ticks: bool = True,
           paper: pd.DataFrame | None = None) -> None:  # fmt: skip
@@ -105,7 +134,6 @@ def means(axis: Axes, frame: pd.DataFrame, x: str, *, keys: Sequence[tuple] | No
 
     **Arguments:**
 
-    - `axis`: to draw on.
     - `frame`: a row a run; runs without a `value` are left out.
     - `x`: the column, of numbers, drawn on a logarithmic axis unless `linear`, or of words, which no line joins.
     - `keys`: the traces in the order of the legend; by default those of the frame, ET first.
@@ -156,15 +184,9 @@ def _mean(axis: Axes, found: dict, beside: Callable, band: bool, style: dict, na
 
 
 def curves(axis: Axes, frame: pd.DataFrame, *, style: dict, name: str = "", scale: float = 1.0, **more) -> None:
-    """Each run thin against its steps, and their mean over the steps that all have.
+    """Each run thin against its steps, and their mean over the steps that all have, in this `style` and `more`.
 
-    **Arguments:**
-
-    - `axis`: to draw on.
-    - `frame`: rows of one metric: `run`, `step` and `value`; rows without a value are left out.
-    - `style`, `more`: of the mean; thin lines have its colour.
-    - `name`: in the legend.
-    - `scale`: of values.
+    `frame` has rows of one metric: `run`, `step` and `value`; rows without a value are left out.
     """
     table = scale * frame.dropna(subset=["value"]).pivot_table(index="step", columns="run", values="value")
     if table.empty:
@@ -177,15 +199,7 @@ def curves(axis: Axes, frame: pd.DataFrame, *, style: dict, name: str = "", scal
 
 
 def heat_map(axis: Axes, rows: Sequence[dict[float, float]], norm: Normalize, form: str) -> None:
-    """Rows of cells around their places on a logarithmic axis, coloured and written out.
-
-    **Arguments:**
-
-    - `axis`: to draw on.
-    - `rows`: from the bottom up, the value at each place.
-    - `norm`: of colours.
-    - `form`: how a value is written, as ".1f".
-    """
+    """Rows of cells, from the bottom up, around their places on a logarithmic axis, coloured by `norm`, written out."""
     colours = matplotlib.colormaps["viridis"]
     for level, row in enumerate(rows):
         if not row:
@@ -197,9 +211,8 @@ def heat_map(axis: Axes, rows: Sequence[dict[float, float]], norm: Normalize, fo
         for at in places:
             shade = colours(norm(row[at]))
             ink = "black" if np.dot(shade[:3], (0.3, 0.6, 0.1)) > 0.45 else "white"
-            box = dict(facecolor=shade, edgecolor="none", pad=0.3)
-            axis.text(at, level, f"{row[at]:{form}}", fontsize=5.5, ha="center", va="center", color=ink, bbox=box,
-                      zorder=3)  # fmt: skip
+            written = dict(fontsize=5.5, bbox=dict(facecolor=shade, edgecolor="none", pad=0.3), zorder=3)
+            axis.text(at, level, f"{row[at]:{form}}", ha="center", va="center", color=ink, **written)
     axis.set_xscale("log")
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_formatter("{x:g}")

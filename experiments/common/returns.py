@@ -1,4 +1,4 @@
-"""The tables and figures of control: returns and cosines, by trace and delay."""
+"""The tables and figures of control: returns and alignment, by trace and delay."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def settings(ends: pd.DataFrame) -> str:
     )
 
 
-def cosines(rows: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
+def alignment(rows: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
     """Of each run and layer, the mean cosine over the moments at which it was measured."""
     found = rows[(rows["metric"] == "alignment") & rows["run"].isin(ends["run"])]
     mean = found.groupby(["run", "layer"], as_index=False, sort=False)["value"].mean()
@@ -39,13 +39,11 @@ def cosines(rows: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
 def report(rows: pd.DataFrame, options: Control) -> list[Path]:
     """Prints the tables and writes the figures."""
     ends = select(rows)
-    late = ends[ends["trace"] != UNDELAYED[0]]
-    delays = sorted(set(late["delay_s"])) or [0.0]
+    delays = sorted(set(ends.loc[ends["trace"] != UNDELAYED[0], "delay_s"])) or [0.0]
+    spread, aligned = (tables.everywhere(frame, "delay_s", delays) for frame in (ends, alignment(rows, ends)))
     retrograde = (ends["scenario"] == "retrograde").any()
-    paper = tables.published(ends["dataset"].iloc[0], "mean return") if not retrograde else None
-    paper = paper if paper is None else tables.everywhere(paper, "delay_s", delays)
-    spread = tables.everywhere(ends, "delay_s", delays)
-    aligned = tables.everywhere(cosines(rows, ends), "delay_s", delays)
+    paper = tables.published(ends["dataset"].iloc[0], "mean return")
+    paper = None if retrograde else tables.everywhere(paper, "delay_s", delays)
     title = f"Mean return after training, {settings(ends)}.{tables.left_out(ends)}"
     print(tables.table(title, spread, "delay_s", "delay (s)", paper, scale=1))
     for layer, own in aligned.groupby("layer"):
@@ -58,16 +56,15 @@ def report(rows: pd.DataFrame, options: Control) -> list[Path]:
 
 def draw_final(spread: pd.DataFrame, paper: pd.DataFrame | None, options: Control) -> list[Path]:
     """Return after training against the delay, of each trace."""
-    with plots.figure(height=3.4) as (figure, axes):
-        axis = axes[0, 0]
-        plots.means(axis, spread, "delay_s", band=False, paper=paper)
-        axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
-        axis.set_xlabel("delay of credit (s)")
-        axis.set_ylabel(f"mean return of {options.episodes} episodes")
-        note = f"{settings(spread)}.{plots.seeds(spread, 'Marks: means; dots: seeds; bars: their range.')}"
-        shown = paper is not None and paper["delay_s"].isin(spread["delay_s"]).any()
-        note += tables.left_out(spread) + (plots.HOLLOW if shown else "")
-        return plots.save(figure, options.folder, options.name, note, axis)
+    shown = dict(frame=spread, x="delay_s", xlabel="delay of credit (s)", band=False, paper=paper)
+    note = f"{settings(spread)}.{plots.seeds(spread, 'Marks: means; dots: seeds; bars: their range.')}"
+    note += tables.left_out(spread)
+    note += plots.HOLLOW if paper is not None and paper["delay_s"].isin(spread["delay_s"]).any() else ""
+    from_zero = lambda axes: axes[0, 0].set_ylim(bottom=min(0.0, axes[0, 0].get_ylim()[0]))  # noqa: E731
+    how = dict(height=2.2, finish=from_zero)
+    return plots.panels(
+        options.folder, options.name, note, [shown], f"mean return of {options.episodes} episodes", **how
+    )
 
 
 def draw_curves(rows: pd.DataFrame, spread: pd.DataFrame, delays: list, retrograde: bool, options: Control):
@@ -91,10 +88,9 @@ def draw_curves(rows: pd.DataFrame, spread: pd.DataFrame, delays: list, retrogra
             axis.set_xlabel("frames")
             axis.xaxis.set_major_locator(MaxNLocator(4))
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        note = f"{settings(spread)}.{plots.seeds(spread, 'Thick: mean; thin: seeds.')}"
-        note += tables.left_out(spread)
-        names = len(keys) if wide else 3
-        return plots.save(figure, options.folder, f"{options.name}-curves", note, axes[0, 0], names)
+        note = f"{settings(spread)}.{plots.seeds(spread, 'Thick: mean; thin: seeds.')}{tables.left_out(spread)}"
+        name = f"{options.name}-curves"
+        return plots.save(figure, options.folder, name, note, axes[0, 0], len(keys) if wide else 3)
 
 
 def draw_alignment(aligned: pd.DataFrame, ends: pd.DataFrame, options: Control) -> list[Path]:
@@ -102,15 +98,13 @@ def draw_alignment(aligned: pd.DataFrame, ends: pd.DataFrame, options: Control) 
     name = f"{options.name}-alignment"
     if aligned["value"].isna().all():
         return plots.left_out(name, "it was not measured")
-    layers = sorted(set(aligned["layer"]))
-    aligned, several = aligned.assign(place=aligned["layer"].map(layers.index) + 1), aligned["delay_s"].nunique() > 1
-    panels = {f"layer {i + 1}": aligned[aligned["place"] == i + 1] for i in range(len(layers))} if several else {
-        "": aligned}  # fmt: skip
-    width, keys = plots.PAGE_WIDTH if several else plots.COLUMN_WIDTH, tables.traces(aligned)[::-1]
-    with plots.figure(1, len(panels), width, 3.0, sharey=True) as (figure, axes):
-        for axis, (title, own) in zip(axes[0], panels.items(), strict=True):
-            plots.means(axis, own, "delay_s" if several else "place", keys=keys, linear=not several)
-            axis.set(title=title, xlabel="delay of credit (s)" if several else "layer of the actor")
-        axes[0, 0].set_ylabel("cosine with the\nundelayed policy gradient")
-        note = f"{settings(ends)}. Mean over training, weights held.{plots.seeds(ends)}"
-        return plots.save(figure, options.folder, name, note, axes[0, 0], len(keys) if several else 3)
+    layers, keys = sorted(set(aligned["layer"])), tables.traces(aligned)[::-1]
+    several, aligned = aligned["delay_s"].nunique() > 1, aligned.assign(place=aligned["layer"].map(layers.index) + 1)
+    same = dict(frame=aligned, x="place", xlabel="layer of the actor", keys=keys, linear=True)
+    delay = dict(x="delay_s", xlabel="delay of credit (s)", linear=False)
+    shown = [same | delay | dict(frame=own, title=f"layer {i}") for i, own in aligned.groupby("place")]
+    shown, note = shown if several else [same], f"{settings(ends)}. Mean over training, weights held."
+    size = dict(columns=len(shown), height=1.8, names=len(keys) if several else 3)
+    size["width"] = plots.PAGE_WIDTH if several else plots.COLUMN_WIDTH
+    ylabel = "cosine with the\nundelayed policy gradient"
+    return plots.panels(options.folder, name, note + plots.seeds(ends), shown, ylabel, **size)

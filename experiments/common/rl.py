@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -13,15 +12,14 @@ import pandas as pd
 
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade, FixedDelay, LayerwiseDelay, sweep
 from cetsim.rl import ActorCriticRun, HostRun, Hyperparameters, Settings, environments, from_gymnasium, policy_alignment
-from experiments.common import checks, tables
+from experiments.common import checks, selection
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import readout
-from experiments.common.options import Sweep
-from experiments.common.selection import complete, users_errors
+from experiments.common.options import Orders, Sweep
+from experiments.common.selection import users_errors
 
 NAMES = {"cartpole": "CartPole-v1", "space_invaders": "MinAtar SpaceInvaders", "lunarlander": "LunarLander-v3"}
 UNDELAYED = ("no delay", 0)
-STATIC = ("trace", "order", "delay_s", "layers", "beta")
 POINTS = 50  # of a learning curve
 MEASURED = 5  # moments at which alignment is measured
 ROLLOUTS = 16  # over which alignment is measured
@@ -30,13 +28,10 @@ EVALUATION_KEY, ALIGNMENT_KEY = 1, 2  # folded into a run's key
 VALUE = 0.5  # weight of the critic's loss
 
 
-# The paper's settings (arXiv:2506.14598).
-
-
 class Paper(NamedTuple):
-    """How the paper trains in an environment: frames of a run, environments side by side, steps of each between two
-    updates, whether observations are split into positive and negative parts, whose rates fall to 0, the norm of traces,
-    the critic's networks, and the ends between which λ of every synapse is drawn.
+    """How the paper (arXiv:2506.14598) trains in an environment: frames of a run, environments side by side, steps of
+    each between two updates, whether observations are split into positive and negative parts, whose rates fall to 0,
+    the norm of traces, the critic's networks, and the ends between which λ of every synapse is drawn.
     """
 
     frames: int
@@ -50,11 +45,9 @@ class Paper(NamedTuple):
 
 
 PAPER = {
-    "cartpole": Paper(5_000_000, 4, 128, split=True, anneal="critic", normalization="peak"),
-    "lunarlander": Paper(5_000_000, 4, 128, split=True, anneal="none", normalization="area"),
-    "space_invaders": Paper(
-        10_000_000, 32, 32, split=False, anneal="none", normalization="peak", critic="conv", random_lam=(0.1, 0.99)
-    ),
+    "cartpole": Paper(5_000_000, 4, 128, True, "critic", "peak"),
+    "lunarlander": Paper(5_000_000, 4, 128, True, "none", "area"),
+    "space_invaders": Paper(10_000_000, 32, 32, False, "none", "peak", "conv", (0.1, 0.99)),
 }
 CHOICES = {"orders": (2, 5, 8, 10), "betas": (0.5, 0.7, 0.9, 0.99), "learning_rates": (1e-4, 2.5e-4, 5e-4, 9e-4)}
 AUTHORS_CODE = {
@@ -69,12 +62,9 @@ AUTHORS_CODE = {
 
 def authors(environment: str) -> dict:
     """All options of the authors' setting of an environment: those of their code, and of the environment's own."""
-    own = PAPER[environment]._asdict()
     names = ("frames", "anneal", "normalization", "critic", "random_lam")
-    return AUTHORS_CODE | CHOICES | {"environment": environment} | {name: own[name] for name in names}
-
-
-# Options.
+    own = {name: getattr(PAPER[environment], name) for name in names}
+    return AUTHORS_CODE | CHOICES | {"environment": environment} | own
 
 
 @dataclass(frozen=True)
@@ -121,9 +111,7 @@ class Agent:
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        for name in ("environments", "rollout"):
-            given = getattr(self, name)
-            checks.require(name, given is None or given >= 1, "at least 1", given)
+        checks.counts(self, *(name for name in ("environments", "rollout") if getattr(self, name) is not None))
         checks.each("hidden", self.hidden, lambda v: v >= 1, "at least 1", distinct=False)
         checks.each("critic_rate", (self.critic_rate,), lambda v: v > 0, "above 0")
         for name in ("discount", "lam"):
@@ -140,14 +128,14 @@ class Agent:
     @property
     def variant(self) -> str:
         """Options of the agent that are not as by default and have no column, such as `"anneal, lam=0.9"`."""
-        told = ("critic_rate", "environments", "rollout", "hidden", "form")
-        changed = {own.name: getattr(self, own.name) for own in fields(Agent) if own.name not in told}
-        changed = {name: value for name, value in changed.items() if value != getattr(Agent, name)}
+        written = ("critic_rate", "environments", "rollout", "hidden", "form")
+        values = {own.name: getattr(self, own.name) for own in fields(Agent) if own.name not in written}
+        changed = {name: value for name, value in values.items() if value != getattr(Agent, name)}
         return ", ".join(name if value is True else f"{name}={value}" for name, value in changed.items())
 
 
 @dataclass(frozen=True)
-class Control(Agent, Sweep):
+class Control(Agent, Orders, Sweep):
     """An agent in an environment, trained with several traces from credit that comes late."""
 
     dt = 0.2  # seconds a step takes
@@ -158,10 +146,6 @@ class Control(Agent, Sweep):
     """Length of a run, in steps over all environments."""
     orders: tuple[int, ...] = (2, 10)
     """Orders of the cascading traces, 2 to 64."""
-    balanced: tuple[int, ...] = ()
-    """Orders of cascades with a balanced readout of all stages, 3 to 64; exact ones (--cascade exact)."""
-    contrasts: tuple[int, ...] = ()
-    """Orders of cascades from which the exponential trace is taken away, areas alike, 2 to 64; exact ones."""
     betas: tuple[float, ...] = (0.9,)
     """Decays per step of the exponential trace to choose from, between 0 and 1."""
     learning_rates: tuple[float, ...] = (5e-4,)
@@ -184,19 +168,12 @@ class Control(Agent, Sweep):
         paper = PAPER[self.environment]
         return self.environments or paper.environments, self.rollout or paper.rollout
 
-    @property
-    def longest(self) -> float:
-        """The longest delay of any signal, in seconds."""
-        raise NotImplementedError
-
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
         checks.counts(self, "frames", "selection_frames", "episodes")
-        checks.orders(self.orders)
-        checks.readouts(self.balanced, self.contrasts)
-        exact = self.cascade == "exact" or not self.balanced + self.contrasts
-        checks.require("cascade", exact, "exact where all stages are read", self.cascade)
+        last = not self.balanced + self.contrasts
+        checks.require("cascade", last or self.cascade == "exact", "exact where all stages are read", self.cascade)
         checks.each("betas", self.betas, lambda v: 0 < v < 1, "above 0 and below 1")
         choice = len(self.learning_rates) * len(self.betas) > 1
         name = "selection_frames" if choice and self.selection_frames < self.frames else "frames"
@@ -204,9 +181,6 @@ class Control(Agent, Sweep):
         need = (round(self.longest / self.dt) // rollout + 1) * width * rollout
         why = f"at least {need}: whole updates, longer than the longest delay, {self.longest:g} s"
         checks.require(name, getattr(self, name) >= need, why, getattr(self, name))
-
-
-# Training.
 
 
 @dataclass(frozen=True)
@@ -221,7 +195,7 @@ class Setting:
     value: float = VALUE
 
 
-class Course:
+class Course(selection.Course):
     """Runs of one length, and what is measured of them.
 
     **Arguments:**
@@ -230,13 +204,14 @@ class Course:
     - `measured_on`: `"validation"` of runs that choose, where alignment is not measured, or `"test"`.
     """
 
+    static = ("trace", "order", "delay_s", "layers", "beta")
+
     def __init__(self, options: Control, measured_on: str):
-        self.options, self.measured_on = options, measured_on
-        self.environment = open_environment(options)
-        self.on_host = options.environment == "lunarlander"
+        super().__init__(options, measured_on)
+        self.network = "actor and critic " + "-".join(map(str, options.hidden))
+        self.environment, self.on_host = open_environment(options), options.environment == "lunarlander"
         self.frames_per_step = int(np.prod(options.sides))
-        frames = options.frames if measured_on == "test" else options.selection_frames
-        self.updates = frames // self.frames_per_step
+        self.updates = (options.frames if measured_on == "test" else options.selection_frames) // self.frames_per_step
 
     def settings(self) -> Settings:
         """What is compiled into a program."""
@@ -254,20 +229,19 @@ class Course:
         return Hyperparameters(condition.learning_rate, trace, delay, value=VALUE, **_known(Hyperparameters, options))
 
     def _trace(self, condition: Condition, delay: float):
-        options = self.options
+        options, own = self.options, (condition.order, delay, self.options.dt)
         if delay == 0 or condition.trace == "delay line":
             return DelayLine(delay, options.dt, delay)
         if condition.trace == "ET":
             read = "after" if options.cascade == "first_stage" else "before"
             return ExponentialTrace.from_decay(condition.beta, options.dt, read, options.normalization)
-        if condition.trace in ("balanced", "CET - ET"):
-            own, area = (
-                CascadingTrace(condition.order, delay, options.dt, "after", kind).weights(round(delay / options.dt))
-                for kind in (options.normalization, "area")
-            )  # both are normalised as the cascade itself
-            return readout(condition.trace, condition.order, delay, options.dt, read="after") * float(own / area)
         kind = FirstStageCascade if options.cascade == "first_stage" else CascadingTrace
-        return kind(condition.order, delay, options.dt, "after", options.normalization)
+        cascade = kind(*own, "after", options.normalization)
+        if condition.trace == "CET":
+            return cascade
+        # Normalised as the cascade itself.
+        size = [trace.weights(round(delay / options.dt)) for trace in (cascade, CascadingTrace(*own, "after"))]
+        return readout(condition.trace, *own, read="after") * float(size[0] / size[1])
 
     def training(self, **static) -> sweep.Training:
         """How conditions that differ in learning rate and seed alone are trained, and what is measured of them.
@@ -275,17 +249,12 @@ class Course:
         The trace is the same for all of them, and what depends on it: a constant of their program, so that the steps
         are known of which synapses remember the past.
         """
-        hyper = self.hyperparameters(Condition(**static, learning_rate=1.0))
-        run = (HostRun if self.on_host else ActorCriticRun)(self.environment, self.settings())
-        with_trace = lambda state: eqx.tree_at(  # noqa: E731
-            lambda state: (state.agent.hyper.trace, state.agent.hyper.delay), state, (hyper.trace, hyper.delay)
-        )
-        ends = np.unique(np.linspace(0, self.updates, POINTS + 1).round().astype(int))[1:].tolist()
-        saving = {}
-        if self.on_host:
-            saving["save"] = lambda state: ((run.save(state[0])[0], state[1]), run.save(state[0])[1])
-            saving["restore"] = lambda tree, notes: (run.restore(tree[0], notes), tree[1])
-            with_trace = lambda state: state  # noqa: E731
+        hyper, on_host = self.hyperparameters(Condition(**static, learning_rate=1.0)), self.on_host
+        run = (HostRun if on_host else ActorCriticRun)(self.environment, self.settings())
+        traces = lambda state: (state.agent.hyper.trace, state.agent.hyper.delay)  # noqa: E731
+
+        def with_trace(state):
+            return state if on_host else eqx.tree_at(traces, state, (hyper.trace, hyper.delay))
 
         def init(rate, key):
             return run.init(eqx.tree_at(lambda hyper: hyper.learning_rate, hyper, rate), key), key
@@ -297,9 +266,15 @@ class Course:
             measured = {"return": mean, "entropy": progress.entropy, "value_loss": progress.value_loss}
             return (after, state[1]), measured
 
+        def save(state):
+            tree, notes = run.save(state[0])
+            return (tree, state[1]), notes
+
+        saving = dict(save=save, restore=lambda tree, notes: (run.restore(tree[0], notes), tree[1])) if on_host else {}
+        ends = np.unique(np.linspace(0, self.updates, POINTS + 1).round().astype(int))[1:].tolist()
         measured = self._evaluations(run, with_trace, {*ends[POINTS // MEASURED - 1 :: POINTS // MEASURED]})
         rate = lambda condition: jnp.asarray(condition.learning_rate)  # noqa: E731
-        how = dict(frames_per_step=self.frames_per_step, on_host=self.on_host, **saving)
+        how = dict(frames_per_step=self.frames_per_step, on_host=on_host, **saving)
         return sweep.Training(init, advance, measured, self.updates, ends, rate, **how)
 
     def _evaluations(self, run, with_trace: Callable, at: set[int]) -> list[sweep.Evaluation]:
@@ -312,13 +287,11 @@ class Course:
         def align(state):
             frames = state[0].agent.step * self.frames_per_step
             key = jax.random.fold_in(jax.random.fold_in(state[1], ALIGNMENT_KEY), frames)
-            cosines = policy_alignment(run, with_trace(state[0]), key, ROLLOUTS)
-            return {"alignment": {f"layers.{i}": cosines[i] for i in range(cosines.shape[0])}}
+            alignment = policy_alignment(run, with_trace(state[0]), key, ROLLOUTS)
+            return {"alignment": {f"layers.{i}": alignment[i] for i in range(alignment.shape[0])}}
 
-        ended = [
-            sweep.Evaluation(returns, at=[self.updates]),
-            sweep.Evaluation(lambda state: {"diverged": state[0].agent.diverged}, at=[self.updates]),
-        ]
+        diverged = lambda state: {"diverged": state[0].agent.diverged}  # noqa: E731
+        ended = [sweep.Evaluation(function, at=[self.updates]) for function in (returns, diverged)]
         aligned = sweep.Evaluation(align, at=sorted({*at, self.updates}))
         return [aligned, *ended] if self.measured_on == "test" else ended
 
@@ -327,18 +300,14 @@ class Course:
         options = self.options
         return Setting(options.environment, self.measured_on, options.agent, options.episodes, options.dt)
 
+    def score(self, values: dict[str, float]) -> float:
+        """The mean return."""
+        return values["validation_return"]
+
     def columns(self, condition: Condition) -> dict:
         """What rows of a run say besides its condition."""
-        scenario = "retrograde" if condition.layers else "behavioral"
-        return {
-            "experiment": self.options.name,
-            "scenario": "none" if condition.trace == UNDELAYED[0] else scenario,
-            "dataset": self.options.dataset,
-            "network": "actor and critic " + "-".join(map(str, self.options.hidden)),
-            "form": self.options.form,
-            "critic_rate": self.options.critic_rate,
-            "variant": self.options.variant,
-        }
+        more = {"critic_rate": self.options.critic_rate, "variant": self.options.variant}
+        return super().columns(condition) | more
 
 
 def _known(kind: type, options: Agent) -> dict[str, Any]:
@@ -358,39 +327,20 @@ def open_environment(options: Control):
     return environments.split_signs(own) if split else own
 
 
-def run(
-    conditions: Callable[[Control], list[Condition]],
-    options: Control,
-    *,
-    trial: Callable[[Control, Condition], Condition] = lambda options, condition: condition,
-) -> pd.DataFrame | None:
-    """Chooses settings, trains what is not finished and records it.
-
-    **Arguments:**
-
-    - `conditions`: of options, what is compared.
-    - `options`: of the experiment.
-    - `trial`: of options and a condition, the one in which its settings are chosen, such as one of another delay.
+def run(conditions: Callable[[Control], list[Condition]], options: Control) -> pd.DataFrame | None:
+    """Chooses settings, trains what is not finished and records it; `conditions`, of options, are compared.
 
     **Returns:** the tidy rows of the runs reported; None in shards that leave the report to the first.
     """
     with users_errors():
         courses = {measured_on: Course(options, measured_on) for measured_on in ("validation", "test")}
-        groups = [_candidates(options, condition) for condition in conditions(options)]
+        groups = [candidates(options, condition) for condition in conditions(options)]
         for condition in (one for group in groups for one in group):
             courses["test"].hyperparameters(condition)
-    score = lambda values: values["validation_return"]  # noqa: E731
-    how = dict(static=STATIC, score=score, describe=_describe, trial=partial(trial, options))
-    return complete(options, groups, courses, **how)
+    return selection.complete(courses, groups)
 
 
-def _candidates(options: Control, condition: Condition) -> list[Condition]:
+def candidates(options: Control, condition: Condition) -> list[Condition]:
     """The condition with each learning rate and, for the exponential trace, each β to choose from."""
     betas = options.betas if condition.trace == "ET" else (0.0,)
     return [replace(condition, learning_rate=rate, beta=beta) for beta in betas for rate in options.learning_rates]
-
-
-def _describe(condition: Condition) -> str:
-    where = tables.label(condition.trace, condition.order)
-    where += f" at {condition.delay_s:g} s" if condition.delay_s else ""
-    return where + (f", β {condition.beta:g}" if condition.beta else "")

@@ -1,6 +1,5 @@
 """Tables of results: reading and writing them, what runs ended with, one printed form, and the paper's numbers."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,22 +20,6 @@ _PAPERS_TASKS = {"LunarLander-v3": "LunarLander-v2", "MinAtar SpaceInvaders": "M
 _RANK = (*WITHOUT_DELAY, "delay line", "balanced", "CET - ET", "CET", "double exponential", "ET")
 
 
-# Files.
-
-
-def require_writable(folder: Path) -> None:
-    """Makes `folder` and writes a file there once, so that an unwritable one is found before any training.
-
-    **Raises:** UserError if that fails.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"the output folder {folder} cannot be written: {error.strerror or error}") from error
-
-
 def read(path: Path) -> pd.DataFrame:
     """Rows of a results.csv, of this version or an older one.
 
@@ -48,10 +31,10 @@ def read(path: Path) -> pd.DataFrame:
         rows = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if absent := [name for name in NEEDED if name not in rows]:
-        raise UserError(f"{path} lacks the columns {', '.join(absent)}")
-    for name in ("order", "delay_s", "step", "value"):
-        if not pd.api.types.is_numeric_dtype(rows[name]):
+    for name in NEEDED:
+        if name not in rows:
+            raise UserError(f"{path} lacks the column {name}")
+        if name not in ("trace", "metric") and not pd.api.types.is_numeric_dtype(rows[name]):
             raise UserError(f"{path} must hold numbers in the column {name}, got {rows[name].iloc[0]!r}")
     return tidy(rows)
 
@@ -87,14 +70,10 @@ def of_options(rows: pd.DataFrame, options: Files) -> pd.DataFrame:
 def write(folder: Path) -> None:
     """Regenerates results.csv from all that is recorded in a folder, without columns that hold defaults alone."""
     rows = sweep.load(folder).rows
-    plain = [name for name, value in DEFAULTS.items() if name in rows and (rows[name].dropna() == value).all()]
-    first = ["experiment", "scenario", "dataset", "network", "form"]
-    order = [name for name in first if name in rows] + [name for name in rows if name not in first]
-    kept = [name for name in order if name not in plain or name in NEEDED]
+    varied = [n for n in rows if n in NEEDED or n not in DEFAULTS or (rows[n].dropna() != DEFAULTS[n]).any()]
+    first = ("experiment", "scenario", "dataset", "network", "form")
+    kept = sorted(varied, key=lambda name: first.index(name) if name in first else len(first))
     write_atomic(folder / "results.csv", rows[kept].to_csv(index=False, lineterminator="\n"))
-
-
-# What runs ended with.
 
 
 def finals(rows: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
@@ -113,6 +92,11 @@ def finals(rows: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
 def diverged(rows: pd.DataFrame) -> set:
     """The runs that diverged."""
     return set(rows.loc[(rows["metric"] == "diverged") & (rows["value"] > 0), "run"])
+
+
+def last(rows: pd.DataFrame, metric: str) -> pd.Series:
+    """The last value of a metric in the table of each run, by run."""
+    return rows[rows["metric"] == metric].drop_duplicates("run", keep="last").set_index("run")["value"]
 
 
 def like_last(frame: pd.DataFrame, names: Sequence[str], **asked) -> pd.DataFrame:
@@ -143,16 +127,15 @@ def everywhere(frame: pd.DataFrame, across: str, values: Sequence) -> pd.DataFra
 
 def traces(frame: pd.DataFrame) -> list[tuple[str, int]]:
     """The traces of a frame, the one that remembers best first."""
-    found = set(zip(frame["trace"], frame["order"].astype(int), strict=True))
-    return sorted(found, key=lambda key: (_RANK.index(key[0]), -key[1]))
+    return sorted(
+        set(zip(frame["trace"], frame["order"].astype(int), strict=True)),
+        key=lambda key: (_RANK.index(key[0]), -key[1]),
+    )
 
 
 def of_trace(frame: pd.DataFrame, key: tuple[str, int]) -> pd.DataFrame:
     """The rows of a trace."""
     return frame[(frame["trace"] == key[0]) & (frame["order"] == key[1])]
-
-
-# Words.
 
 
 def label(trace: str, order: float) -> str:
@@ -173,18 +156,11 @@ def subject(frame: pd.DataFrame) -> str:
 
 def plural(count: int, thing: str) -> str:
     """A number of things."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+    return f"{count:,} {thing}{'s' * (count != 1)}"
 
 
 def settings(frame: pd.DataFrame, gated: bool = True, images: int = STRETCH) -> str:
-    """What the runs of a frame have in common, for titles and captions.
-
-    **Arguments:**
-
-    - `frame`: a row a run.
-    - `gated`: whether to name the error gate.
-    - `images`: of a step.
-    """
+    """What runs, a row each, have in common, for captions: `gated` if by the error gate too; `images` are of a step."""
     late = frame[~frame["trace"].isin(WITHOUT_DELAY)]
     gate = f", {gate_name((late if len(late) else frame)['error_gate'].iloc[-1])}" if gated else ""
     steps = " or ".join(f"{step:,}" for step in sorted(set(frame["step"])))
@@ -200,29 +176,18 @@ def left_out(frame: pd.DataFrame) -> str:
     return f" Left out: {plural(lost, 'run')} that diverged." if lost else ""
 
 
-# Printed tables.
-
-
 def cell(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
     """Mean ± standard deviation, and how many of the runs diverged (have NaN)."""
     values = np.asarray(values, float)
     sound = scale * values[~np.isnan(values)]
-    if not values.size or not sound.size:
+    if not sound.size:
         return "diverged" if values.size else ""
     text = f"{sound.mean():.{digits}f}" + (f" ± {sound.std(ddof=1):.{digits}f}" if sound.size > 1 else "")
     return text + (f" ({values.size - sound.size} div.)" if sound.size < values.size else "")
 
 
 def text(title: str, head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]], width: int = 14) -> str:
-    """A table as it is printed.
-
-    **Arguments:**
-
-    - `title`: above it.
-    - `head`: name of the rows, then of each column.
-    - `body`: name of a row and its cells.
-    - `width`: of a cell, in letters.
-    """
+    """A table as it is printed: `head` names the rows, then each column; `body` has a row's name and its cells."""
     first = max(len(name) for name in (head[0], *(name for name, _ in body))) + 2
     lines = [(head[0], head[1:]), *body]
     return "\n".join(
@@ -236,39 +201,29 @@ def table(title: str, frame: pd.DataFrame, across: str, head: str = "", paper: p
 
     **Arguments:**
 
-    - `title`: above it.
     - `frame`: a row a run, with its `value`.
-    - `across`: the column whose values head the table's columns.
-    - `head`: what they are called.
+    - `across`: the column whose values head the table's columns; `head`: what they are called.
     - `paper`: published values, from `published`.
-    - `scale`, `digits`: of the values.
     """
     places, body = list(dict.fromkeys(frame[across].sort_values())), []
     for key in traces(frame):
-        own = of_trace(frame, key)
-        body.append((label(*key), [cell(own.loc[own[across] == place, "value"], scale, digits) for place in places]))
-        theirs = [] if paper is None else of_trace(paper, key)
-        theirs = [theirs.loc[theirs[across] == place, "value"] for place in places] if len(theirs) else []
-        if any(len(values) for values in theirs):
-            body.append(("  paper", ["" if values.empty else f"{scale * values.iloc[0]:.0f}" for values in theirs]))
+        at = dict(list(of_trace(frame, key).groupby(across)["value"]))
+        body.append((label(*key), [cell(at.get(place, ()), scale, digits) for place in places]))
+        theirs = {} if paper is None else of_trace(paper, key).groupby(across)["value"].first()
+        theirs = [f"{scale * theirs[place]:.0f}" if place in theirs else "" for place in places]
+        if any(theirs):
+            body.append(("  paper", theirs))
     return text(title, [head, *(place if isinstance(place, str) else f"{place:g}" for place in places)], body)
 
 
-# The paper's numbers.
-
-
 def published(task: str, metric: str, scenario: str = "behavioral") -> pd.DataFrame:
-    """The paper's values of a task, as rows of `trace`, `order`, `delay_s` and `value`.
+    """The paper's values of a dataset or environment, as rows of `trace`, `order`, `delay_s` and `value`.
 
-    **Arguments:**
-
-    - `task`: a dataset or environment, as in our tables.
-    - `metric`: "test accuracy", "top-1 accuracy", "mean return", ...
-    - `scenario`: with those of no delay, whose trace is named as in our tables.
+    Those of no delay are among them in every scenario, their trace named as in our tables.
     """
     rows = pd.read_csv(Path(__file__).with_name("paper.csv"))
     name = _PAPERS_TASKS.get(task, DATASETS.get(task, task))
     rows = rows[(rows["task"] == name) & (rows["metric"] == metric) & rows["scenario"].isin([scenario, "none"])]
-    still = "backprop" if task in DATASETS else "no delay"
-    found = rows.assign(trace=rows["trace"].replace("backprop", still), order=rows["order"].fillna(0).astype(int))
-    return found.assign(order=found["order"].where(found["trace"] != still, 0))[["trace", "order", "delay_s", "value"]]
+    still = rows["trace"] == "backprop"
+    trace = rows["trace"].mask(still, "backprop" if task in DATASETS else "no delay")
+    return rows.assign(trace=trace, order=rows["order"].mask(still, 0))[["trace", "order", "delay_s", "value"]]

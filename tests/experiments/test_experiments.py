@@ -17,8 +17,8 @@ from cetsim.supervised import SupervisedRun
 from experiments import __main__ as entry
 from experiments import behavioral_vision
 from experiments.behavioral_vision import PRESETS, Options
-from experiments.common import command_line, tables, vision
-from experiments.common.conditions import Condition, at_rates, set_to_delay
+from experiments.common import command_line, selection, tables, vision
+from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import Sweep, Vision
 
 pytestmark = pytest.mark.slow
@@ -300,13 +300,10 @@ def test_learning_rates_are_chosen_at_one_delay_if_so_wanted(tmp_path):
 
 
 def test_trials_at_one_delay_keep_the_peak_in_proportion():
-    options = Options(selection_delay=2.0, learning_rates=(1e-3, 1e-2))
-    group = [set_to_delay(options, "CET", 6, 0.4, peak_s=0.6), set_to_delay(options, "backprop", 0, 0.0)]
-    (candidates,) = at_rates([group], options.learning_rates)
-    trials = [vision.at_selection_delay(options, candidate) for candidate in candidates]
-    assert [(t.delay_s, t.peak_s, t.learning_rate) for t in trials] == [
-        (2.0, 3.0, 1e-3), (2.0, 3.0, 1e-2), (0.0, 0.0, 1e-3), (0.0, 0.0, 1e-2)
-    ]  # fmt: skip
+    options = Options(selection_delay=2.0)
+    candidates = [set_to_delay(options, "CET", 6, 0.4, peak_s=0.6), set_to_delay(options, "backprop")]
+    trials = [selection.at_selection_delay(options, candidate) for candidate in candidates]
+    assert [(t.delay_s, t.peak_s) for t in trials] == [(2.0, 3.0), (0.0, 0.0)]
 
 
 def random_data(pixels: int = 9):
@@ -319,7 +316,7 @@ def random_data(pixels: int = 9):
 def test_a_run_keeps_its_name(tmp_path):
     # Hashes are what finished runs are found by: a change of this one makes everybody run everything again.
     course = vision.Course(Options(hidden=(5,), steps=1), random_data(), "test")
-    table = trained(course, [Condition("CET", 6, 2.0, 1e-3, 1, 2.0, error_gate=1e-8)], tmp_path, vision.STATIC)
+    table = trained(course, [Condition("CET", 6, 2.0, 1e-3, 1, 2.0, error_gate=1e-8)], tmp_path)
     assert list(table.records) == ["e2c40fdbd64a6f5b"]
 
 
@@ -331,8 +328,8 @@ def test_conditions_share_one_program_and_do_not_depend_on_who_is_trained_beside
     ]
     traced, advance = [], SupervisedRun.advance
     monkeypatch.setattr(SupervisedRun, "advance", lambda *args: traced.append(args) or advance(*args))
-    alone = trained(course, conditions, tmp_path / "alone", vision.STATIC).rows
-    together = trained(course, conditions, tmp_path / "together", vision.STATIC, batch=2).rows
+    alone = trained(course, conditions, tmp_path / "alone").rows
+    together = trained(course, conditions, tmp_path / "together", batch=2).rows
     assert len(traced) <= 2 * 2  # for each width, not for each condition and step: traced for its shape, then compiled
     key = ["run", "metric", "layer", "step"]
     alone, together = (rows[rows["metric"] != "wall_s"].sort_values(key) for rows in (alone, together))

@@ -126,7 +126,7 @@ def test_a_stream_of_random_delays_runs(tmp_path):
     options = Options(mean=0.4, spreads=(0.8,), distributions=("gamma",), hidden=(4,), mode="carry", steps=2)
     course = vision.Course(options, datasets.Dataset("random", images, labels, images, labels), "test")
     condition = replace(random_delay.conditions(options)[-1][0], learning_rate=1e-3)
-    table = trained(course, [condition], tmp_path, vision.STATIC)
+    table = trained(course, [condition], tmp_path)
     assert table.final("diverged") == 0
     assert {"test_accuracy", "alignment"} <= set(table.rows["metric"])
 

@@ -88,7 +88,7 @@ def test_a_run_of_more_frequent_updates_sees_as_many_images():
     few = np.zeros((256, 1, 2, 2), np.float32), np.arange(256, dtype=np.int32) % 3
     course = vision.Course(replace(OPTIONS, steps=10), datasets.Dataset("few", *few, *few), "test")
     for condition in conditions_of(OPTIONS):
-        settings = course.supervised(**{name: getattr(condition, name) for name in vision.STATIC}).settings
+        settings = course.supervised(**{name: getattr(condition, name) for name in vision.Course.static}).settings
         assert settings.steps * settings.batch == 10 * 128
         assert settings.batch == condition.update_every
 
@@ -186,7 +186,7 @@ def test_a_stream_of_blended_images_with_frequent_updates_runs(tmp_path):
     course = vision.Course(options, datasets.Dataset("random", images, labels, images, labels), "test")
     condition = replace(conditions_of(options)[-1], learning_rate=1e-3, interpolation=2, run_length=5)
     assert (condition.mode, condition.update_every) == ("carry", 64)
-    table = trained(course, [condition], tmp_path, vision.STATIC)
+    table = trained(course, [condition], tmp_path)
     assert table.final("diverged") == 0
     rows = table.rows
     assert rows.loc[rows["metric"] == "test_accuracy", "step"].max() == 4  # updates of 64 images, in two stretches

@@ -167,7 +167,7 @@ def test_families_without_a_sound_run_are_drawn_empty(tmp_path, capsys):
         (("--time-constants", "1", "0"), "--time-constants must be above 0, got 0"),
         (("--time-constants", "1", "2"), "--orders must be as many with --peaks as the 2 of --time-constants"),
         (("--orders", "2", "4"), "--orders must be as many with --peaks as the 12 of --time-constants: every family"),
-        (("--rises", "0.5"), "--rises must be with --depressions as many with --peaks as the 12 of --time-constants"),
+        (("--rises", "0.5"), "--rises must be as many with --depressions and --peaks as the 12 of --time-constants"),
         (("--rises", "0.5", "1"), "--rises must be above 0 and at most 0.99, got 1"),
         (("--depressions", "0", "1"), "--depressions must be 0 to 0.95, got 1"),
         (("--depressions", "-0.1"), "--depressions must be 0 to 0.95, got -0.1"),
