@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 
@@ -30,13 +30,8 @@ class Options(Delays, SelectionDelay, Orders, Vision):
     100 epochs, for a GPU."""
     delays: tuple[float, ...] = (0.2, 2.0, 6.0, 10.0)
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
-    error_gates: tuple[float, ...] = (1e-8,)
+    error_gates: Annotated[tuple[float, ...], checks.NOT_NEGATIVE] = (1e-8,)
     """Squared error norms at or below which a layer's activity leaves no trace; 0 turns the gate off."""
-
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        checks.each("error_gates", self.error_gates, lambda v: v >= 0, "at least 0")
 
 
 # The longer a run, the lower the best learning rate, the more so the noisier the trace: runs that choose it must not
@@ -101,7 +96,7 @@ def draw(panels: dict[float, pd.DataFrame], paper: pd.DataFrame, folder: Path) -
     frame, same = pd.concat(panels.values()), dict(x="delay_s", scale=100, paper=paper)
     same["xlabel"] = "delay of the learning signal (s)"
     titles = [tables.gate_name(gate) for gate in panels] if len(panels) > 1 else [""]
-    shown = [same | dict(frame=own, title=title) for own, title in zip(panels.values(), titles, strict=True)]
+    shown = [same | dict(frame=runs, title=title) for runs, title in zip(panels.values(), titles, strict=True)]
     note = f"{tables.settings(frame, gated=len(panels) == 1)}.{plots.seeds(frame)}{tables.left_out(frame)}"
     note, size = note + (plots.HOLLOW if len(paper) else ""), dict(height=2.2, margin=1.0, sharex=True)
     return plots.panels(folder, "behavioral-vision", note, shown, "test accuracy (%)", **size)

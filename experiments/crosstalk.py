@@ -105,8 +105,8 @@ def select(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a kernel and layer: its parts and cosines, means over seeds, and the `accuracy` that it trains to."""
     last, key = rows["step"] == rows.groupby("run")["step"].transform("max"), ["trace", "order", "peak_s"]
     trained = rows.loc[(rows["trace"] == "backprop") & (rows["metric"] == "test_accuracy"), "run"].unique()
-    own = rows[last & rows["run"].isin(trained) & rows["metric"].isin(MEASURED) & (rows["trace"] != "backprop")]
-    table = own.pivot_table(index=[*key, "layer"], columns="metric", values="value").reset_index()
+    of_layer = rows[last & rows["run"].isin(trained) & rows["metric"].isin(MEASURED) & (rows["trace"] != "backprop")]
+    table = of_layer.pivot_table(index=[*key, "layer"], columns="metric", values="value").reset_index()
     table["expected"] = table[list(measures.PARTS)].sum(axis=1)
     table["kernel"] = [tables.label(*which) for which in zip(table["trace"], table["order"], strict=True)]
     table.loc[table["trace"] == "ET", "kernel"] += table["peak_s"].map(", τ {:g} s".format)
@@ -120,11 +120,11 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     body = [(row["kernel"], [f"{row[c]:.3g}" for c in (*MEASURED, "accuracy")]) for row in first.to_dict("records")]
     title = f"Squares relative to the signal's, cosines and accuracy, {settings}"
     print(tables.text(title, ["first layer", *MEASURED, "accuracy"], body, width=18))
-    for layer, own in frame.groupby("layer"):
-        own = own[own["expected"] > 0]
-        ratio = np.exp(np.abs(np.log(own["expected"] / own["crosstalk"])).mean())
-        error = np.abs(own["predicted"] - own["alignment"])
-        ranks = own[["expected", "alignment", "accuracy"]].rank().corr()["accuracy"]
+    for layer, of_layer in frame.groupby("layer"):
+        of_layer = of_layer[of_layer["expected"] > 0]
+        ratio = np.exp(np.abs(np.log(of_layer["expected"] / of_layer["crosstalk"])).mean())
+        error = np.abs(of_layer["predicted"] - of_layer["alignment"])
+        ranks = of_layer[["expected", "alignment", "accuracy"]].rank().corr()["accuracy"]
         print(
             f"{layer}: crosstalk predicted within a factor of {ratio:.2f}, the cosine within {error.mean():.3f} "
             f"(at most {error.max():.3f}); rank correlation of accuracy with predicted crosstalk "
@@ -145,8 +145,11 @@ def draw(frame: pd.DataFrame, first: pd.DataFrame, settings: str, folder: Path) 
         bars.set_yticks(places, first["kernel"], fontsize=6)
         bars.set(xscale="symlog", xlabel="square of the error / of the signal, first layer")
         for key, style in plots.styles(tables.traces(frame)).items():
-            own, dot = tables.of_trace(frame, key), dict(color=style["color"], marker=style["marker"], linestyle="")
-            squares.loglog(own["expected"], own["crosstalk"], **dot)
+            of_layer, dot = (
+                tables.of_trace(frame, key),
+                dict(color=style["color"], marker=style["marker"], linestyle=""),
+            )
+            squares.loglog(of_layer["expected"], of_layer["crosstalk"], **dot)
             top = tables.of_trace(first, key)
             trained.semilogx(top["expected"], top["accuracy"], **dot)
         ends = [frame.loc[frame["expected"] > 0, "expected"].min(), frame["expected"].max()]

@@ -86,10 +86,10 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     ends = select(rows, options)
     line = ends["trace"] == "delay line"
     grid, lines = ends[~line], ends[line]
-    for delay, own in grid.groupby("delay_s"):
+    for delay, of_delay in grid.groupby("delay_s"):
         for (metric, name), digits in zip(NAMES.items(), (1, 3), strict=True):
             title = f"{name[0].upper()}{name[1:]}, delay {delay:g} s, {tables.settings(grid)}.{tables.left_out(ends)}"
-            frame = own.assign(value=own[metric])
+            frame = of_delay.assign(value=of_delay[metric])
             print(tables.table(title, frame, "factor", "peak / delay", scale=1, digits=digits))
         print(f"delay line: {tables.cell(lines.loc[lines['delay_s'] == delay, 'value'])}")
     staged = grid[grid["trace"].isin(["ET", "CET"])]  # a row of the map is an order, of which these are one each
@@ -125,8 +125,8 @@ def _norm(values: pd.Series, metric: str) -> Normalize:
     return FuncNorm(functions, low, high)
 
 
-def _draw_map(axis, own: pd.DataFrame, orders: list[int], delay: float, metric: str, norm: Normalize) -> None:
-    means = own.groupby(["order", "factor"])[metric].mean().dropna()
+def _draw_map(axis, of_delay: pd.DataFrame, orders: list[int], delay: float, metric: str, norm: Normalize) -> None:
+    means = of_delay.groupby(["order", "factor"])[metric].mean().dropna()
     cells = [{rate_of(n, f * delay): mean for (m, f), mean in means.items() if m == n} for n in orders]
     plots.heat_map(axis, cells, norm, ".1f" if metric == "accuracy" else ".2f")
     right = [rate_of(order, delay) for order in orders]
@@ -153,7 +153,12 @@ def draw_lines(grid: pd.DataFrame, lines: pd.DataFrame, folder: Path) -> list[Pa
     delays = sorted(set(grid["delay_s"]))
     label = "peak of the trace / delay (ET: time constant / delay)"
     same = dict(x="factor", xlabel=label, scale=100, keys=tables.traces(grid)[::-1])
-    shown = [same | dict(frame=grid[grid["delay_s"] == delay], title=f"delay {delay:g} s") for delay in delays]
+    paper = tables.published(grid["dataset"].iloc[0], "test accuracy").assign(factor=1.0)
+    paper = {delay: paper[paper["delay_s"] == delay] for delay in delays}
+    shown = [
+        same | dict(frame=grid[grid["delay_s"] == delay], title=f"delay {delay:g} s", paper=paper[delay])
+        for delay in delays
+    ]
 
     def add_ceilings(axes):
         style = plots.styles([("delay line", 0)])["delay line", 0] | dict(marker="")
@@ -162,4 +167,5 @@ def draw_lines(grid: pd.DataFrame, lines: pd.DataFrame, folder: Path) -> list[Pa
                 axis.axhline(100 * ceiling.mean(), **style, label="delay line", zorder=1)
 
     note, size = f"{tables.settings(grid)}.{plots.seeds(grid)}", dict(height=1.9, margin=1.4, sharex=True)
+    note += plots.HOLLOW if any(map(len, paper.values())) else ""
     return plots.panels(folder, "peak-wrong", note, shown, "test accuracy (%)", finish=add_ceilings, **size)

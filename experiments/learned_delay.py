@@ -12,16 +12,15 @@ does. On MNIST a first step η of 15 % brought all six runs by perturbation with
 one, which was 10.3 % short when its steps had become small.
 
 Rejected: steps of one size by the sign of g, which late noise moves as much as early knowledge did, up to 12 % off on
-MNIST. Adam, which overshot by its momentum and was then held there by its memory of large slopes, a third off. The
-derivative of the loss after a few updates: after one it says little of the delay and much of what all lags share, so
-that the peak drifts; after ten the loss is so rough a function of the peak that its slope at a point says less than
-the difference of two points.
+MNIST. Adam, which overshot and was then held there by its memory of large slopes, a third off. The derivative of the
+loss after a few updates: after one it says little of the delay, and the peak drifts; after ten the loss is so rough a
+function of the peak that its slope at a point says less than the difference of two points.
 """
 
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -65,21 +64,20 @@ class Options(learned.Learned):
     """demo: digits, in minutes; quick: MNIST, in a quarter of an hour."""
     delay: float = 2.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s; what the peak should come to."""
-    order: int = 10
+    order: Annotated[int, checks.ORDER] = 10
     """Order of the cascade, 2 to 64."""
     starts: tuple[float, ...] = (0.5, 2.0)
     """Where the peak starts, in multiples of the delay."""
-    methods: tuple[Literal["alignment", "perturbation"], ...] = ("alignment", "perturbation")
+    methods: Annotated[tuple[Literal["alignment", "perturbation"], ...], checks.WORDS] = ("alignment", "perturbation")
     """Ways to tell in which direction to move the peak."""
-    step_size: float = 0.15
+    step_size: Annotated[float, checks.INSIDE] = 0.15
     """Relative change of the peak in the first step; later ones are scaled by all slopes so far (AdaGrad)."""
-    perturbation: float = 0.2
+    perturbation: Annotated[float, checks.INSIDE] = 0.2
     """Relative distance of the longer and the shorter peak that are tried, above 0 and below 1."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.require("order", 2 <= self.order <= 64, "2 to 64", self.order)
         checks.each("starts", self.starts, lambda v: v > 0 and v != 1, "above 0 and not 1, which is always there")
         checks.peaks("starts", self.starts, (self.delay,), "reset")
 
@@ -93,9 +91,7 @@ def slope(run: SupervisedRun, rule: Condition, state: TrainState, log_peak: Floa
     return -jax.jvp(function, (log_peak,), (jnp.ones_like(log_peak),))[1]
 
 
-def mean_alignment(
-    run: SupervisedRun, rule: Condition, state: TrainState, log_peak: Float[Array, ""]
-) -> Float[Array, ""]:
+def mean_alignment(run, rule: Condition, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
     """Cosine between a trace's update and the true gradient, averaged over layers and the stretches that come next."""
     tuned, coming = learned.with_weights(state, weights(rule, log_peak)), learned.coming(run, state, rule.stretches)
     alignment = jax.lax.map(lambda stretch: run.alignment(tuned, *stretch), coming)
@@ -155,13 +151,13 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     peaks, extra = (tables.last(rows, metric) for metric in ("learned_peak_s", "extra_stretches"))
     settings = f"{tables.label('CET', order)}, {tables.settings(ends)}"
     body = []
-    for (_, method, start), own in ends.groupby(["rank", "method", "peak_s"]):
-        at_end = own["run"].map(peaks).where(~own["lost"])
+    for (_, method, start), runs in ends.groupby(["rank", "method", "peak_s"]):
+        at_end = runs["run"].map(peaks).where(~runs["lost"])
         error = 100 * (at_end / delay - 1)
         span = f" ({error.min():+.1f} to {error.max():+.1f})" if error.notna().sum() > 1 else ""
         errors = f"{error.mean():+.1f}{span}" if error.notna().any() else ""
-        cells = [f"{start:g}", tables.cell(at_end, 1, 3), errors, tables.cell(own["value"])]
-        body.append((method, [*cells, f"{own['run'].map(extra).iloc[0]:g}"]))
+        cells = [f"{start:g}", tables.cell(at_end, 1, 3), errors, tables.cell(runs["value"])]
+        body.append((method, [*cells, f"{runs['run'].map(extra).iloc[0]:g}"]))
     head = ["method", "start (s)", "end (s)", "error (%)", "accuracy (%)", "extra stretches"]
     title = f"Peak learned for a delay of {delay:g} s, {settings}.{tables.left_out(ends)}"
     best = best_peak(delay, order)
@@ -225,9 +221,9 @@ def binned(losses: pd.DataFrame, steps: int) -> pd.DataFrame:
 
 def _draw_seeds(axis, series: pd.DataFrame, ends: pd.DataFrame, delay: float) -> None:
     """Each seed thin, their mean over them; a run that diverged has no line."""
-    for (method, start), own in ends[~ends["lost"]].groupby(["method", "peak_s"], sort=False):
+    for (method, start), runs in ends[~ends["lost"]].groupby(["method", "peak_s"], sort=False):
         style = _HELD_RIGHT if start == delay else _STYLES[method] | (_SHORT if start < delay else _LONG)
-        found = series[series["run"].isin(own["run"])]
+        found = series[series["run"].isin(runs["run"])]
         every = max(1, found["step"].nunique() // 8)
         first = list(_STYLES).index(method) * every // len(_STYLES)  # marks of different methods stand apart
         plots.curves(axis, found, style=style, markevery=(first, every))

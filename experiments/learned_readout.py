@@ -13,7 +13,7 @@ in which the gradient lies too (see `experiments/crosstalk.py`): what is best al
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import equinox as eqx
 import jax
@@ -52,21 +52,16 @@ class Options(learned.Learned):
     """demo: digits, in minutes; quick: MNIST, in a quarter of an hour."""
     delay: float = 4.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s."""
-    order: int = 10
+    order: Annotated[int, checks.BALANCED] = 10
     """Order of the cascade, 3 to 64."""
-    methods: tuple[Literal["alignment", "crosstalk", "perturbation"], ...] = METHODS
+    methods: Annotated[tuple[Literal["alignment", "crosstalk", "perturbation"], ...], checks.WORDS] = METHODS
     """Ways to tell in which direction to move the readout."""
     learn_every: int = 5
     """Updates of the network between two steps of the readout."""
-    step_size: float = 0.1
+    step_size: Annotated[float, checks.INSIDE] = 0.1
     """Change of each stage's part in the first step, the readout's length being 1."""
-    perturbation: float = 0.1
+    perturbation: Annotated[float, checks.INSIDE] = 0.1
     """Distance, in each stage, of the readouts that are tried, above 0 and below 1."""
-
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        checks.require("order", 3 <= self.order <= 64, "3 to 64", self.order)
 
 
 PRESETS = {
@@ -118,13 +113,13 @@ def conditions(options: Options) -> list[list[Condition]]:
 run = learned.run_of(conditions, KNOB)
 
 
-def kernel(rows: pd.DataFrame, own: pd.Series) -> np.ndarray:
+def kernel(rows: pd.DataFrame, runs: pd.Series) -> np.ndarray:
     """Weights of a run's trace at its end."""
-    order, delay = int(own["order"]), float(own["delay_s"])
-    if own["method"] == "held":
-        trace = make_trace(Condition(own["trace"], order, delay, peak_s=delay))
+    order, delay = int(runs["order"]), float(runs["delay_s"])
+    if runs["method"] == "held":
+        trace = make_trace(Condition(runs["trace"], order, delay, peak_s=delay))
         return np.asarray(trace.weights(jnp.arange(STRETCH)))
-    parts = rows[(rows["run"] == own["run"]) & (rows["metric"] == "readout")]
+    parts = rows[(rows["run"] == runs["run"]) & (rows["metric"] == "readout")]
     last = parts[parts["step"] == parts["step"].max()].set_index("layer")["value"]
     return np.array([last[f"stage {k + 1}"] for k in range(order)]) @ np.asarray(stages(order, delay))
 
@@ -140,12 +135,12 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     ends = tables.finals(rows)
     head = ["readout", "accuracy", "Σw off D / Σ|w|", "Σw² off D / w(D)²", "largest |w|, s", "w(D) / largest"]
     body, drawn = [], {}
-    for (trace, method), own in ends[ends["order"] > 0].groupby(["trace", "method"], sort=False):
-        kernels = [kernel(rows, one) for _, one in own.iterrows()]
-        late, sizes = round(own["delay_s"].iloc[0] / DT), np.abs(kernels)
+    for (trace, method), runs in ends[ends["order"] > 0].groupby(["trace", "method"], sort=False):
+        kernels = [kernel(rows, one) for _, one in runs.iterrows()]
+        late, sizes = round(runs["delay_s"].iloc[0] / DT), np.abs(kernels)
         shapes = [(*balance(w, late), s.argmax() * DT, w[late] / s.max()) for w, s in zip(kernels, sizes, strict=True)]
         words = "last stage" if (trace, method) == ("CET", "held") else trace if method == "held" else f"by {method}"
-        body.append((words, [tables.cell(own["value"]), *(f"{number:.3g}" for number in np.mean(shapes, axis=0))]))
+        body.append((words, [tables.cell(runs["value"]), *(f"{number:.3g}" for number in np.mean(shapes, axis=0))]))
         drawn[trace, method] = words, kernels
     body.append(("delay line", [tables.cell(ends.loc[ends["trace"] == "delay line", "value"])]))
     print(tables.text(f"Readouts of {ends['order'].max()} stages, {tables.settings(ends)}", head, body, width=20))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 
@@ -32,19 +32,17 @@ class Options(Stream, Orders, Gate, Vision):
     a mean of 2 s with delays of 0 to 4 s, in hours."""
     mean: float = 2.0
     """Mean delay of the learning signal in seconds, a multiple of 0.2 s, below 25.6 s unless carried."""
-    spreads: tuple[float, ...] = (0.0, 2.0, 4.0)
+    spreads: Annotated[tuple[float, ...], checks.NOT_NEGATIVE] = (0.0, 2.0, 4.0)
     """Spreads of the delay in seconds: uniform delays run from mean - spread/2 to mean + spread/2, gamma distributed
     ones have the same standard deviation, spread/√12; 0 is the fixed delay. At most 2 x mean if uniform. In the mode
     reset, signals later than their stretch of 25.6 s are lost."""
-    distributions: tuple[Literal["uniform", "gamma"], ...] = ("uniform", "gamma")
+    distributions: Annotated[tuple[Literal["uniform", "gamma"], ...], checks.WORDS] = ("uniform", "gamma")
     """Distributions of the delay, a panel of the figure for each."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
         checks.delays("mean", (self.mean,), self.mode)
-        checks.each("distributions", self.distributions)
-        checks.each("spreads", self.spreads, lambda v: v >= 0, "at least 0")
         if "uniform" in self.distributions:
             widest = f"at most 2 x --mean = {2 * self.mean:g} s, or else uniform delays would be negative"
             wide = [spread for spread in self.spreads if spread > 2 * self.mean * (1 + 1e-6)]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
@@ -54,23 +54,23 @@ class Options(Orders, Gate, Vision):
     """Length of a run that only serves to choose the learning rate."""
     delay: float = 120.0
     """Seconds that a signal takes from one layer to the one below, a multiple of 0.2 s."""
-    fraction: float = 0.0125
+    fraction: Annotated[float, checks.SHARE] = 0.0125
     """Share of the images of a stretch that are salient."""
     error_gate: float = 0.0
     """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
-    threshold: float = 1.0
+    threshold: Annotated[float, checks.NOT_NEGATIVE] = 1.0
     """Loss in nats above which an image is salient, for the gate named threshold."""
     delays: tuple[float, ...] = ()
     """Delays per layer to compare, in seconds."""
-    fractions: tuple[float, ...] = ()
+    fractions: Annotated[tuple[float, ...], checks.SHARE._replace(empty=True)] = ()
     """Shares of salient images to compare."""
-    gates: tuple[Literal["quantile", "threshold", "running", "random", "none"], ...] = ("quantile",)
+    gates: Annotated[tuple[Literal[GATES], ...], checks.WORDS] = ("quantile",)
     """Kinds of gate to compare; the first is used elsewhere. quantile: the largest losses of a stretch; threshold:
     losses above a fixed one; running: above one that follows the past; random: whatever the loss; none: all."""
-    derivatives: tuple[Literal["ideal", "cascade"], ...] = ("ideal",)
+    derivatives: Annotated[tuple[Literal["ideal", "cascade"], ...], checks.WORDS] = ("ideal",)
     """How the derivative that errors pass waits for them: as it was, or in the layer's trace at the soma. The first is
     used elsewhere."""
-    placements: tuple[Literal["shown", "random"], ...] = ("shown",)
+    placements: Annotated[tuple[Literal["shown", "random"], ...], checks.WORDS] = ("shown",)
     """When salient images count as seen: when shown, or, as in the authors' code, at random moments in their order. The
     first is used elsewhere."""
 
@@ -78,15 +78,9 @@ class Options(Orders, Gate, Vision):
         """Raises UserError for an option outside its range."""
         super().check()
         checks.require("stretch", self.stretch >= 2, "at least 2", self.stretch)
-        checks.each("threshold", (self.threshold,), lambda v: v >= 0, "at least 0")
-        for name, values in (("delay", (self.delay,)), ("delays", self.delays)):
-            if values:
-                checks.steps_above_zero(name, values, DT)
-        for name, values in (("fraction", (self.fraction,)), ("fractions", self.fractions)):
-            if values:
-                checks.each(name, values, lambda v: 0 < v <= 1, "above 0 and at most 1")
-        for name in ("gates", "derivatives", "placements"):
-            checks.each(name, getattr(self, name))
+        checks.steps_above_zero("delay", (self.delay,), DT)
+        if self.delays:
+            checks.steps_above_zero("delays", self.delays, DT)
         if self.mode == "carry":
             ideal = "ideal with --mode carry: what is sent down cannot wait"
             checks.require("derivatives", self.derivatives == ("ideal",), ideal, self.derivatives)
@@ -218,8 +212,8 @@ def draw_curves(rows: pd.DataFrame, runs: Runs, folder: Path) -> list[Path]:
     with plots.figure(2, height=4.6, sharex=True) as (figure, axes):
         for axis, metric, scale in ((axes[0, 0], "train_loss", 1.0), (axes[1, 0], "test_accuracy", 100.0)):
             for key, style in plots.styles(tables.traces(ends)[::-1]).items():
-                own = tables.of_trace(sound[sound["metric"] == metric], key)
-                plots.curves(axis, own, style=style, name=tables.label(*key), scale=scale)
+                part = tables.of_trace(sound[sound["metric"] == metric], key)
+                plots.curves(axis, part, style=style, name=tables.label(*key), scale=scale)
         axes[0, 0].set(ylabel="training loss\n(nats, all images)", yscale="log")
         updates = f"updates, one in {ends['update_every'].iloc[0]:,} images"
         axes[1, 0].set(ylabel="test accuracy (%)", xlabel=updates)
@@ -234,10 +228,8 @@ def draw_settings(runs: Runs, varied: dict[str, pd.DataFrame], folder: Path) -> 
         return plots.left_out("retrograde-settings", "nothing is varied")
     columns, same = min(3, len(varied)), dict(keys=tables.traces(runs.ends)[::-1], scale=100, band=False)
     words = [name for name in varied if name not in ("delay_s", "fraction")]
-    shown = [
-        dict(frame=frame, x=name, xlabel=TITLES[name], apart=0.08 if name in words else 0.02) | same
-        for name, frame in varied.items()
-    ]
+    shown = [dict(frame=frame, x=name, xlabel=TITLES[name]) | same for name, frame in varied.items()]
+    shown = [panel | dict(apart=0.08 if panel["x"] in words else 0.02) for panel in shown]
 
     def make_room(axes):
         for axis, name in zip(axes.flat, varied, strict=False):

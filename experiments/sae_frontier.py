@@ -9,7 +9,7 @@ import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -43,43 +43,37 @@ class Options(Files):
     """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     """Images that the network learns; CIFAR-10 by the CNN, of whose convolutions each pixel is a vector."""
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: Annotated[tuple[int, ...], checks.SIZES] = (128, 128)
     """Sizes of the hidden layers of the MLP."""
-    network_steps: int = 500
+    network_steps: Annotated[int, checks.COUNT] = 500
     """Batches of 128 images that the network is trained on."""
-    examples: int = 60_000
+    examples: Annotated[int, checks.COUNT] = 60_000
     """Training images whose activations are recorded, at most."""
-    latents: int = 256
+    latents: Annotated[int, checks.COUNT] = 256
     """Latents of a coder."""
-    steps: int = 500
+    steps: Annotated[int, checks.COUNT] = 500
     """Steps of a coder."""
-    batch: int = 256
+    batch: Annotated[int, checks.COUNT] = 256
     """Vectors of a step."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, checks.ABOVE_ZERO] = 1e-3
     """Of the coders."""
-    kinds: tuple[Literal["ReLU", "TopK", "BatchTopK", "JumpReLU", "Gated"], ...] = KINDS
+    kinds: Annotated[tuple[Literal[KINDS], ...], checks.WORDS] = KINDS
     """Sparsities compared."""
     k: tuple[int, ...] = (4, 8, 16)
     """Active latents of TopK and BatchTopK."""
-    l1: tuple[float, ...] = (0.5, 1.5, 4.0)
+    l1: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = (0.5, 1.5, 4.0)
     """Weights of the L1 penalty of ReLU and Gated."""
-    l0: tuple[float, ...] = (1.0, 4.0, 16.0)
+    l0: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = (1.0, 4.0, 16.0)
     """Weights of the L0 penalty of JumpReLU."""
-    seeds: int = 3
+    seeds: Annotated[int, checks.COUNT] = 3
     """Number of coders of each condition."""
-    batch_conditions: int = 18
+    batch_conditions: Annotated[int, checks.COUNT] = 18
     """Coders trained side by side at most."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.counts(self, "network_steps", "examples", "latents", "steps", "batch", "seeds", "batch_conditions")
-        checks.each("hidden", self.hidden, lambda v: v >= 1, "at least 1", distinct=False)
         checks.each("k", self.k, lambda v: 1 <= v <= self.latents, f"from 1 to the {self.latents} latents")
-        for name in ("l1", "l0"):
-            checks.each(name, getattr(self, name), lambda v: v > 0, "above 0")
-        checks.require("learning_rate", self.learning_rate > 0, "above 0", self.learning_rate)
-        checks.names("kinds", self.kinds)
 
 
 _QUICK = Options(
@@ -164,7 +158,7 @@ def run(options: Options) -> pd.DataFrame:
         images = {"train": x if options.dataset == "cifar10" else x.reshape(len(x), -1)}
         images["test"] = network.test_x[: options.examples]
         for site in network.sites:
-            stores = {name: record(options, network, site, name, own) for name, own in images.items()}
+            stores = {name: record(options, network, site, name, coders) for name, coders in images.items()}
             make, fresh = partial(training, options, network, stores), options.fresh and not trained
             table = sweep.run(options.folder, conditions(options, site), make, stage=site, fresh=fresh, **how)
             trained |= table.records
@@ -191,7 +185,7 @@ def training(options: Options, network: Network, stores: dict, kind: str, site: 
     run = interpret.CoderRun(stores["train"], sparsity(kind, strengths(options, kind)[0]), settings, inputs=site)
     mean = jnp.asarray(stores["test"].mean(site))
     losses = eqx.Partial(_losses, run, network.model, network.state, mean, network.sites[site])
-    parts = [tuple(own[i : i + 1000] for own in test) for i in range(0, len(test[0]), 1000)]
+    parts = [tuple(coders[i : i + 1000] for coders in test) for i in range(0, len(test[0]), 1000)]
     measured = [
         sweep.Evaluation(eqx.Partial(_quality, run, run.arrays(stores["test"])), at=[steps], prefix="test_"),
         sweep.Evaluation(losses, at=[steps], over=parts, prefix="test_loss_"),
@@ -224,9 +218,9 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     ends = measured(rows)
     for site, of_site in ends.groupby("site"):
         body = []
-        for (kind, strength), own in of_site.groupby(["kind", "strength"]):
-            cells = [tables.cell(own["l0"], 1, 1), tables.cell(own["explained_variance"])]
-            cells += [tables.cell(own["loss_recovered"]), tables.cell(own["dead"])]
+        for (kind, strength), coders in of_site.groupby(["kind", "strength"]):
+            cells = [tables.cell(coders["l0"], 1, 1), tables.cell(coders["explained_variance"])]
+            cells += [tables.cell(coders["loss_recovered"]), tables.cell(coders["dead"])]
             body.append((f"{kind} {strength:g}", cells))
         head = ["", "L0", "explained, %", "recovered, %", "dead, %"]
         print(tables.text(f"{tables.DATASETS[options.dataset]}, {site}, {options.latents} latents", head, body, 16))
@@ -241,10 +235,10 @@ def draw(ends: pd.DataFrame, options: Options) -> list[Path]:
         for (row, metric), (column, site) in itertools.product(enumerate(METRICS), enumerate(sites)):
             axis = axes[row, column]
             for kind in (kind for kind in KINDS if kind in set(ends["kind"])):
-                own, style = ends[(ends["site"] == site) & (ends["kind"] == kind)], _STYLES[kind]
-                means = own.groupby("strength")[["l0", metric]].mean().sort_values("l0")
+                coders, style = ends[(ends["site"] == site) & (ends["kind"] == kind)], _STYLES[kind]
+                means = coders.groupby("strength")[["l0", metric]].mean().sort_values("l0")
                 axis.plot(means["l0"], 100 * means[metric], **style, label=kind)
-                axis.plot(own["l0"], 100 * own[metric], ".", color=style["color"], markersize=2.5, alpha=0.6)
+                axis.plot(coders["l0"], 100 * coders[metric], ".", color=style["color"], markersize=2.5, alpha=0.6)
             axis.set_xscale("log")
             axes[row, 0].set_ylabel(METRICS[metric])
             axes[0, column].set_title(site, loc="left")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 
@@ -35,7 +35,7 @@ class Options(SelectionDelay, Orders, Gate, Vision):
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
-    modes: tuple[Literal["reset", "carry"], ...] = ("reset", "carry")
+    modes: Annotated[tuple[Literal["reset", "carry"], ...], checks.WORDS] = ("reset", "carry")
     """Modes compared, reset and carry."""
     delays: tuple[float, ...] = (0.4, 4.0)
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless all is carried. A stream takes
@@ -47,11 +47,11 @@ class Options(SelectionDelay, Orders, Gate, Vision):
     images; it closes on the same images however many there are to an update. 0 turns the gate off."""
     order_delay: float = 4.0
     """The delay in seconds at which all that follows is compared."""
-    run_lengths: tuple[int, ...] = (1, 16)
+    run_lengths: Annotated[tuple[int, ...], checks.COUNT] = (1, 16)
     """Images of one class in a row; 1 shuffles all images."""
-    interpolations: tuple[int, ...] = (1, 4)
+    interpolations: Annotated[tuple[int, ...], checks.COUNT] = (1, 4)
     """Steps of 0.2 s from one image to the next, blended in between; n of them show 1/n as many images in a run."""
-    update_everys: tuple[int, ...] = (32, 128)
+    update_everys: Annotated[tuple[int, ...], checks.COUNT] = (32, 128)
     """Images between two updates in the mode carry, divisors of the images of a run; elsewhere there are 128."""
 
     @property
@@ -62,11 +62,8 @@ class Options(SelectionDelay, Orders, Gate, Vision):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.each("modes", self.modes)
         checks.delays("delays", self.delays, self.mode)
         checks.delays("order_delay", (self.order_delay,), self.mode)
-        for name in ("run_lengths", "interpolations", "update_everys"):
-            checks.each(name, getattr(self, name), lambda v: v >= 1, "at least 1")
         chosen = {self.selection_steps} if len(self.learning_rates) > 1 else set()
         for images in sorted(steps * STRETCH for steps in {self.steps, *chosen}):
             divisors = f"divisors of the {images} images of a run"
@@ -131,14 +128,14 @@ def order_delay(ends: pd.DataFrame, options: Options) -> float | None:
 
 def line(ends: pd.DataFrame, varied: str, mode: str, delay: float | None) -> pd.DataFrame:
     """The runs in one mode where nothing but `varied` is varied."""
-    own = ends[ends["mode"] == mode]
+    runs = ends[ends["mode"] == mode]
     for name, usual in USUAL.items():
-        own = own[own[name] == usual] if name != varied else own
-    late = own[own["trace"] != "backprop"]
+        runs = runs[runs[name] == usual] if name != varied else runs
+    late = runs[runs["trace"] != "backprop"]
     if varied == "delay_s":
-        return tables.everywhere(own, "delay_s", sorted(set(late["delay_s"])))
+        return tables.everywhere(runs, "delay_s", sorted(set(late["delay_s"])))
     late = late[late["delay_s"] == delay]
-    still = own[(own["trace"] == "backprop") & own[varied].isin(late[varied])]
+    still = runs[(runs["trace"] == "backprop") & runs[varied].isin(late[varied])]
     return pd.concat([late, still])
 
 
@@ -153,15 +150,23 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     print(f"\nTest accuracy in %, {tables.settings(ends)}.{tables.left_out(ends)}")
     for varied in (name for name in AXES if compared[name]):
         title = AXES[varied] + ("" if varied == "delay_s" else f", delay {delay:g} s")
-        own = {m: lines[varied, m] for m in modes if varied != "update_every" or m == "carry"}
-        for mode, frame in own.items():
-            print(tables.table(f"{title}: {mode}, {MODES[mode]}", frame, varied))
-        if len(own) > 1:  # what carrying changes, seed by seed
-            place, reset = ["trace", "order", varied, "seed"], own["reset"]
-            both = own["carry"][own["carry"]["trace"] != "backprop"].merge(reset, on=place, suffixes=("", "_reset"))
+        runs = {m: lines[varied, m] for m in modes if varied != "update_every" or m == "carry"}
+        for mode, frame in runs.items():
+            paper = _published(ends) if (varied, mode) == ("delay_s", "reset") else None
+            print(tables.table(f"{title}: {mode}, {MODES[mode]}", frame, varied, paper=paper))
+        if len(runs) > 1:  # what carrying changes, seed by seed
+            place, reset = ["trace", "order", varied, "seed"], runs["reset"]
+            both = runs["carry"][runs["carry"]["trace"] != "backprop"].merge(reset, on=place, suffixes=("", "_reset"))
             cost = both.assign(value=both["value"] - both["value_reset"]).dropna(subset=["value"])
             print(tables.table(f"{title}: carry less reset", cost, varied))
     return draw(ends, lines, compared, delay, options.folder)
+
+
+def _published(ends: pd.DataFrame) -> pd.DataFrame:
+    """The paper's accuracies at our delays, in stretches that start empty."""
+    delays = sorted(set(ends.loc[ends["trace"] != "backprop", "delay_s"]))
+    paper = tables.everywhere(tables.published(ends["dataset"].iloc[0], "test accuracy"), "delay_s", delays)
+    return paper[paper["delay_s"].isin(delays)]
 
 
 def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, folder: Path) -> list[Path]:
@@ -169,7 +174,7 @@ def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, f
     alike = f"Weights change every {STRETCH} images."
     blended = f"With n steps of {DT:g} s per image, blended into the next, the same time shows 1/n as many images."
     updates = "The same images in all: fewer to an update make more updates; the error gate is scaled to match."
-    paths = []
+    paper, paths = _published(ends), []
     for name, varied, modes, text in (
         ("streaming-vision", ["delay_s"], compared["delay_s"], alike),
         ("input-order", ["run_length", "interpolation"], compared["delay_s"], f"{alike} {blended}"),
@@ -183,9 +188,11 @@ def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, f
         shown = [
             dict(frame=lines[one, mode], x=one, xlabel=AXES[one], scale=100, keys=tables.traces(lines[one, mode])[::-1])
             | dict(title=f"{mode}: {MODES[mode]}" if one == rows[0] else "")
+            | dict(paper=paper if (one, mode) == ("delay_s", "reset") else None)
             for one in rows
             for mode in modes
         ]
+        note += plots.HOLLOW if len(paper) and rows == ["delay_s"] and "reset" in modes else ""
         size = dict(columns=len(modes), width=plots.COLUMN_WIDTH, height=1.7, margin=1.3)
         paths += plots.panels(folder, name, note, shown, "test accuracy (%)", **size)
     return paths

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,11 @@ FAMILIES = ("ET", "double exponential", "CET")  # and balanced cascades, where o
 REFERENCES = ("delay line", "backprop")  # nothing in them to tune but the learning rate
 UNTUNED_ORDER, UNTUNED_RISE = 10, 0.5
 NAMES = {"double exponential": "two exponentials"}
+_CONSTANTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 16.0)
 KERNEL_SPAN = 2.5  # kernels are drawn up to this many delays
 _MEMBER = ("trace", "order", "delay_s", "peak_s", "rise_s", "ratio")  # what tells a trace at a delay from others
 _STYLED_AS = *(("ET", 1), ("double exponential", 2), ("CET", 10)), ("balanced", 10), ("delay line", 0), ("backprop", 0)
+_ORDERS = dict(_STYLED_AS)
 _COLOURS = {trace: style["color"] for (trace, _), style in plots.styles(_STYLED_AS).items()}
 
 
@@ -37,23 +39,20 @@ class Options(Delays, Orders, Gate, Vision):
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
-    time_constants: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 16.0)
+    time_constants: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = _CONSTANTS
     """Candidates of ET, in delays; as many as --orders times --peaks, and --rises times --depressions times --peaks."""
     orders: tuple[int, ...] = (2, 4, 6, 8, 10, 20)
     """Orders of the cascading traces, 2 to 64."""
     peaks: tuple[float, ...] = (0.85, 1.0)
     """Where CET and two exponentials peak, in delays; one that blurs much is at its best with an early peak."""
-    rises: tuple[float, ...] = (0.5, 0.9)
+    rises: Annotated[tuple[float, ...], checks.Rule("above 0 and at most 0.99", lambda v: 0 < v <= 0.99)] = (0.5, 0.9)
     """Time constant τ2 of the exponential that is taken away, in those of the other, τ1; near 1 it tends to CET(2)."""
-    depressions: tuple[float, ...] = (0.0, 0.5, 0.8)
+    depressions: Annotated[tuple[float, ...], checks.Rule("0 to 0.95", lambda v: 0 <= v <= 0.95)] = (0.0, 0.5, 0.8)
     """Early LTD before LTP: 0 for none (a ratio ρ of 1), 1 for as much as all LTP (ρ = τ1/τ2, no area left)."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.each("time_constants", self.time_constants, lambda v: v > 0, "above 0")
-        checks.each("rises", self.rises, lambda v: 0 < v <= 0.99, "above 0 and at most 0.99")
-        checks.each("depressions", self.depressions, lambda v: 0 <= v <= 0.95, "0 to 0.95")
         checks.peaks("peaks", self.peaks, self.delays, self.mode)
         budget, peaks = len(self.time_constants), len(self.peaks)
         for name, counts, more in (
@@ -139,11 +138,11 @@ def set_by_delay(ends: pd.DataFrame, options: Options, family: str, delay: float
 def tuned(ends: pd.DataFrame, options: Options, family: str, delay: float) -> pd.DataFrame:
     """Runs of the member chosen, which may be the untuned one; of several chosen in a file the last."""
     plain = set_by_delay(ends, options, family, delay)
-    own = ends[(ends["trace"] == family) & (ends["delay_s"] == delay)].drop(plain.index)
-    if own.empty:
+    members = ends[(ends["trace"] == family) & (ends["delay_s"] == delay)].drop(plain.index)
+    if members.empty:
         return plain
-    last = own[list(_MEMBER)].iloc[-1]
-    return own[(own[list(_MEMBER)] == last).all(axis=1)]
+    last = members[list(_MEMBER)].iloc[-1]
+    return members[(members[list(_MEMBER)] == last).all(axis=1)]
 
 
 def describe(member: pd.Series) -> tuple[str, str]:
@@ -187,7 +186,8 @@ def draw(ends: pd.DataFrame, options: Options, delays: list[float]) -> list[Path
         axes[len(delays) - 1, 0].set_xlabel("test accuracy (%)")
         axes[-1, 0].set_xlabel("time since the activity (s)")
         note = f"{tables.settings(ends)}. Bars and dots: means and seeds of the traces chosen on held-out images, each "
-        note += "among as many of its family. Open circles: means of those set by the delay alone. Weights relative "
+        note += "among as many of its family. Open circles: means of those set by the delay alone; open squares, where "
+        note += f"there are: published (ET, CET(10), backprop; {tables.CITATION}). Weights relative "
         note += f"to that at the delay (dashed).{tables.left_out(ends)}"
         return plots.save(figure, options.folder, "tuned-traces", note)
 
@@ -202,6 +202,9 @@ def _draw_accuracies(axis, ends: pd.DataFrame, options: Options, delay: float) -
             axis.plot([values.mean()] * 2, [level - 0.3, level + 0.3], color=colour, linewidth=2)
             axis.plot(values, [level] * len(values), ".", color=colour, markersize=4, alpha=0.7)
         plain = 100 * set_by_delay(ends, options, name, delay)["value"].dropna()
+        paper = tables.published(ends["dataset"].iloc[0], "test accuracy")
+        paper = 100 * tables.of_trace(paper[paper["delay_s"].isin([delay, 0.0])], (name, _ORDERS[name]))["value"]
+        axis.plot(paper, [level] * len(paper), "s", color=colour, markersize=5, markerfacecolor="none", label="_paper")
         if name not in REFERENCES and len(plain):
             axis.plot(plain.mean(), level, "o", color=colour, markersize=5.5, markerfacecolor="none")
     axis.set_yticks(range(len(names)), labels, fontsize=6.5, linespacing=1.05)

@@ -69,10 +69,9 @@ def report(rows: pd.DataFrame, options: Files) -> list[Path]:
 
 def table(frame: pd.DataFrame) -> str:
     """Cosine after training, of each trace (rows) at each delay, layer by layer."""
-    ends, how = at_end(frame), dict(across="delay_s", head="delay (s)", scale=1, digits=2)
-    of_layers = [
-        tables.table(f"{name} ({layer})", ends[ends["layer"] == layer], **how) for layer, name in layers(frame).items()
-    ]
+    ends, names = at_end(frame), layers(frame)
+    how = dict(across="delay_s", head="delay (s)", scale=1, digits=2)
+    of_layers = [tables.table(f"{n} ({layer})", ends[ends["layer"] == layer], **how) for layer, n in names.items()]
     return "\n".join([f"\nCosine of update and true gradient after training, {_settings(frame)}", *of_layers])
 
 
@@ -122,16 +121,16 @@ def _finish(frame: pd.DataFrame, varied: list[dict], few: list[str], axes: np.nd
     ends = at_end(frame[frame["delay_s"] == frame["delay_s"].max()])
     style = plots.styles([*tables.traces(frame)[::-1], ("delay line", 0)])["delay line", 0]
     for row, panel in zip(axes, varied, strict=True):
-        for axis, own in zip(row, (ends[ends["layer"] == layer] for layer in few), strict=True):
+        for axis, of_layer in zip(row, (ends[ends["layer"] == layer] for layer in few), strict=True):
             if panel["x"] == "step":
                 axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
                 continue
             names = {delay: f"{delay:g}" for delay in sorted(set(frame["delay_s"]))}
             if panel["x"] == "order":
                 for kind in ("balanced", "CET"):
-                    cascades = own[own["trace"] == kind].groupby("order")["value"].mean()
+                    cascades = of_layer[of_layer["trace"] == kind].groupby("order")["value"].mean()
                     axis.plot(cascades.index.to_numpy(float), cascades, color="#999999", linewidth=1.0, zorder=1)
-                for value in own.loc[own["trace"] == "delay line", "value"]:
+                for value in of_layer.loc[of_layer["trace"] == "delay line", "value"]:
                     axis.axhline(value, linewidth=0.9, zorder=1, color=style["color"], linestyle=style["linestyle"])
                 names = {n: "ET" if n == 1 else f"{n}" for n in sorted({1, *cascades.index})}
             _set_ticks(axis, names, frame["layer"].nunique())

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 DT = 0.2  # seconds an image is seen
 STRETCH = 128  # images in a stretch of time
@@ -12,19 +13,45 @@ class UserError(Exception):
     """What can only be put right by whoever gave the command: one line, no traceback."""
 
 
+class Rule(NamedTuple):
+    """What every value of an option must be; written in its type, as `Annotated[int, COUNT]`, and kept by subclasses.
+
+    **Fields:** `constraint`: in words. `holds`: of a number. `empty`, `repeated`: whether a tuple may be so.
+    """
+
+    constraint: str = ""
+    holds: Callable = bool
+    empty: bool = False
+    repeated: bool = False
+
+
+COUNT, ABOVE_ZERO = Rule("at least 1", lambda v: v >= 1), Rule("above 0", lambda v: v > 0)
+NOT_NEGATIVE, SHARE = Rule("at least 0", lambda v: v >= 0), Rule("above 0 and at most 1", lambda v: 0 < v <= 1)
+INSIDE, WORDS = Rule("above 0 and below 1", lambda v: 0 < v < 1), Rule()
+SIZES = COUNT._replace(repeated=True)
+ORDERS = Rule("2 to 64 (one stage is ET, always there)", lambda v: 2 <= v <= 64)
+ORDER, BALANCED = ORDERS._replace(constraint="2 to 64", empty=True), Rule("3 to 64", lambda v: 3 <= v <= 64, empty=True)
+
+
+def rules(options) -> None:
+    """Raises UserError for an option that breaks a rule of its type, in whichever of its classes."""
+    for name, type_ in (
+        item for kind in type(options).__mro__ for item in vars(kind).get("__annotations__", {}).items()
+    ):
+        given = getattr(options, name)
+        values = given if isinstance(given, tuple) else (given,)
+        for rule in (entry for entry in getattr(type_, "__metadata__", ()) if isinstance(entry, Rule)):
+            if given is not None and not (rule.empty and not values):
+                each(name, values, rule.holds, rule.constraint, not rule.repeated)
+
+
 def require(name: str, holds: bool, constraint: str, value) -> None:
     """Raises UserError that names the option unless it holds."""
     if not holds:
         raise UserError(f"--{name.replace('_', '-')} must be {constraint}, got {value}")
 
 
-def counts(options, *names: str) -> None:
-    """Raises UserError for a number of things below 1."""
-    for name in names:
-        require(name, getattr(options, name) >= 1, "at least 1", getattr(options, name))
-
-
-def each(name: str, values: tuple, holds: Callable = bool, constraint: str = "named", distinct: bool = True) -> None:
+def each(name: str, values: tuple, holds: Callable, constraint: str, distinct: bool = True) -> None:
     """Raises UserError unless there is at least one value, and all are finite, hold, and are distinct if so wanted."""
     require(name, bool(values), "at least one", "none")
     for value in values:
@@ -32,11 +59,6 @@ def each(name: str, values: tuple, holds: Callable = bool, constraint: str = "na
         require(name, word or (math.isfinite(value) and holds(value)), constraint, value if word else f"{value:g}")
     once = not distinct or len(set(values)) == len(values)
     require(name, once, "different from each other", " ".join(map(str, values)))
-
-
-def orders(orders: tuple) -> None:
-    """Raises UserError for an order that no cascade has."""
-    each("orders", orders, lambda v: 2 <= v <= 64, "2 to 64 (one stage is ET, always there)")
 
 
 def whole_steps(seconds: float, dt: float = DT) -> bool:

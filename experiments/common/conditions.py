@@ -20,12 +20,10 @@ class Condition:
       whose faster one is `rise_s` and whose amplitude ratio is `ratio`; 0 in control, where it is at the delay.
     - `beta`: decay per step of ET in control.
     - `spread_s`, `distribution`: of a delay that varies from image to image.
-    - `error_gate`: squared error norm at or below which a layer's activity leaves no trace.
-    - `mode`, `update_every`, `run_length`, `interpolation`: how images come, see `options.Stream`.
+    - `error_gate`, `mode`, `update_every`, `run_length`, `interpolation`: as in `options`.
     - `layers`: of a network through which credit travels one by one; 0 if it comes to all at once.
     - `gate`, `fraction`, `threshold`: which images are salient: a share of them, or those of a loss above a threshold.
-    - `placement`, `derivative`: when salient images count as seen, and how the derivative that errors pass is
-      remembered.
+    - `placement`, `derivative`: when they count as seen, and how the derivative that errors pass is remembered.
     - `method`, `learn_every`, `step_size`, `stretches`, `horizon`, `perturbation`: how a trace is learned, see
       `experiments/common/learned.py`.
     """

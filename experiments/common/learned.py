@@ -15,7 +15,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,11 +38,11 @@ class Learned(Gate, Vision):
 
     learning_rates: tuple[float, ...] = (1e-3,)
     """Peak learning rate of the network, one: it is not chosen here."""
-    learn_every: int = 10
+    learn_every: Annotated[int, checks.COUNT] = 10
     """Updates of the network between two steps of what is learned of the trace."""
-    stretches: int = 4
+    stretches: Annotated[int, checks.COUNT] = 4
     """Stretches of 128 images, those that come next, over which what should fall is averaged."""
-    horizon: int = 10
+    horizon: Annotated[int, checks.COUNT] = 10
     """Updates that perturbation tries before it looks at the loss."""
 
     def check(self) -> None:
@@ -52,10 +52,6 @@ class Learned(Gate, Vision):
         rates = self.learning_rates
         checks.require("learning_rates", len(rates) == 1, "one: it is not chosen here", rates)
         checks.delays("delay", (self.delay,), "reset")
-        checks.each("methods", self.methods)
-        checks.counts(self, "learn_every", "stretches", "horizon")
-        for name in ("step_size", "perturbation"):
-            checks.require(name, 0 < getattr(self, name) < 1, "above 0 and below 1", getattr(self, name))
         most = f"at most --steps, {self.steps}"
         checks.require("learn_every", self.learn_every <= self.steps, most, self.learn_every)
 
@@ -113,9 +109,9 @@ def difference(function: Callable, at: Float[Array, "..."], distance: float, key
 
 def loss_after(run: SupervisedRun, rule: Condition, state: TrainState) -> Float[Array, ""]:
     """Loss that `rule.horizon` updates lead to, on the stretches that come after them."""
-    after, _ = run.advance(state, rule.horizon)
-    x, labels = coming(run, after, rule.stretches)
-    return run.evaluate(after, x.reshape(-1, *x.shape[2:]), labels.reshape(-1))["loss"]
+    later, _ = run.advance(state, rule.horizon)
+    x, labels = coming(run, later, rule.stretches)
+    return run.evaluate(later, x.reshape(-1, *x.shape[2:]), labels.reshape(-1))["loss"]
 
 
 def coming(run: SupervisedRun, state: TrainState, stretches: int) -> tuple[Array, Array]:
@@ -154,12 +150,10 @@ class Course(vision.Course):
         moves = [*range(every, steps, every), steps] if learned else ends
         # Stretches of images that a step of what is learned takes, beside those the network learns from.
         extra = len(moves) * (rule.stretches * (1 + (rule.method == "perturbation")) + 2 * rule.horizon) * learned
+        often = [0, *(moves if knob.every_move else at)] if learned else [steps]
         measured = [
             *self.evaluations(run, at, of_state=operator.itemgetter(0)),
-            sweep.Evaluation(
-                lambda state: knob.measured(state[1].value),
-                at=[0, *(moves if knob.every_move else at)] if learned else [steps],
-            ),
+            sweep.Evaluation(lambda state: knob.measured(state[1].value), at=often),
             sweep.Evaluation(lambda state: {"extra_stretches": jnp.asarray(float(extra))}, at=[steps]),
         ]
         start = lambda condition: (hyperparameters(condition), knob.start(rule, condition))  # noqa: E731

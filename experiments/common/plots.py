@@ -134,13 +134,11 @@ def means(axis: Axes, frame: pd.DataFrame, x: str, *, keys: Sequence[tuple] | No
 
     **Arguments:**
 
-    - `frame`: a row a run; runs without a `value` are left out.
+    - `frame`: a row a run; runs without a `value` are left out. `scale`: of values, 100 for percent.
     - `x`: the column, of numbers, drawn on a logarithmic axis unless `linear`, or of words, which no line joins.
     - `keys`: the traces in the order of the legend; by default those of the frame, ET first.
-    - `scale`: of values, 100 for percent.
-    - `band`: whether the range of seeds is a band, or else a bar.
+    - `band`: whether the range of seeds is a band, or else a bar. `ticks`: whether every place has one.
     - `apart`: how far traces stand beside each other, as a share of a place.
-    - `ticks`: whether every place has one.
     - `paper`: rows of `trace`, `order`, `x` and `value`.
     """
     words = frame[x].dtype.kind not in "iuf"
@@ -152,8 +150,8 @@ def means(axis: Axes, frame: pd.DataFrame, x: str, *, keys: Sequence[tuple] | No
     move = (lambda at, by: at + by) if linear else (lambda at, by: at * math.exp(by))
     for index, (key, style) in enumerate(styles(keys).items()):
         beside = index - (len(keys) - 1) / 2
-        own = tables.of_trace(frame, key).dropna(subset=["value"])
-        found = {places[at]: scale * runs["value"] for at, runs in own.groupby(x, sort=False)}
+        measured = tables.of_trace(frame, key).dropna(subset=["value"])
+        found = {places[at]: scale * runs["value"] for at, runs in measured.groupby(x, sort=False)}
         shifted = {move(at, apart * beside): found[at].to_numpy() for at in sorted(found)}
         shown = style | dict(linestyle="", marker=style["marker"] or "_") if words else style
         # Dots stand a little beside their place, so that those of different traces can be told apart.
@@ -192,8 +190,10 @@ def curves(axis: Axes, frame: pd.DataFrame, *, style: dict, name: str = "", scal
     if table.empty:
         return
     for run in table if table.shape[1] > 1 else ():
-        own = table[run].dropna()
-        axis.plot(own.index.to_numpy(float), own, color=style["color"], linewidth=0.5, alpha=0.6, label="_seed")
+        measured = table[run].dropna()
+        axis.plot(
+            measured.index.to_numpy(float), measured, color=style["color"], linewidth=0.5, alpha=0.6, label="_seed"
+        )
     mean = table.dropna().mean(axis=1)
     axis.plot(mean.index.to_numpy(float), mean, **({"zorder": 3, "label": name} | style | more))
 

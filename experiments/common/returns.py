@@ -46,9 +46,9 @@ def report(rows: pd.DataFrame, options: Control) -> list[Path]:
     paper = None if retrograde else tables.everywhere(paper, "delay_s", delays)
     title = f"Mean return after training, {settings(ends)}.{tables.left_out(ends)}"
     print(tables.table(title, spread, "delay_s", "delay (s)", paper, scale=1))
-    for layer, own in aligned.groupby("layer"):
+    for layer, part in aligned.groupby("layer"):
         title = f"Cosine of the late and the undelayed policy gradient, {layer}"
-        print(tables.table(title, own, "delay_s", "delay (s)", scale=1, digits=3))
+        print(tables.table(title, part, "delay_s", "delay (s)", scale=1, digits=3))
     paths = plots.left_out(options.name, "one delay") if len(delays) < 2 else draw_final(spread, paper, options)
     paths += draw_curves(rows, spread, delays, retrograde, options)
     return paths + draw_alignment(aligned[aligned["trace"] != UNDELAYED[0]], ends, options)
@@ -61,10 +61,8 @@ def draw_final(spread: pd.DataFrame, paper: pd.DataFrame | None, options: Contro
     note += tables.left_out(spread)
     note += plots.HOLLOW if paper is not None and paper["delay_s"].isin(spread["delay_s"]).any() else ""
     from_zero = lambda axes: axes[0, 0].set_ylim(bottom=min(0.0, axes[0, 0].get_ylim()[0]))  # noqa: E731
-    how = dict(height=2.2, finish=from_zero)
-    return plots.panels(
-        options.folder, options.name, note, [shown], f"mean return of {options.episodes} episodes", **how
-    )
+    ylabel, how = f"mean return of {options.episodes} episodes", dict(height=2.2, finish=from_zero)
+    return plots.panels(options.folder, options.name, note, [shown], ylabel, **how)
 
 
 def draw_curves(rows: pd.DataFrame, spread: pd.DataFrame, delays: list, retrograde: bool, options: Control):
@@ -76,9 +74,9 @@ def draw_curves(rows: pd.DataFrame, spread: pd.DataFrame, delays: list, retrogra
         for axis, delay in zip(axes.flat, delays, strict=False):
             sound = spread[(spread["delay_s"] == delay) & ~spread["lost"]]
             for key, style in plots.styles(keys).items():
-                own = returns[returns["run"].isin(tables.of_trace(sound, key)["run"])]
-                every = max(1, own["step"].nunique() // 6)
-                plots.curves(axis, own, style=style, name=tables.label(*key), markevery=every)
+                part = returns[returns["run"].isin(tables.of_trace(sound, key)["run"])]
+                every = max(1, part["step"].nunique() // 6)
+                plots.curves(axis, part, style=style, name=tables.label(*key), markevery=every)
             axis.set_title(f"{delay:g} s from layer to layer" if retrograde else f"{delay:g} s late")
         for axis in axes.flat[len(delays) :]:
             axis.set_axis_off()
@@ -102,7 +100,7 @@ def draw_alignment(aligned: pd.DataFrame, ends: pd.DataFrame, options: Control) 
     several, aligned = aligned["delay_s"].nunique() > 1, aligned.assign(place=aligned["layer"].map(layers.index) + 1)
     same = dict(frame=aligned, x="place", xlabel="layer of the actor", keys=keys, linear=True)
     delay = dict(x="delay_s", xlabel="delay of credit (s)", linear=False)
-    shown = [same | delay | dict(frame=own, title=f"layer {i}") for i, own in aligned.groupby("place")]
+    shown = [same | delay | dict(frame=part, title=f"layer {i}") for i, part in aligned.groupby("place")]
     shown, note = shown if several else [same], f"{settings(ends)}. Mean over training, weights held."
     size = dict(columns=len(shown), height=1.8, names=len(keys) if several else 3)
     size["width"] = plots.PAGE_WIDTH if several else plots.COLUMN_WIDTH

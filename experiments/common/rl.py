@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -26,6 +26,7 @@ ROLLOUTS = 16  # over which alignment is measured
 MAX_STEPS = 10_000  # of an episode of the evaluation
 EVALUATION_KEY, ALIGNMENT_KEY = 1, 2  # folded into a run's key
 VALUE = 0.5  # weight of the critic's loss
+PROBABILITY = checks.Rule("0 to 1", lambda v: 0 <= v <= 1)
 
 
 class Paper(NamedTuple):
@@ -63,21 +64,21 @@ AUTHORS_CODE = {
 def authors(environment: str) -> dict:
     """All options of the authors' setting of an environment: those of their code, and of the environment's own."""
     names = ("frames", "anneal", "normalization", "critic", "random_lam")
-    own = {name: getattr(PAPER[environment], name) for name in names}
-    return AUTHORS_CODE | CHOICES | {"environment": environment} | own
+    paper = {name: getattr(PAPER[environment], name) for name in names}
+    return AUTHORS_CODE | CHOICES | {"environment": environment} | paper
 
 
 @dataclass(frozen=True)
 class Agent:
     """What the agent is: options that name runs. Those that `rl.Settings` and `rl.Hyperparameters` have go there."""
 
-    critic_rate: float = 1.0
+    critic_rate: Annotated[float, checks.ABOVE_ZERO] = 1.0
     """Learning rate of the critic in units of the actor's."""
-    environments: int | None = None
+    environments: Annotated[int | None, checks.COUNT] = None
     """Environments side by side; by default as many as in the paper."""
-    rollout: int | None = None
+    rollout: Annotated[int | None, checks.COUNT] = None
     """Steps of each environment between two updates; by default as in the paper."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Annotated[tuple[int, ...], checks.SIZES] = (256, 256)
     """Units of the hidden layers of actor and critic."""
     anneal: Literal["none", "critic", "both"] = "none"
     """Whose learning rate falls to 0 over a run: in the authors' CartPole the critic's."""
@@ -101,35 +102,29 @@ class Agent:
     """Whether the critic too learns through traces from late TD errors."""
     late_flag: bool = False
     """Whether ends of episodes cut λ-traces one step late, as in the authors' code."""
-    discount: float = 0.99
+    discount: Annotated[float, PROBABILITY] = 0.99
     """Discount γ, 0 to 1."""
-    lam: float = 0.95
+    lam: Annotated[float, PROBABILITY] = 0.95
     """Decay λ of the λ-trace and of λ-returns, 0 to 1."""
-    entropy: float = 0.01
+    entropy: Annotated[float, checks.NOT_NEGATIVE] = 0.01
     """Weight of the entropy bonus."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.counts(self, *(name for name in ("environments", "rollout") if getattr(self, name) is not None))
-        checks.each("hidden", self.hidden, lambda v: v >= 1, "at least 1", distinct=False)
-        checks.each("critic_rate", (self.critic_rate,), lambda v: v > 0, "above 0")
-        for name in ("discount", "lam"):
-            checks.each(name, (getattr(self, name),), lambda v: 0 <= v <= 1, "0 to 1")
-        checks.each("entropy", (self.entropy,), lambda v: v >= 0, "at least 0")
         low, high = self.random_lam or (0.0, 1.0)
         checks.require("random_lam", 0 <= low <= high <= 1, "two ends in 0 to 1, the lower first", self.random_lam)
 
     @property
     def agent(self) -> "Agent":
         """These options alone."""
-        return Agent(**{own.name: getattr(self, own.name) for own in fields(Agent)})
+        return Agent(**{option.name: getattr(self, option.name) for option in fields(Agent)})
 
     @property
     def variant(self) -> str:
         """Options of the agent that are not as by default and have no column, such as `"anneal, lam=0.9"`."""
         written = ("critic_rate", "environments", "rollout", "hidden", "form")
-        values = {own.name: getattr(self, own.name) for own in fields(Agent) if own.name not in written}
+        values = {option.name: getattr(self, option.name) for option in fields(Agent) if option.name not in written}
         changed = {name: value for name, value in values.items() if value != getattr(Agent, name)}
         return ", ".join(name if value is True else f"{name}={value}" for name, value in changed.items())
 
@@ -142,17 +137,17 @@ class Control(Agent, Orders, Sweep):
 
     environment: Literal["cartpole", "space_invaders", "lunarlander"] = "cartpole"
     """CartPole-v1, MinAtar SpaceInvaders (all six actions, 10 % sticky, no limit of time) or LunarLander-v3."""
-    frames: int = 400_000
+    frames: Annotated[int, checks.COUNT] = 400_000
     """Length of a run, in steps over all environments."""
     orders: tuple[int, ...] = (2, 10)
     """Orders of the cascading traces, 2 to 64."""
-    betas: tuple[float, ...] = (0.9,)
+    betas: Annotated[tuple[float, ...], checks.INSIDE] = (0.9,)
     """Decays per step of the exponential trace to choose from, between 0 and 1."""
     learning_rates: tuple[float, ...] = (5e-4,)
     """Learning rates to choose from, per trace."""
-    selection_frames: int = 1_000_000
+    selection_frames: Annotated[int, checks.COUNT] = 1_000_000
     """Length of a run that only serves to choose the learning rate and β."""
-    episodes: int = 100
+    episodes: Annotated[int, checks.COUNT] = 100
     """Episodes of the evaluation at the end of a run."""
     batch_conditions: int = 4
     """Runs of one program trained at once."""
@@ -171,10 +166,8 @@ class Control(Agent, Orders, Sweep):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.counts(self, "frames", "selection_frames", "episodes")
         last = not self.balanced + self.contrasts
         checks.require("cascade", last or self.cascade == "exact", "exact where all stages are read", self.cascade)
-        checks.each("betas", self.betas, lambda v: 0 < v < 1, "above 0 and below 1")
         choice = len(self.learning_rates) * len(self.betas) > 1
         name = "selection_frames" if choice and self.selection_frames < self.frames else "frames"
         width, rollout = self.sides
@@ -196,13 +189,7 @@ class Setting:
 
 
 class Course(selection.Course):
-    """Runs of one length, and what is measured of them.
-
-    **Arguments:**
-
-    - `options`: of the experiment.
-    - `measured_on`: `"validation"` of runs that choose, where alignment is not measured, or `"test"`.
-    """
+    """Runs of one length; alignment is measured of those on `"test"` alone."""
 
     static = ("trace", "order", "delay_s", "layers", "beta")
 
@@ -215,8 +202,9 @@ class Course(selection.Course):
 
     def settings(self) -> Settings:
         """What is compiled into a program."""
-        sides = dict(zip(("environments", "rollout"), self.options.sides, strict=True))
-        return Settings(updates=self.updates, **(_known(Settings, self.options) | sides))
+        environments, rollout = self.options.sides
+        known = _known(Settings, self.options) | dict(environments=environments, rollout=rollout)
+        return Settings(updates=self.updates, **known)
 
     def hyperparameters(self, condition: Condition) -> Hyperparameters:
         """The condition's trace, delay and rates."""
@@ -229,19 +217,19 @@ class Course(selection.Course):
         return Hyperparameters(condition.learning_rate, trace, delay, value=VALUE, **_known(Hyperparameters, options))
 
     def _trace(self, condition: Condition, delay: float):
-        options, own = self.options, (condition.order, delay, self.options.dt)
+        options, shape = self.options, (condition.order, delay, self.options.dt)
         if delay == 0 or condition.trace == "delay line":
             return DelayLine(delay, options.dt, delay)
         if condition.trace == "ET":
             read = "after" if options.cascade == "first_stage" else "before"
             return ExponentialTrace.from_decay(condition.beta, options.dt, read, options.normalization)
         kind = FirstStageCascade if options.cascade == "first_stage" else CascadingTrace
-        cascade = kind(*own, "after", options.normalization)
+        cascade = kind(*shape, "after", options.normalization)
         if condition.trace == "CET":
             return cascade
         # Normalised as the cascade itself.
-        size = [trace.weights(round(delay / options.dt)) for trace in (cascade, CascadingTrace(*own, "after"))]
-        return readout(condition.trace, *own, read="after") * float(size[0] / size[1])
+        size = [trace.weights(round(delay / options.dt)) for trace in (cascade, CascadingTrace(*shape, "after"))]
+        return readout(condition.trace, *shape, read="after") * float(size[0] / size[1])
 
     def training(self, **static) -> sweep.Training:
         """How conditions that differ in learning rate and seed alone are trained, and what is measured of them.
@@ -260,11 +248,11 @@ class Course(selection.Course):
             return run.init(eqx.tree_at(lambda hyper: hyper.learning_rate, hyper, rate), key), key
 
         def advance(state, updates):
-            after, progress = run.advance(with_trace(state[0]), updates)
+            agent, progress = run.advance(with_trace(state[0]), updates)
             finished = jnp.sum(progress.finished)
             mean = jnp.where(finished > 0, jnp.sum(progress.returns) / jnp.maximum(finished, 1), jnp.nan)
             measured = {"return": mean, "entropy": progress.entropy, "value_loss": progress.value_loss}
-            return (after, state[1]), measured
+            return (agent, state[1]), measured
 
         def save(state):
             tree, notes = run.save(state[0])
@@ -312,19 +300,18 @@ class Course(selection.Course):
 
 def _known(kind: type, options: Agent) -> dict[str, Any]:
     """The agent's options that are fields of a kind of settings."""
-    return {own.name: getattr(options, own.name) for own in fields(kind) if hasattr(options.agent, own.name)}
+    return {
+        option.name: getattr(options, option.name) for option in fields(kind) if hasattr(options.agent, option.name)
+    }
 
 
 def open_environment(options: Control):
-    """The environment of the options, observed as in the paper.
-
-    **Raises:** ImportError, with what to install.
-    """
+    """The environment of the options, observed as in the paper; ImportError says what to install."""
     split = PAPER[options.environment].split
     if options.environment == "lunarlander":
         return from_gymnasium("LunarLander-v3", split=split)
-    own = environments.cartpole() if options.environment == "cartpole" else environments.space_invaders()
-    return environments.split_signs(own) if split else own
+    vector_env = environments.cartpole() if options.environment == "cartpole" else environments.space_invaders()
+    return environments.split_signs(vector_env) if split else vector_env
 
 
 def run(conditions: Callable[[Control], list[Condition]], options: Control) -> pd.DataFrame | None:

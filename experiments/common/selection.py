@@ -37,9 +37,9 @@ class Course:
     def columns(self, condition: Condition) -> dict:
         """What rows of a run say besides its condition."""
         scenario = "retrograde" if condition.layers else "behavioral"
-        own = {"scenario": "none" if condition.trace in WITHOUT_DELAY else scenario, "network": self.network}
+        named = {"scenario": "none" if condition.trace in WITHOUT_DELAY else scenario, "network": self.network}
         options = self.options
-        return own | {"experiment": options.name, "dataset": options.dataset, "form": options.form}
+        return named | {"experiment": options.name, "dataset": options.dataset, "form": options.form}
 
 
 def complete(courses: Mapping[str, Course], groups: Sequence[Sequence[Condition]]) -> pd.DataFrame | None:
@@ -72,8 +72,8 @@ def complete(courses: Mapping[str, Course], groups: Sequence[Sequence[Condition]
         records = train(trials, "validation", wait=True, fresh=options.fresh).records
         # A table leaves defaults out, so that records which are read from one are told their conditions again.
         pairs = zip(records.items(), trials, strict=True)
-        told = {run: record | {"columns": asdict(trial)} for (run, record), trial in pairs}
-        best = sweep.choose(sweep.Table(told), tried, courses["validation"].score)
+        whole = {run: record | {"columns": asdict(trial)} for (run, record), trial in pairs}
+        best = sweep.choose(sweep.Table(whole), tried, courses["validation"].score)
     chosen = [group[i] for group, i in zip(groups, best, strict=True)]
     runs = list(dict.fromkeys(replace(one, seed=seed) for seed in range(options.seeds) for one in chosen))
     table = train(runs, "test", wait=index == 1, fresh=options.fresh and not trials)

@@ -127,10 +127,8 @@ def everywhere(frame: pd.DataFrame, across: str, values: Sequence) -> pd.DataFra
 
 def traces(frame: pd.DataFrame) -> list[tuple[str, int]]:
     """The traces of a frame, the one that remembers best first."""
-    return sorted(
-        set(zip(frame["trace"], frame["order"].astype(int), strict=True)),
-        key=lambda key: (_RANK.index(key[0]), -key[1]),
-    )
+    found = set(zip(frame["trace"], frame["order"].astype(int), strict=True))
+    return sorted(found, key=lambda key: (_RANK.index(key[0]), -key[1]))
 
 
 def of_trace(frame: pd.DataFrame, key: tuple[str, int]) -> pd.DataFrame:
@@ -190,9 +188,8 @@ def text(title: str, head: Sequence[str], body: Sequence[tuple[str, Sequence[str
     """A table as it is printed: `head` names the rows, then each column; `body` has a row's name and its cells."""
     first = max(len(name) for name in (head[0], *(name for name, _ in body))) + 2
     lines = [(head[0], head[1:]), *body]
-    return "\n".join(
-        ["", title, *(f"{name:<{first}}" + "".join(f"{one:>{width}}" for one in row).rstrip() for name, row in lines)]
-    )
+    rows = (f"{name:<{first}}" + "".join(f"{one:>{width}}" for one in row).rstrip() for name, row in lines)
+    return "\n".join(["", title, *rows])
 
 
 def table(title: str, frame: pd.DataFrame, across: str, head: str = "", paper: pd.DataFrame | None = None,

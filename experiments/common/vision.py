@@ -57,14 +57,9 @@ class Setting:
 
 
 class Course(selection.Course):
-    """Runs of one length on one dataset, and what is measured of them.
+    """Runs of one length on one dataset, with what is measured on as its test set.
 
-    **Arguments:**
-
-    - `options`: of the experiment.
-    - `dataset`: with what is measured on as its test set.
-    - `measured_on`: `"validation"`, where only the end is measured, or `"test"`.
-    - `probes`: conditions that train nothing: their alignment is measured at the weights of every run.
+    `probes` are conditions that train nothing: their alignment is measured at the weights of every run on `"test"`.
     """
 
     static = ("mode", "update_every", "run_length", "interpolation", "layers", "derivative")
@@ -122,14 +117,9 @@ class Course(selection.Course):
     def evaluations(
         self, run: SupervisedRun, at: list[int], salient: bool = False, of_state: Callable = lambda state: state
     ) -> list[sweep.Evaluation]:
-        """What is measured of a run.
+        """What is measured of a run after the updates `at`, the last among them.
 
-        **Arguments:**
-
-        - `run`: how it is trained.
-        - `at`: updates after which it is measured, the last included.
-        - `salient`: whether a gate picks the images learned from, which counts.
-        - `of_state`: finds the run's state in what is trained.
+        `salient`: whether a gate picks the images learned from, which counts. `of_state` finds the run's state.
         """
         x, labels, names = self._images[1], self.test_labels, ("diverged", *(("skipped", "missed") if salient else ()))
         width = EVALUATED_AT_ONCE if self.options.network != "mlp" else len(labels)
@@ -148,7 +138,9 @@ class Course(selection.Course):
         """What a function of (state, first, images, labels) says of training stretches, in rows of the probe."""
         fields = ("trace", "order", "delay_s", "peak_s", "error_gate")
         columns = None if probe is None else {name: getattr(probe, name) for name in fields}
-        return sweep.Evaluation(function, at=at, over=[(first, *own) for own in self.stretches], columns=columns)
+        return sweep.Evaluation(
+            function, at=at, over=[(first, *segment) for segment in self.stretches], columns=columns
+        )
 
     @cached_property
     def stretches(self) -> list[tuple]:
@@ -200,7 +192,6 @@ def run(
 
     - `conditions`: of options, groups of candidates, of each of which the best on images held out of the training set
       is reported; those reported are trained on the whole training set.
-    - `options`: of the experiment.
     - `probes`: of options, conditions whose alignment is measured at the weights of every run reported.
     - `course`: how runs are trained, where that is not as usual.
 

@@ -129,7 +129,7 @@ def test_without_options_an_experiment_is_its_first_preset(name):
         (("behavioral-vision", "--run-length", "0"), "--run-length must be at least 1, got 0"),
         (("behavioral-vision", "--run-length", "900"), "`run_length` must not exceed the images of any class, got 900"),
         (("behavioral-vision", "--interpolation", "-1"), "--interpolation must be at least 1, got -1"),
-        (("behavioral-vision", "--validation", "1"), "--validation must be between 0 and 1, got 1"),
+        (("behavioral-vision", "--validation", "1"), "--validation must be above 0 and below 1, got 1"),
         (("behavioral-vision", "--validation", "0.95"), "at least 128 training images must be left"),
         (("behavioral-vision", "--hidden", "8", "0"), "--hidden must be at least 1, got 0"),
         (("behavioral-vision", "--batch-conditions", "0"), "--batch-conditions must be at least 1, got 0"),
