@@ -20,8 +20,7 @@ class Options(Delays, SelectionDelay, Orders, Vision):
 
     A batch of 128 images is a stretch of time, 0.2 s an image; the learning signal of an image arrives late
     by the delay. Compared are the exponential trace (ET), cascading traces of several orders (CET), the ideal
-    delay line, and backprop without delay. Options given here override the preset's. A condition already
-    finished in the output folder is not run again, so that an interrupted experiment goes on where it was.
+    delay line, and backprop without delay. What is finished in the output folder is not run again.
     """
 
     preset: Literal["demo", "quick", "paper", "cifar10", "cifar10-paper", "tinyimagenet"] = "demo"

@@ -26,8 +26,7 @@ class Options(Delays, SelectionDelay, Orders, Gate, Vision):
     """Accuracy and alignment over the order and the rate of a trace, its peak set right and wrong.
 
     At each delay of the learning signal the peak of a cascade of each order is set to several multiples of that delay,
-    which is to vary the rate α = (n - 1)/(peak - dt/2) of its stages. ET, whose time constant is set to the same
-    multiples, stands for order 1. Options given here override the preset's.
+    which is to vary the rate α = (n - 1)/(peak - dt/2) of its stages. ET, its time constant so set, stands for order 1.
     """
 
     preset: Literal["demo", "quick"] = "demo"

@@ -19,6 +19,7 @@ function of the peak that its slope at a point says less than the difference of 
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -121,7 +122,7 @@ def conditions(options: Options) -> list[list[Condition]]:
     return [[one] for one in (right, *learning)]
 
 
-run = learned.run_of(conditions, KNOB)
+run = partial(vision.run, conditions, course=partial(learned.Course, KNOB))
 
 
 def best_peak(delay: float, order: int) -> float:

@@ -12,6 +12,7 @@ in which the gradient lies too (see `experiments/crosstalk.py`): what is best al
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,7 +24,7 @@ import pandas as pd
 from jaxtyping import Array, Float
 
 from cetsim.traces import CascadingTrace
-from experiments.common import checks, crosstalk, learned, plots, tables
+from experiments.common import checks, crosstalk, learned, plots, tables, vision
 from experiments.common.checks import DT, STRETCH
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import make_trace
@@ -110,7 +111,7 @@ def conditions(options: Options) -> list[list[Condition]]:
     return [[one] for one in (*held, line, *learned.by_every_method(options, held[0]))]
 
 
-run = learned.run_of(conditions, KNOB)
+run = partial(vision.run, conditions, course=partial(learned.Course, KNOB))
 
 
 def kernel(rows: pd.DataFrame, runs: pd.Series) -> np.ndarray:

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common import alignment, checks, plots, tables, vision
-from experiments.common.checks import DT, UserError
-from experiments.common.conditions import Condition
+from experiments.common.checks import DT
+from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Vision
 
 GATES = ("quantile", "threshold", "running", "random", "none")
@@ -84,8 +84,8 @@ class Options(Orders, Gate, Vision):
         if self.mode == "carry":
             ideal = "ideal with --mode carry: what is sent down cannot wait"
             checks.require("derivatives", self.derivatives == ("ideal",), ideal, self.derivatives)
-        if self.network == "resnet20":
-            raise UserError("--network must be mlp or cnn, whose layers stand in a row, got resnet20")
+        row = "mlp or cnn, whose layers stand in a row"
+        checks.require("network", self.network != "resnet20", row, self.network)
 
 
 _PAPER = Options(preset="paper", steps=1000, selection_steps=1000, **MNIST)
@@ -125,27 +125,18 @@ def _condition(options: Options, trace: str, order: int, change: dict) -> Condit
         setting |= {"delay_s": 0.0, "derivative": "ideal", "placement": "shown"}
     # What the gate does not look at is the same for all.
     setting |= {"fraction": 1.0} if setting["gate"] in ("none", "threshold") else {}
-    return Condition(
-        trace,
-        order,
-        error_gate=0.0 if still else options.error_gate,
-        peak_s=setting["delay_s"],
-        mode="reset" if still and options.network == "mlp" else options.mode,
-        update_every=options.stretch,
-        layers=CNN_LAYERS if options.network == "cnn" else len(options.hidden) + 1,
-        threshold=options.threshold if setting["gate"] == "threshold" else 0.0,
-        **setting,
-    )
+    setting |= {"threshold": options.threshold} if setting["gate"] == "threshold" else {}
+    setting |= {"mode": "reset" if still and options.network == "mlp" else options.mode}
+    setting |= {"layers": CNN_LAYERS if options.network == "cnn" else len(options.hidden) + 1}
+    late = setting.pop("delay_s")
+    return set_to_delay(options, trace, order, late, update_every=options.stretch, **setting)
 
 
 run = partial(vision.run, conditions)
 
 
 class Runs:
-    """The runs of the last row's dataset, network, form, mode and stretch, and how they can be compared.
-
-    `usual` is the setting of the first run with a trace: what is the same wherever something else is varied.
-    """
+    """The runs of the last row's subject and how they can be compared: `usual` is the setting of the first of them."""
 
     def __init__(self, rows: pd.DataFrame):
         ends = tables.finals(rows)
@@ -176,13 +167,12 @@ class Runs:
     @property
     def note(self) -> str:
         """Settings, for a caption."""
-        usual, images = self.usual, self.first["update_every"]
-        salient = {"none": "all images", "threshold": f"images of a loss above {usual['threshold']:g}"}.get(
-            usual["gate"], f"{100 * usual['fraction']:g} % salient images (gate: {usual['gate']})"
-        )
+        first, steps = self.first, self.ends["step"].max()
+        salient = {"none": "all images", "threshold": f"images of a loss above {first['threshold']:g}"}
+        share = f"{100 * first['fraction']:g} % salient images (gate: {first['gate']})"
         return (
-            f"{tables.subject(self.ends)}, {self.ends['step'].max():,} stretches of {images:,} images "
-            f"({self.first['mode']}), {salient}, {usual['delay_s']:g} s from layer to layer, {usual['derivative']} "
+            f"{tables.subject(self.ends)}, {steps:,} stretches of {first['update_every']:,} images ({first['mode']}), "
+            f"{salient.get(first['gate'], share)}, {first['delay_s']:g} s from layer to layer, {first['derivative']} "
             f"derivative, {tables.plural(self.ends['seed'].nunique(), 'seed')}"
         )
 

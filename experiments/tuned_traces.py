@@ -34,7 +34,7 @@ class Options(Delays, Orders, Gate, Vision):
     At each delay every family of traces has the same number of candidates, and each of them the same learning rates.
     The best on held-out training images is reported, beside the family's member that is set to the delay untuned.
     Two exponentials, e^(-t/τ1) - ρ e^(-t/τ2), are told by where they peak, by τ2/τ1 (--rises) and by the share of LTP
-    that LTD takes back by coming before it (--depressions). Options given here override the preset's.
+    that LTD takes back by coming before it (--depressions).
     """
 
     preset: Literal["demo", "quick"] = "demo"
@@ -169,11 +169,8 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 
 
 def _line(name: str, runs: pd.DataFrame) -> tuple[str, list[str]]:
-    if runs.empty:
-        return name, []
-    first = runs.iloc[0]
-    words = f"   {' '.join(describe(first))}" if first["trace"] not in REFERENCES else ""
-    return name, [tables.cell(runs["value"]), f"{first['learning_rate']:g}", words]
+    words = [f"   {' '.join(describe(one))}" * (one["trace"] not in REFERENCES) for _, one in runs[:1].iterrows()]
+    return name, [tables.cell(runs["value"]), *(f"{rate:g}" for rate in runs["learning_rate"][:1]), *words]
 
 
 def draw(ends: pd.DataFrame, options: Options, delays: list[float]) -> list[Path]:

@@ -14,7 +14,6 @@ approximation using a simultaneous perturbation gradient approximation".
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated, NamedTuple
 
 import equinox as eqx
@@ -57,14 +56,11 @@ class Learned(Gate, Vision):
 
 
 class Knob(NamedTuple):
-    """What is learned of a trace. A rule is a condition with a method.
+    """What is learned of a trace, by a rule: a condition with a method.
 
-    **Fields:**
-
-    - `start(rule, condition)`: θ before the first step.
+    - `start(rule, condition)`: θ before the first step; `kept(θ)`: θ within its bounds.
     - `weights(rule, θ)`: the weights of the trace over a stretch.
     - `slope(run, rule, state, θ)`: how what should fall grows with θ, by methods that know the true gradient.
-    - `kept(θ)`: θ within its bounds.
     - `measured(θ)`: what is recorded of it, at `every_move` of it or as often as accuracy.
     """
 
@@ -150,7 +146,7 @@ class Course(vision.Course):
         moves = [*range(every, steps, every), steps] if learned else ends
         # Stretches of images that a step of what is learned takes, beside those the network learns from.
         extra = len(moves) * (rule.stretches * (1 + (rule.method == "perturbation")) + 2 * rule.horizon) * learned
-        often = [0, *(moves if knob.every_move else at)] if learned else [steps]
+        often = [0, *(moves if knob.every_move else at)] if learned else [steps] * knob.every_move
         measured = [
             *self.evaluations(run, at, of_state=operator.itemgetter(0)),
             sweep.Evaluation(lambda state: knob.measured(state[1].value), at=often),
@@ -171,8 +167,3 @@ def _advance(knob, run, rule, state, steps):
     state, learner = state if rule.method == "held" else learn(knob, run, rule, *state)
     state, losses = run.advance(state, steps)
     return (state, learner), {"train_loss": losses}
-
-
-def run_of(conditions: Callable, knob: Knob) -> Callable:
-    """How an experiment runs in which something is learned."""
-    return partial(vision.run, conditions, course=partial(Course, knob))
