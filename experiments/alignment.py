@@ -17,9 +17,9 @@ from experiments.common.options import CIFAR10, MNIST, Delays, Gate, Orders, Vis
 class Options(Delays, Orders, Gate, Vision):
     """Cosine between a trace's update and the true gradient, per layer, against delay, order and training time.
 
-    The true gradient is that of the loss of the images whose learning signals arrive within the stretch, so that the
+    The true gradient is that of the loss of the images whose learning signals arrive within the segment, so that the
     delay line reaches 1 whatever the delay, unless the error gate keeps activity out: of images learned well it does,
-    and where nothing is left of a stretch the cosine counts as 0. Compared are the exponential trace (ET), cascading
+    and where nothing is left of a segment the cosine counts as 0. Compared are the exponential trace (ET), cascading
     traces of several orders (CET) and the delay line, each set to the delay, all at the same weights: those of a
     network trained by backprop, before, during and after training.
     """

@@ -64,8 +64,8 @@ PRESETS = {
 
 def conditions(options: Options) -> list[Condition]:
     """Every trace at every delay, and signals without delay."""
-    late = [Condition(*trace, delay, mode="carry") for delay in options.delays for trace in options.delayed_traces]
-    return [Condition(*rl.UNDELAYED, mode="carry"), *late]
+    late = [Condition(*trace, delay, boundary="carry") for delay in options.delays for trace in options.delayed_traces]
+    return [Condition(*rl.UNDELAYED, boundary="carry"), *late]
 
 
 run, report = partial(rl.run, conditions), returns.report

@@ -18,7 +18,7 @@ KEY = ("trace", "order", "delay_s", "error_gate", "seed")
 class Options(Delays, SelectionDelay, Orders, Vision):
     """Test accuracy against the delay of credit, images seen one after the other.
 
-    A batch of 128 images is a stretch of time, 0.2 s an image; the learning signal of an image arrives late
+    A batch of 128 images is a segment of time, 0.2 s an image; the learning signal of an image arrives late
     by the delay. Compared are the exponential trace (ET), cascading traces of several orders (CET), the ideal
     delay line, and backprop without delay. What is finished in the output folder is not run again.
     """

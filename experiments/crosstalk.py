@@ -1,6 +1,6 @@
 """What a trace's update is made of: the true gradient, signals lost, and crosstalk with activity at the wrong lags.
 
-In a stretch of T steps the signal of step u, late by D, meets activity of step s with the weight W_us = w(u + D - s).
+In a segment of T steps the signal of step u, late by D, meets activity of step s with the weight W_us = w(u + D - s).
 Per post-neuron, with signals δ of mean δ̄ and variance V, and factors h (of the activity, a number per synapse) of mean
 h̄ and variance U, each independent from step to step, the update is w(D) g, g the gradient of the signals that arrive,
 and crosstalk c. With k_u = Σ_s W_us and l_s = Σ_u W_us, all sums over s ≠ u, which hold lag j T - max(D, j) times,
@@ -59,7 +59,7 @@ class Options(Stream, Orders, Gate, Vision):
         super().check()
         checks.delays("delay", (self.delay,), "reset")
         checks.require("network", self.network == "mlp", "mlp, whose statistics are those of a neuron", self.network)
-        checks.require("mode", self.mode == "reset", "reset, of which the prediction is", self.mode)
+        checks.require("boundary", self.boundary == "reset", "reset, of which the prediction is", self.boundary)
 
 
 PRESETS = {
@@ -87,13 +87,13 @@ class Course(vision.Course):
         measured = super().evaluations(run, at, salient, of_state)
         split = eqx.Partial(_split_update, run, round(self.options.delay / DT), of_state)
         for one in kernels(self.options) if self.measured_on == "test" else ():
-            weights = hyperparameters(one).trace.weights(jnp.arange(self.options.stretch))
-            measured.append(self.of_stretches(split, weights, [at[-1]], one))
+            weights = hyperparameters(one).trace.weights(jnp.arange(self.options.unit))
+            measured.append(self.of_segments(split, weights, [at[-1]], one))
         return measured
 
 
 def _split_update(run, late: int, of_state, state, weights, x, labels):
-    """The parts of one stretch's update by layer, at the weights of a run."""
+    """The parts of one segment's update by layer, at the weights of a run."""
     model = eqx.combine(of_state(state).params, run._template())
     return measures.by_layer(model, x, labels, weights, late, run.settings.form)
 

@@ -37,7 +37,7 @@ class Options(Delays, SelectionDelay, Orders, Gate, Vision):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.peaks("factors", self.factors, (*self.delays, self.selection_delay or self.delays[0]), self.mode)
+        checks.peaks("factors", self.factors, (*self.delays, self.selection_delay or self.delays[0]), self.boundary)
 
 
 PRESETS = {

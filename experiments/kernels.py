@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from cetsim import sweep
 from cetsim.traces import CascadingTrace, ExponentialTrace
 from experiments.common import checks, plots, tables
-from experiments.common.conditions import Condition
+from experiments.common.conditions import Condition, from_record, recorded
 from experiments.common.options import Files
 from experiments.common.selection import reported, users_errors
 
@@ -56,12 +56,13 @@ def conditions(options: Options) -> list[Condition]:
 
 def run(options: Options) -> pd.DataFrame:
     """Computes what is missing: a sweep in which nothing is trained; the rows to report."""
-    stay = dict(steps=1, hyperparameters=lambda kernel: kernel, on_host=True)
+    stay = dict(steps=1, hyperparameters=from_record, on_host=True)
     measured = partial(analyse, dt=options.dt)
     nothing = sweep.Training(lambda kernel, key: kernel, lambda kernel, steps: (kernel, {}), measured, **stay)
     with users_errors():
-        how = dict(config={"dt": options.dt}, defaults={"dt": 0.04}, columns={"experiment": options.name})
-        table = sweep.run(options.folder, conditions(options), nothing, batch=1, fresh=options.fresh, **how)
+        how = dict(config={"dt": options.dt}, defaults=recorded(Condition()) | {"dt": 0.04}, fresh=options.fresh)
+        how |= dict(columns={"experiment": options.name}, batch=1)
+        table = sweep.run(options.folder, map(recorded, conditions(options)), nothing, **how)
     return reported(table, options)
 
 

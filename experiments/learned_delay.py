@@ -34,11 +34,11 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from cetsim.supervised import SupervisedRun, TrainState
 from cetsim.traces import CascadingTrace
 from experiments.common import checks, learned, plots, tables, vision
-from experiments.common.checks import DT, STRETCH
+from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import MNIST
 
-BOUNDS = math.log(DT), math.log((STRETCH - 1) * DT)  # of the logarithm of a peak in seconds
+BOUNDS = math.log(DT), math.log((SEGMENT - 1) * DT)  # of the logarithm of a peak in seconds
 BAND = 0.1  # of the delay, around it
 _SUBJECT = (*tables.SUBJECT, "delay_s", "order", "error_gate", "learning_rate")
 _STYLES = {  # methods mostly agree: the wide line shows below the narrow one
@@ -93,15 +93,15 @@ def slope(run: SupervisedRun, rule: Condition, state: TrainState, log_peak: Floa
 
 
 def mean_alignment(run, rule: Condition, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
-    """Cosine between a trace's update and the true gradient, averaged over layers and the stretches that come next."""
-    tuned, coming = learned.with_weights(state, weights(rule, log_peak)), learned.coming(run, state, rule.stretches)
-    alignment = jax.lax.map(lambda stretch: run.alignment(tuned, *stretch), coming)
+    """Cosine between a trace's update and the true gradient, averaged over layers and the segments that come next."""
+    tuned, coming = learned.with_weights(state, weights(rule, log_peak)), learned.coming(run, state, rule.segments)
+    alignment = jax.lax.map(lambda segment: run.alignment(tuned, *segment), coming)
     return jnp.mean(jnp.stack(list(alignment.values())))
 
 
 def weights(rule: Condition, log_peak: Float[Array, ""]) -> Float[Array, " lags"]:
-    """Those of a cascade of that peak, over a stretch."""
-    return CascadingTrace(rule.order, jnp.exp(log_peak), DT).tabulate(STRETCH).taps
+    """Those of a cascade of that peak, over a segment."""
+    return CascadingTrace(rule.order, jnp.exp(log_peak), DT).tabulate(SEGMENT).taps
 
 
 KNOB = learned.Knob(

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from cetsim.traces import CascadingTrace
 from experiments.common import checks, crosstalk, learned, plots, tables, vision
-from experiments.common.checks import DT, STRETCH
+from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import make_trace
 from experiments.common.options import MNIST
@@ -72,8 +72,8 @@ PRESETS = {
 
 
 def stages(order: int, delay: float) -> Float[Array, "stages lags"]:
-    """S, weights of each stage over a stretch."""
-    return CascadingTrace(order, delay, DT, readout=np.eye(order)).weights(jnp.arange(STRETCH)).T
+    """S, weights of each stage over a segment."""
+    return CascadingTrace(order, delay, DT, readout=np.eye(order)).weights(jnp.arange(SEGMENT)).T
 
 
 def weights(rule: Condition, readout: Float[Array, " stages"]) -> Float[Array, " lags"]:
@@ -82,16 +82,16 @@ def weights(rule: Condition, readout: Float[Array, " stages"]) -> Float[Array, "
 
 
 def slope(run, rule: Condition, state, readout: Float[Array, " stages"]) -> Float[Array, " stages"]:
-    """How minus the cosine, or the logarithm of the crosstalk, grows with the readout: over layers and stretches."""
+    """How minus the cosine, or the logarithm of the crosstalk, grows with the readout: over layers and segments."""
     model, late = eqx.combine(state.params, run._template()), round(rule.delay_s / DT)
 
-    def objective(readout, stretch):
-        parts = crosstalk.by_layer(model, *stretch, weights(rule, readout), late, run.settings.form)
+    def objective(readout, segment):
+        parts = crosstalk.by_layer(model, *segment, weights(rule, readout), late, run.settings.form)
         layers = jnp.stack(list(parts[rule.method].values()))
         return -jnp.mean(layers) if rule.method == "alignment" else jnp.mean(jnp.log(layers))
 
-    coming = learned.coming(run, state, rule.stretches)
-    return jnp.mean(jax.lax.map(lambda stretch: jax.grad(objective)(readout, stretch), coming), axis=0)
+    coming = learned.coming(run, state, rule.segments)
+    return jnp.mean(jax.lax.map(lambda segment: jax.grad(objective)(readout, segment), coming), axis=0)
 
 
 KNOB = learned.Knob(
@@ -119,7 +119,7 @@ def kernel(rows: pd.DataFrame, runs: pd.Series) -> np.ndarray:
     order, delay = int(runs["order"]), float(runs["delay_s"])
     if runs["method"] == "held":
         trace = make_trace(Condition(runs["trace"], order, delay, peak_s=delay))
-        return np.asarray(trace.weights(jnp.arange(STRETCH)))
+        return np.asarray(trace.weights(jnp.arange(SEGMENT)))
     parts = rows[(rows["run"] == runs["run"]) & (rows["metric"] == "readout")]
     last = parts[parts["step"] == parts["step"].max()].set_index("layer")["value"]
     return np.array([last[f"stage {k + 1}"] for k in range(order)]) @ np.asarray(stages(order, delay))
@@ -151,7 +151,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 def draw(drawn: dict, ends: pd.DataFrame, folder: Path) -> list[Path]:
     """The kernels that runs ended with, in units of their largest weight."""
     with plots.figure(height=2.8) as (figure, axes):
-        axis, lags = axes[0, 0], np.arange(STRETCH) * DT
+        axis, lags = axes[0, 0], np.arange(SEGMENT) * DT
         for key, (words, kernels) in drawn.items():
             for index, weights in enumerate(kernels):
                 axis.plot(lags, weights / np.abs(weights).max(), label=None if index else words, **_STYLES[key])

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pandas as pd
 
 from experiments.common import checks, plots, tables, vision
-from experiments.common.checks import DT, STRETCH
+from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Stream, Vision
 
@@ -22,8 +22,8 @@ class Options(Stream, Orders, Gate, Vision):
     """Test accuracy against the spread of delays that vary from image to image.
 
     The learning signal of each image arrives after a delay of its own, and traces are set to the mean delay. Compared
-    are the exponential trace (ET), cascading traces of several orders (CET) and the delay line at the mean delay. In
-    the mode reset, signals that arrive after the last image of their stretch are lost, the more of them the longer the
+    are the exponential trace (ET), cascading traces of several orders (CET) and the delay line at the mean delay. With
+    the boundary reset, signals that arrive after the last image of their segment are lost, the more the longer the
     delays get: half the spread above the mean if they are uniform, without limit if they are gamma distributed.
     """
 
@@ -34,15 +34,15 @@ class Options(Stream, Orders, Gate, Vision):
     """Mean delay of the learning signal in seconds, a multiple of 0.2 s, below 25.6 s unless carried."""
     spreads: Annotated[tuple[float, ...], checks.NOT_NEGATIVE] = (0.0, 2.0, 4.0)
     """Spreads of the delay in seconds: uniform delays run from mean - spread/2 to mean + spread/2, gamma distributed
-    ones have the same standard deviation, spread/√12; 0 is the fixed delay. At most 2 x mean if uniform. In the mode
-    reset, signals later than their stretch of 25.6 s are lost."""
+    ones have the same standard deviation, spread/√12; 0 is the fixed delay. At most 2 x mean if uniform. With the
+    boundary reset, signals later than their segment of 25.6 s are lost."""
     distributions: Annotated[tuple[Literal["uniform", "gamma"], ...], checks.WORDS] = ("uniform", "gamma")
     """Distributions of the delay, a panel of the figure for each."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.delays("mean", (self.mean,), self.mode)
+        checks.delays("mean", (self.mean,), self.boundary)
         if "uniform" in self.distributions:
             widest = f"at most 2 x --mean = {2 * self.mean:g} s, or else uniform delays would be negative"
             wide = [spread for spread in self.spreads if spread > 2 * self.mean * (1 + 1e-6)]
@@ -120,5 +120,5 @@ def _note(ends: pd.DataFrame) -> str:
         f"{tables.settings(ends)}. Mean delay and traces' peaks (ET: time constant): {ends['delay_s'].iloc[0]:g} s. "
         "Spread: full width of uniform delays; gamma distributed ones have the same standard deviation."
     )
-    lost = f" Signals that come after the end of their stretch of {STRETCH * DT:g} s are lost."
-    return text + lost * (ends["mode"].iloc[0] == "reset") + plots.seeds(ends) + tables.left_out(ends)
+    lost = f" Signals that come after the end of their segment of {SEGMENT * DT:g} s are lost."
+    return text + lost * (ends["boundary"].iloc[0] == "reset") + plots.seeds(ends) + tables.left_out(ends)

@@ -43,9 +43,9 @@ PRESETS = {
 
 def conditions(options: Options) -> list[Condition]:
     """Every trace with delays that stack, and signals without delay."""
-    stacked = {"delay_s": options.delay, "layers": len(options.hidden) + 1, "mode": "carry"}
+    stacked = {"delay_s": options.delay, "layers": len(options.hidden) + 1, "boundary": "carry"}
     late = [Condition(*trace, **stacked) for trace in options.delayed_traces]
-    return [Condition(*rl.UNDELAYED, mode="carry"), *late]
+    return [Condition(*rl.UNDELAYED, boundary="carry"), *late]
 
 
 run, report = partial(rl.run, conditions), returns.report

@@ -22,7 +22,7 @@ TITLES = {
     "derivative": "derivative that errors pass",
     "placement": "when events happen",
 }
-_SUBJECT = (*tables.SUBJECT, "update_every")
+_SUBJECT = (*tables.SUBJECT, "segment")
 _SETTING = ("delay_s", "fraction", "gate", "threshold", "derivative", "placement")
 _OF_BACKPROP = ("fraction", "gate", "threshold")  # the rest it does not have to wait for
 _OF_GATES = ("fraction", "threshold")  # what a gate settles by itself
@@ -33,7 +33,7 @@ class Options(Orders, Gate, Vision):
     """Learning from credit that takes minutes from layer to layer, and from the few images that are salient.
 
     Signals travel backwards from each layer to the one below it in --delay seconds, so that they stack: 2, 4, 6
-    minutes. Of each stretch of images only those with the largest loss enter the traces. Compared are the exponential
+    minutes. Of each segment of images only those with the largest loss enter the traces. Compared are the exponential
     trace X the share of salient images, the kind of gate that picks them, how the derivative that errors pass is
     remembered, and when events happen. Each layer's trace is set to its own delay; the top layer's signal is at hand.
     """
@@ -43,19 +43,19 @@ class Options(Orders, Gate, Vision):
     preset: Literal["demo", "quick", "paper", "mechanisms", "cifar10"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in 12 minutes; paper: MNIST, delays and shares of salient images, three
     seeds, in hours; mechanisms: gates, derivatives and placements, in hours; cifar10: in hours."""
-    mode: Literal["reset", "carry"] = "reset"
-    """reset: every stretch starts with empty traces, and signals that come after its end are still read; carry: traces
-    and signals under way go on to the next stretch."""
-    stretch: int = 1280
-    """Images of a stretch, after which weights change; --steps counts stretches."""
+    boundary: Literal["reset", "carry"] = "reset"
+    """reset: every segment starts with empty traces, and signals that come after its end are still read; carry: traces
+    and signals under way go on to the next segment."""
+    segment: int = 1280
+    """Images of a segment, after which weights change; --steps counts segments."""
     steps: int = 300
-    """Length of a run, in stretches."""
+    """Length of a run, in segments."""
     selection_steps: int = 300
     """Length of a run that only serves to choose the learning rate."""
     delay: float = 120.0
     """Seconds that a signal takes from one layer to the one below, a multiple of 0.2 s."""
     fraction: Annotated[float, checks.SHARE] = 0.0125
-    """Share of the images of a stretch that are salient."""
+    """Share of the images of a segment that are salient."""
     error_gate: float = 0.0
     """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
     threshold: Annotated[float, checks.NOT_NEGATIVE] = 1.0
@@ -65,7 +65,7 @@ class Options(Orders, Gate, Vision):
     fractions: Annotated[tuple[float, ...], checks.SHARE._replace(empty=True)] = ()
     """Shares of salient images to compare."""
     gates: Annotated[tuple[Literal[GATES], ...], checks.WORDS] = ("quantile",)
-    """Kinds of gate to compare; the first is used elsewhere. quantile: the largest losses of a stretch; threshold:
+    """Kinds of gate to compare; the first is used elsewhere. quantile: the largest losses of a segment; threshold:
     losses above a fixed one; running: above one that follows the past; random: whatever the loss; none: all."""
     derivatives: Annotated[tuple[Literal["ideal", "cascade"], ...], checks.WORDS] = ("ideal",)
     """How the derivative that errors pass waits for them: as it was, or in the layer's trace at the soma. The first is
@@ -74,15 +74,20 @@ class Options(Orders, Gate, Vision):
     """When salient images count as seen: when shown, or, as in the authors' code, at random moments in their order. The
     first is used elsewhere."""
 
+    @property
+    def unit(self) -> int:
+        """Images of a step of --steps."""
+        return self.segment
+
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.require("stretch", self.stretch >= 2, "at least 2", self.stretch)
+        checks.require("segment", self.segment >= 2, "at least 2", self.segment)
         checks.steps_above_zero("delay", (self.delay,), DT)
         if self.delays:
             checks.steps_above_zero("delays", self.delays, DT)
-        if self.mode == "carry":
-            ideal = "ideal with --mode carry: what is sent down cannot wait"
+        if self.boundary == "carry":
+            ideal = "ideal with --boundary carry: what is sent down cannot wait"
             checks.require("derivatives", self.derivatives == ("ideal",), ideal, self.derivatives)
         row = "mlp or cnn, whose layers stand in a row"
         checks.require("network", self.network != "resnet20", row, self.network)
@@ -91,7 +96,7 @@ class Options(Orders, Gate, Vision):
 _PAPER = Options(preset="paper", steps=1000, selection_steps=1000, **MNIST)
 PRESETS = {
     "demo": Options(
-        stretch=320, fraction=0.05, delay=20.0, steps=400, seeds=2, learning_rates=(3e-3,),
+        segment=320, fraction=0.05, delay=20.0, steps=400, seeds=2, learning_rates=(3e-3,),
         derivatives=("ideal", "cascade"),
     ),
     "quick": Options(
@@ -126,10 +131,10 @@ def _condition(options: Options, trace: str, order: int, change: dict) -> Condit
     # What the gate does not look at is the same for all.
     setting |= {"fraction": 1.0} if setting["gate"] in ("none", "threshold") else {}
     setting |= {"threshold": options.threshold} if setting["gate"] == "threshold" else {}
-    setting |= {"mode": "reset" if still and options.network == "mlp" else options.mode}
+    setting |= {"boundary": "reset" if still and options.network == "mlp" else options.boundary}
     setting |= {"layers": CNN_LAYERS if options.network == "cnn" else len(options.hidden) + 1}
     late = setting.pop("delay_s")
-    return set_to_delay(options, trace, order, late, update_every=options.stretch, **setting)
+    return set_to_delay(options, trace, order, late, segment=options.segment, **setting)
 
 
 run = partial(vision.run, conditions)
@@ -140,8 +145,8 @@ class Runs:
 
     def __init__(self, rows: pd.DataFrame):
         ends = tables.finals(rows)
-        # Backprop, which has nothing to carry, goes with either mode.
-        alike = [(ends[n] == ends[n].iloc[-1]) | ((n == "mode") & (ends["trace"] == "backprop")) for n in _SUBJECT]
+        # Backprop, which has nothing to carry, goes with either boundary.
+        alike = [(ends[n] == ends[n].iloc[-1]) | ((n == "boundary") & (ends["trace"] == "backprop")) for n in _SUBJECT]
         self.ends = ends[pd.concat(alike, axis=1).all(axis=1)]
         late = self.ends[self.ends["trace"] != "backprop"]
         self.first = (late if len(late) else self.ends).iloc[0]
@@ -171,7 +176,7 @@ class Runs:
         salient = {"none": "all images", "threshold": f"images of a loss above {first['threshold']:g}"}
         share = f"{100 * first['fraction']:g} % salient images (gate: {first['gate']})"
         return (
-            f"{tables.subject(self.ends)}, {steps:,} stretches of {first['update_every']:,} images ({first['mode']}), "
+            f"{tables.subject(self.ends)}, {steps:,} segments of {first['segment']:,} images ({first['boundary']}), "
             f"{salient.get(first['gate'], share)}, {first['delay_s']:g} s from layer to layer, {first['derivative']} "
             f"derivative, {tables.plural(self.ends['seed'].nunique(), 'seed')}"
         )
@@ -187,7 +192,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         print(tables.table(TITLES[name], frame, name))
     counted = rows[rows["run"].isin(runs.ends["run"])]
     if count := tables.last(counted, "skipped").sum():
-        print(f"stretches skipped, since no image was salient: {count:g}")
+        print(f"segments skipped, since no image was salient: {count:g}")
     if count := tables.last(counted, "missed").sum():
         print(f"salient images missed for want of a place: {count:g}")
     paths = draw_curves(rows, runs, options.folder) + draw_settings(runs, varied, options.folder)
@@ -197,19 +202,21 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 
 def draw_curves(rows: pd.DataFrame, runs: Runs, folder: Path) -> list[Path]:
     """Training loss of all images and test accuracy against time, of each trace."""
-    ends = runs.at()
-    sound = rows[rows["run"].isin(ends.loc[~ends["lost"], "run"])]
-    with plots.figure(2, height=4.6, sharex=True) as (figure, axes):
-        for axis, metric, scale in ((axes[0, 0], "train_loss", 1.0), (axes[1, 0], "test_accuracy", 100.0)):
-            for key, style in plots.styles(tables.traces(ends)[::-1]).items():
-                part = tables.of_trace(sound[sound["metric"] == metric], key)
-                plots.curves(axis, part, style=style, name=tables.label(*key), scale=scale)
-        axes[0, 0].set(ylabel="training loss\n(nats, all images)", yscale="log")
-        updates = f"updates, one in {ends['update_every'].iloc[0]:,} images"
-        axes[1, 0].set(ylabel="test accuracy (%)", xlabel=updates)
+    ends, axis_label = runs.at(), f"updates, one in {runs.first['segment']:,} images"
+    sound, same = rows[rows["run"].isin(ends.loc[~ends["lost"], "run"])], dict(keys=tables.traces(ends)[::-1])
+    shown = [
+        dict(frame=sound[sound["metric"] == metric], scale=scale, xlabel=axis_label) | same
+        for metric, scale in (("train_loss", 1.0), ("test_accuracy", 100.0))
+    ]
+
+    def set_axes(axes):
+        axes[0, 0].set_yscale("log")
         axes[1, 0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        note = f"{runs.note}.{plots.seeds(ends, 'Thick: mean; thin: seeds.')}{tables.left_out(runs.ends)}"
-        return plots.save(figure, folder, "retrograde-vision", note, axes[1, 0])
+
+    note = f"{runs.note}.{plots.seeds(ends, 'Thick: mean; thin: seeds.')}{tables.left_out(runs.ends)}"
+    how = dict(draw=plots.curves_of_traces, finish=set_axes, height=1.8, margin=1.0, sharex=True, sharey=False)
+    ylabels = ["training loss\n(nats, all images)", "test accuracy (%)"]
+    return plots.panels(folder, "retrograde-vision", note, shown, ylabels, **how)
 
 
 def draw_settings(runs: Runs, varied: dict[str, pd.DataFrame], folder: Path) -> list[Path]:

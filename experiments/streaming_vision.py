@@ -8,34 +8,34 @@ from typing import Annotated, Literal
 import pandas as pd
 
 from experiments.common import checks, plots, tables, vision
-from experiments.common.checks import DT, STRETCH
+from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import MNIST, Gate, Orders, SelectionDelay, Vision
 
-MODES = {"reset": "stretches start empty", "carry": "time goes on"}
+BOUNDARIES = {"reset": "segments start empty", "carry": "time goes on"}
 AXES = {
     "delay_s": "delay of the signal (s)",
     "run_length": "run of a class (images)",
     "interpolation": "steps per image",
-    "update_every": "images per update",
+    "segment": "images per update",
 }
-USUAL = {"run_length": 1, "interpolation": 1, "update_every": STRETCH}
-_KEY = ("trace", "order", "mode", "delay_s", *USUAL, "seed")
+USUAL = {"run_length": 1, "interpolation": 1, "segment": SEGMENT}
+_KEY = ("trace", "order", "boundary", "delay_s", *USUAL, "seed")
 
 
 @dataclass(frozen=True)
 class Options(SelectionDelay, Orders, Gate, Vision):
     """Test accuracy where time goes on without end, and where images do not come in random order.
 
-    In the mode reset every stretch of 128 images starts with empty traces and loses the signals still under way at its
-    end; in the mode carry both go on to the next stretch, and batch norm uses running statistics. Compared over delays
-    are the exponential trace (ET), cascading traces (CET), the delay line and backprop in both modes; at one of the
+    With the boundary reset every segment of 128 images starts with empty traces and loses the signals under way at its
+    end; with the boundary carry both go on to the next segment, and batch norm uses running statistics. Compared over
+    delays are the exponential trace (ET), cascading traces (CET), the delay line and backprop with both; at one of the
     delays also images of one class in a row, images blended into the next, and how often a stream changes its weights.
     """
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
-    modes: Annotated[tuple[Literal["reset", "carry"], ...], checks.WORDS] = ("reset", "carry")
+    boundaries: Annotated[tuple[Literal["reset", "carry"], ...], checks.WORDS] = ("reset", "carry")
     """Modes compared, reset and carry."""
     delays: tuple[float, ...] = (0.4, 4.0)
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless all is carried. A stream takes
@@ -51,49 +51,49 @@ class Options(SelectionDelay, Orders, Gate, Vision):
     """Images of one class in a row; 1 shuffles all images."""
     interpolations: Annotated[tuple[int, ...], checks.COUNT] = (1, 4)
     """Steps of 0.2 s from one image to the next, blended in between; n of them show 1/n as many images in a run."""
-    update_everys: Annotated[tuple[int, ...], checks.COUNT] = (32, 128)
-    """Images between two updates in the mode carry, divisors of the images of a run; elsewhere there are 128."""
+    segments: Annotated[tuple[int, ...], checks.COUNT] = (32, 128)
+    """Images between two updates with the boundary carry, divisors of the images of a run; elsewhere there are 128."""
 
     @property
-    def mode(self) -> str:
-        """The strictest of the modes, for checks."""
-        return "reset" if "reset" in self.modes else "carry"
+    def boundary(self) -> str:
+        """The strictest of the boundaries, for checks."""
+        return "reset" if "reset" in self.boundaries else "carry"
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.delays("delays", self.delays, self.mode)
-        checks.delays("order_delay", (self.order_delay,), self.mode)
+        checks.delays("delays", self.delays, self.boundary)
+        checks.delays("order_delay", (self.order_delay,), self.boundary)
         chosen = {self.selection_steps} if len(self.learning_rates) > 1 else set()
-        for images in sorted(steps * STRETCH for steps in {self.steps, *chosen}):
+        for images in sorted(steps * SEGMENT for steps in {self.steps, *chosen}):
             divisors = f"divisors of the {images} images of a run"
-            checks.each("update_everys", self.update_everys, lambda v, n=images: n % v == 0, divisors)
+            checks.each("segments", self.segments, lambda v, n=images: n % v == 0, divisors)
 
 
 PRESETS = {
     "demo": Options(seeds=2, steps=600, learning_rates=(3e-3,)),
     "quick": Options(
         preset="quick", delays=(2.0, 10.0), orders=(2, 10), order_delay=2.0, run_lengths=(1, 16, 64),
-        update_everys=(128, 512), learning_rates=(1e-3,), steps=1400, **MNIST,
+        segments=(128, 512), learning_rates=(1e-3,), steps=1400, **MNIST,
     ),
 }  # fmt: skip
 
 
 def conditions(options: Options) -> list[list[Condition]]:
-    """Every trace at every delay in every mode; at one delay the same for all that is varied there; and backprop."""
+    """Every trace at every delay with every boundary; at one delay the same for all else that is varied; backprop."""
     found, delay = [], options.order_delay
-    for mode in options.modes:
+    for boundary in options.boundaries:
         varied = [(late, {}) for late in options.delays]
         varied += [(delay, {"run_length": length}) for length in options.run_lengths]
         varied += [(delay, {"interpolation": steps}) for steps in options.interpolations]
-        varied += [(delay, {"update_every": images}) for images in options.update_everys if mode == "carry"]
+        varied += [(delay, {"segment": images}) for images in options.segments if boundary == "carry"]
         for late, change in varied:
             # The gate compares errors of the mean over an update: scaled, it closes on the same images in all of them.
-            gate = options.error_gate * (STRETCH / change.get("update_every", STRETCH)) ** 2
-            # Backprop has nothing to carry: its modes are one unless batch norm tells them apart.
-            still = dict(mode="reset" if options.network == "mlp" else mode) | change
+            gate = options.error_gate * (SEGMENT / change.get("segment", SEGMENT)) ** 2
+            # Backprop has nothing to carry: its boundaries are one unless batch norm tells them apart.
+            still = dict(boundary="reset" if options.network == "mlp" else boundary) | change
             found.append(set_to_delay(options, "backprop", **still))
-            shown = dict(mode=mode, error_gate=gate) | change
+            shown = dict(boundary=boundary, error_gate=gate) | change
             found += [set_to_delay(options, *trace, late, **shown) for trace in options.delayed_traces]
     return [[condition] for condition in dict.fromkeys(found)]
 
@@ -102,20 +102,20 @@ run = partial(vision.run, conditions)
 
 
 def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """What the runs of one dataset, network, form and gate ended with, `step` in stretches of 128 images.
+    """What the runs of one dataset, network, form and gate ended with, `step` in segments of 128 images.
 
     They are those of the last run in the file with the options' gate, of the last run if none has it. Of runs that
     differ only in length or learning rate the longest counts, then the last in the file. Backprop has a row in every
-    mode: what it would carry is nothing, unless it was run in both.
+    boundary: what it would carry is nothing, unless it was run in both.
     """
     ends = tables.finals(rows)
-    gates = (ends["error_gate"] * (ends["update_every"] / STRETCH) ** 2).map(lambda gate: float(f"{gate:.6g}"))
-    stretches = ends["step"] * ends["update_every"] // STRETCH
-    ends = ends.assign(error_gate=gates, step=stretches)
+    gates = (ends["error_gate"] * (ends["segment"] / SEGMENT) ** 2).map(lambda gate: float(f"{gate:.6g}"))
+    segments = ends["step"] * ends["segment"] // SEGMENT
+    ends = ends.assign(error_gate=gates, step=segments)
     ends = tables.like_last(ends, ("dataset", "network", "form", "error_gate"), error_gate=options.error_gate)
     ends = tables.latest(ends, _KEY)
     still = ends[ends["trace"] == "backprop"]
-    others = still.assign(mode=still["mode"].map({"reset": "carry", "carry": "reset"}))
+    others = still.assign(boundary=still["boundary"].map({"reset": "carry", "carry": "reset"}))
     return pd.concat([ends, others]).drop_duplicates(list(_KEY), keep="first")
 
 
@@ -126,9 +126,9 @@ def order_delay(ends: pd.DataFrame, options: Options) -> float | None:
     return options.order_delay if options.order_delay in varied else max(varied, default=None)
 
 
-def line(ends: pd.DataFrame, varied: str, mode: str, delay: float | None) -> pd.DataFrame:
-    """The runs in one mode where nothing but `varied` is varied."""
-    runs = ends[ends["mode"] == mode]
+def line(ends: pd.DataFrame, varied: str, boundary: str, delay: float | None) -> pd.DataFrame:
+    """The runs with one boundary where nothing but `varied` is varied."""
+    runs = ends[ends["boundary"] == boundary]
     for name, usual in USUAL.items():
         runs = runs[runs[name] == usual] if name != varied else runs
     late = runs[runs["trace"] != "backprop"]
@@ -143,17 +143,17 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figures."""
     ends = select(rows, options)
     delay, late = order_delay(ends, options), ends[ends["trace"] != "backprop"]
-    modes = [mode for mode in MODES if (late["mode"] == mode).any()]
-    lines = {(varied, mode): line(ends, varied, mode, delay) for varied in AXES for mode in modes}
-    # One delay is enough, since it is compared between modes and traces.
-    compared = {v: [m for m in modes if lines[v, m][v].nunique() > (v != "delay_s")] for v in AXES}
+    boundaries = [boundary for boundary in BOUNDARIES if (late["boundary"] == boundary).any()]
+    lines = {(varied, boundary): line(ends, varied, boundary, delay) for varied in AXES for boundary in boundaries}
+    # One delay is enough, since it is compared between boundaries and traces.
+    compared = {v: [m for m in boundaries if lines[v, m][v].nunique() > (v != "delay_s")] for v in AXES}
     print(f"\nTest accuracy in %, {tables.settings(ends)}.{tables.left_out(ends)}")
     for varied in (name for name in AXES if compared[name]):
         title = AXES[varied] + ("" if varied == "delay_s" else f", delay {delay:g} s")
-        runs = {m: lines[varied, m] for m in modes if varied != "update_every" or m == "carry"}
-        for mode, frame in runs.items():
-            paper = _published(ends) if (varied, mode) == ("delay_s", "reset") else None
-            print(tables.table(f"{title}: {mode}, {MODES[mode]}", frame, varied, paper=paper))
+        runs = {m: lines[varied, m] for m in boundaries if varied != "segment" or m == "carry"}
+        for boundary, frame in runs.items():
+            paper = _published(ends) if (varied, boundary) == ("delay_s", "reset") else None
+            print(tables.table(f"{title}: {boundary}, {BOUNDARIES[boundary]}", frame, varied, paper=paper))
         if len(runs) > 1:  # what carrying changes, seed by seed
             place, reset = ["trace", "order", varied, "seed"], runs["reset"]
             both = runs["carry"][runs["carry"]["trace"] != "backprop"].merge(reset, on=place, suffixes=("", "_reset"))
@@ -163,22 +163,22 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 
 
 def _published(ends: pd.DataFrame) -> pd.DataFrame:
-    """The paper's accuracies at our delays, in stretches that start empty."""
+    """The paper's accuracies at our delays, in segments that start empty."""
     delays = sorted(set(ends.loc[ends["trace"] != "backprop", "delay_s"]))
     paper = tables.everywhere(tables.published(ends["dataset"].iloc[0], "test accuracy"), "delay_s", delays)
     return paper[paper["delay_s"].isin(delays)]
 
 
 def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, folder: Path) -> list[Path]:
-    """Accuracy against delay, the order of images, and the images of an update; a column for each mode."""
-    alike = f"Weights change every {STRETCH} images."
+    """Accuracy against delay, the order of images, and the images of an update; a column for each boundary."""
+    alike = f"Weights change every {SEGMENT} images."
     blended = f"With n steps of {DT:g} s per image, blended into the next, the same time shows 1/n as many images."
     updates = "The same images in all: fewer to an update make more updates; the error gate is scaled to match."
     paper, paths = _published(ends), []
-    for name, varied, modes, text in (
+    for name, varied, boundaries, text in (
         ("streaming-vision", ["delay_s"], compared["delay_s"], alike),
         ("input-order", ["run_length", "interpolation"], compared["delay_s"], f"{alike} {blended}"),
-        ("update-every", ["update_every"], ["carry"], updates),
+        ("update-every", ["segment"], ["carry"], updates),
     ):
         if not (rows := [one for one in varied if compared[one]]):
             paths += plots.left_out(name, f"one value of {' and '.join(AXES[one] for one in varied)}")
@@ -186,13 +186,19 @@ def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, f
         at = "" if "delay_s" in rows else f" Delay {delay:g} s." if delay else ""
         note = f"{tables.settings(ends)}.{at} {text}{plots.seeds(ends)}{tables.left_out(ends)}"
         shown = [
-            dict(frame=lines[one, mode], x=one, xlabel=AXES[one], scale=100, keys=tables.traces(lines[one, mode])[::-1])
-            | dict(title=f"{mode}: {MODES[mode]}" if one == rows[0] else "")
-            | dict(paper=paper if (one, mode) == ("delay_s", "reset") else None)
+            dict(
+                frame=lines[one, boundary],
+                x=one,
+                xlabel=AXES[one],
+                scale=100,
+                keys=tables.traces(lines[one, boundary])[::-1],
+            )
+            | dict(title=f"{boundary}: {BOUNDARIES[boundary]}" if one == rows[0] else "")
+            | dict(paper=paper if (one, boundary) == ("delay_s", "reset") else None)
             for one in rows
-            for mode in modes
+            for boundary in boundaries
         ]
-        note += plots.HOLLOW if len(paper) and rows == ["delay_s"] and "reset" in modes else ""
-        size = dict(columns=len(modes), width=plots.COLUMN_WIDTH, height=1.7, margin=1.3)
+        note += plots.HOLLOW if len(paper) and rows == ["delay_s"] and "reset" in boundaries else ""
+        size = dict(columns=len(boundaries), width=plots.COLUMN_WIDTH, height=1.7, margin=1.3)
         paths += plots.panels(folder, name, note, shown, "test accuracy (%)", **size)
     return paths

@@ -53,7 +53,7 @@ class Options(Delays, Orders, Gate, Vision):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.peaks("peaks", self.peaks, self.delays, self.mode)
+        checks.peaks("peaks", self.peaks, self.delays, self.boundary)
         budget, peaks = len(self.time_constants), len(self.peaks)
         for name, counts, more in (
             ("orders", (len(self.orders), peaks), "--peaks"),

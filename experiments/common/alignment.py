@@ -11,20 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common import plots, tables
-from experiments.common.checks import STRETCH
+from experiments.common.checks import SEGMENT
 from experiments.common.options import Files
 
 MOST_LAYERS = 5  # columns; of deeper networks as many layers are drawn, spread over their depth
-_SETTING = ("error_gate", "update_every", "run_length", "interpolation", "spread_s", "distribution", "peak_ratio")
+_SETTING = ("error_gate", "segment", "run_length", "interpolation", "spread_s", "distribution", "peak_ratio")
 
 
 def select(rows: pd.DataFrame) -> pd.DataFrame:
-    """The cosines that one figure can show, of one subject and one setting.
+    """The alignment that one figure can show, of one subject and one setting.
 
-    They are of the last row's dataset, network, form and mode, and of the gate, presentation, spread and ratio of peak
-    to delay that most of these runs have (the first in the file of several). Runs that diverged and backprop, which
-    is its own gradient, are left out. Of runs that differ only in length or learning rate the longest counts, then the
-    last in the file. None are left where no run has a trace.
+    They are of the last row's dataset, network, form and boundary, and of the gate, input order, spread and ratio of
+    peak to delay that most of these runs have (the first in the file of several). Runs that diverged are left out, and
+    backprop, which is its own gradient. Of runs that differ only in length or learning rate the longest counts, then
+    the last in the file. None are left where no run has a trace.
     """
     lost = rows["run"].isin(tables.diverged(rows)) | rows["value"].isna()
     rows = rows[(rows["metric"] == "alignment") & (rows["trace"] != "backprop") & ~lost]
@@ -76,7 +76,7 @@ def table(frame: pd.DataFrame) -> str:
 
 
 def _settings(frame: pd.DataFrame) -> str:
-    return tables.settings(at_end(frame), images=int(frame["update_every"].iloc[-1] or STRETCH))
+    return tables.settings(at_end(frame), images=int(frame["segment"].iloc[-1] or SEGMENT))
 
 
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 DT = 0.2  # seconds an image is seen
-STRETCH = 128  # images in a stretch of time
-LONGEST = (STRETCH - 1) * DT  # delay of a signal that still arrives in its stretch
+SEGMENT = 128  # images in a segment of time
+LONGEST = (SEGMENT - 1) * DT  # delay of a signal that still arrives in its segment
 
 
 class UserError(Exception):
@@ -71,21 +71,21 @@ def steps_above_zero(name: str, delays: tuple, dt: float = DT) -> None:
     each(name, delays, lambda v: v > 0 and whole_steps(v, dt), f"above 0 and a multiple of {dt:g} s")
 
 
-def delays(name: str, delays: tuple, mode: str) -> None:
-    """Raises UserError unless delays are whole steps, and in stretches that start empty shorter than a stretch."""
+def delays(name: str, delays: tuple, boundary: str) -> None:
+    """Raises UserError unless delays are whole steps, and in segments that start empty shorter than a segment."""
     each(name, delays, lambda v: v > 0, "above 0")
     each(name, delays, whole_steps, f"multiples of the {DT:g} s of an image")
-    if mode == "reset":
-        lost = f"at most {LONGEST:g} s: signals later than the stretch of {STRETCH} x {DT:g} s are lost"
+    if boundary == "reset":
+        lost = f"at most {LONGEST:g} s: signals later than the segment of {SEGMENT} x {DT:g} s are lost"
         each(name, delays, lambda v: v < LONGEST + DT / 2, lost)
 
 
-def peaks(name: str, multiples: tuple, delays: tuple, mode: str) -> None:
-    """Raises UserError unless cascades can peak at these multiples of delays, in stretches that start empty within."""
+def peaks(name: str, multiples: tuple, delays: tuple, boundary: str) -> None:
+    """Raises UserError unless cascades can peak at these multiples of delays, in segments that start empty within."""
     each(name, multiples, lambda v: v > 0, "above 0")
     for delay, multiple in ((delay, multiple) for delay in delays for multiple in multiples):
         peak = multiple * delay
         got = f"{multiple:g}, a peak at {peak:g} s where the delay is {delay:g} s"
         require(name, peak > DT / 2, f"large enough for peaks above {DT / 2:g} s, half an image", got)
-        within = f"small enough for peaks up to {LONGEST:g} s, within a stretch of {STRETCH} x {DT:g} s"
-        require(name, mode == "carry" or peak < LONGEST + DT / 2, within, got)
+        within = f"small enough for peaks up to {LONGEST:g} s, within a segment of {SEGMENT} x {DT:g} s"
+        require(name, boundary == "carry" or peak < LONGEST + DT / 2, within, got)

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from experiments.common.checks import STRETCH
+from experiments.common.checks import SEGMENT
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Condition:
       whose faster one is `rise_s` and whose amplitude ratio is `ratio`; 0 in control, where it is at the delay.
     - `beta`: decay per step of ET in control.
     - `spread_s`, `distribution`: of a delay that varies from image to image.
-    - `error_gate`, `mode`, `update_every`, `run_length`, `interpolation`: as in `options`.
+    - `error_gate`, `boundary`, `segment`, `run_length`, `interpolation`: as in `options`.
     - `layers`: of a network through which credit travels one by one; 0 if it comes to all at once.
     - `gate`, `fraction`, `threshold`: which images are salient: a share of them, or those of a loss above a threshold.
     - `placement`, `derivative`: when they count as seen, and how the derivative that errors pass is remembered.
-    - `method`, `learn_every`, `step_size`, `stretches`, `horizon`, `perturbation`: how a trace is learned, see
+    - `method`, `learn_every`, `step_size`, `segments`, `horizon`, `perturbation`: how a trace is learned, see
       `experiments/common/learned.py`.
     """
 
@@ -40,8 +40,8 @@ class Condition:
     spread_s: float = 0.0
     distribution: str = ""
     error_gate: float = 0.0
-    mode: str = "reset"
-    update_every: int = STRETCH
+    boundary: str = "reset"
+    segment: int = SEGMENT
     run_length: int = 1
     interpolation: int = 1
     layers: int = 0
@@ -53,11 +53,13 @@ class Condition:
     method: str = "held"
     learn_every: int = 0
     step_size: float = 0.0
-    stretches: int = 0
+    segments: int = 0
     horizon: int = 0
     perturbation: float = 0.0
 
 
+# Runs are named by what fields were called when the first were made, and columns of tables are called so.
+RECORDED = {"boundary": "mode", "segment": "update_every", "segments": "stretches"}
 DEFAULTS = {field.name: field.default for field in fields(Condition)}
 WITHOUT_DELAY = ("backprop", "no delay")
 
@@ -67,8 +69,18 @@ def changed(condition: Condition) -> dict[str, Any]:
     return {name: value for name, value in asdict(condition).items() if value != DEFAULTS[name]}
 
 
+def recorded(condition: Condition) -> dict[str, Any]:
+    """The fields of a condition by the names under which they are recorded."""
+    return {RECORDED.get(name, name): value for name, value in asdict(condition).items()}
+
+
+def from_record(columns: dict[str, Any]) -> Condition:
+    """The condition of which these are the fields as recorded."""
+    return Condition(**{name: columns[RECORDED.get(name, name)] for name in DEFAULTS})
+
+
 def set_to_delay(options, trace: str, order: int = 0, delay_s: float = 0.0, **more) -> Condition:
     """A condition with its trace set to the delay of credit, and all else that the options say of every run."""
-    names = ("mode", "update_every", "run_length", "interpolation", *(["error_gate"] if trace != "backprop" else []))
+    names = ("boundary", "segment", "run_length", "interpolation", *(["error_gate"] if trace != "backprop" else []))
     shared = {name: getattr(options, name) for name in names if hasattr(options, name)}
     return Condition(trace, order, delay_s, **({"peak_s": delay_s} | shared | more))

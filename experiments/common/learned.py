@@ -28,7 +28,7 @@ from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import hyperparameters
 from experiments.common.options import Gate, Vision
 
-RULE = ("trace", "order", "delay_s", "method", "learn_every", "step_size", "stretches", "horizon", "perturbation")
+RULE = ("trace", "order", "delay_s", "method", "learn_every", "step_size", "segments", "horizon", "perturbation")
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Learned(Gate, Vision):
     """Peak learning rate of the network, one: it is not chosen here."""
     learn_every: Annotated[int, checks.COUNT] = 10
     """Updates of the network between two steps of what is learned of the trace."""
-    stretches: Annotated[int, checks.COUNT] = 4
-    """Stretches of 128 images, those that come next, over which what should fall is averaged."""
+    segments: Annotated[int, checks.COUNT] = 4
+    """Segments of 128 images, those that come next, over which what should fall is averaged."""
     horizon: Annotated[int, checks.COUNT] = 10
     """Updates that perturbation tries before it looks at the loss."""
 
@@ -59,7 +59,7 @@ class Knob(NamedTuple):
     """What is learned of a trace, by a rule: a condition with a method.
 
     - `start(rule, condition)`: θ before the first step; `kept(θ)`: θ within its bounds.
-    - `weights(rule, θ)`: the weights of the trace over a stretch.
+    - `weights(rule, θ)`: the weights of the trace over a segment.
     - `slope(run, rule, state, θ)`: how what should fall grows with θ, by methods that know the true gradient.
     - `measured(θ)`: what is recorded of it, at `every_move` of it or as often as accuracy.
     """
@@ -104,16 +104,16 @@ def difference(function: Callable, at: Float[Array, "..."], distance: float, key
 
 
 def loss_after(run: SupervisedRun, rule: Condition, state: TrainState) -> Float[Array, ""]:
-    """Loss that `rule.horizon` updates lead to, on the stretches that come after them."""
+    """Loss that `rule.horizon` updates lead to, on the segments that come after them."""
     later, _ = run.advance(state, rule.horizon)
-    x, labels = coming(run, later, rule.stretches)
+    x, labels = coming(run, later, rule.segments)
     return run.evaluate(later, x.reshape(-1, *x.shape[2:]), labels.reshape(-1))["loss"]
 
 
-def coming(run: SupervisedRun, state: TrainState, stretches: int) -> tuple[Array, Array]:
-    """Images and labels of the stretches that the network sees next, `[stretches, images, ...]`."""
+def coming(run: SupervisedRun, state: TrainState, segments: int) -> tuple[Array, Array]:
+    """Images and labels of the segments that the network sees next, `[segments, images, ...]`."""
     shown, batch = run.settings.shown, run.settings.batch
-    return shown.show(shown.frames(state.order, run.labels, state.step, stretches, batch), run.x, run.labels)
+    return shown.show(shown.frames(state.order, run.labels, state.step, segments, batch), run.x, run.labels)
 
 
 def with_weights(state: TrainState, weights: Float[Array, " lags"]) -> TrainState:
@@ -123,7 +123,7 @@ def with_weights(state: TrainState, weights: Float[Array, " lags"]) -> TrainStat
 
 def by_every_method(options: Learned, held: Condition) -> list[Condition]:
     """The condition with what it holds learned by every method; what a method does not use does not name its runs."""
-    names = ("learn_every", "step_size", "stretches")
+    names = ("learn_every", "step_size", "segments")
     used = {method: names + ("horizon", "perturbation") * (method == "perturbation") for method in options.methods}
     return [replace(held, method=m, **{name: getattr(options, name) for name in used[m]}) for m in used]
 
@@ -144,8 +144,8 @@ class Course(vision.Course):
         steps, every = run.settings.steps, rule.learn_every or 1
         ends, at = self.points(steps, every)
         moves = [*range(every, steps, every), steps] if learned else ends
-        # Stretches of images that a step of what is learned takes, beside those the network learns from.
-        extra = len(moves) * (rule.stretches * (1 + (rule.method == "perturbation")) + 2 * rule.horizon) * learned
+        # Segments of images that a step of what is learned takes, beside those the network learns from.
+        extra = len(moves) * (rule.segments * (1 + (rule.method == "perturbation")) + 2 * rule.horizon) * learned
         often = [0, *(moves if knob.every_move else at)] if learned else [steps] * knob.every_move
         measured = [
             *self.evaluations(run, at, of_state=operator.itemgetter(0)),

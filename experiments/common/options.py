@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from experiments.common import checks
-from experiments.common.checks import STRETCH, UserError
+from experiments.common.checks import SEGMENT, UserError
 
 # Of many presets. The paper's MNIST numbers are of its authors' linear layers, hence their form of the rule.
 MNIST = dict(dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1)
@@ -75,7 +75,7 @@ class Vision(Sweep):
     """Training on images seen one after the other, 0.2 s each, from credit that comes late."""
 
     warmup = 0.1  # share of a run in which the learning rate rises
-    stretch = STRETCH  # an option where credit travels from layer to layer
+    unit = SEGMENT  # images of a step of --steps
 
     data_dir: Path | None = None
     """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
@@ -88,7 +88,7 @@ class Vision(Sweep):
     form: Literal["activation", "preactivation", "authors_linear", "authors"] = "activation"
     """Form of the three-factor rule; authors: authors_linear in linear layers, activation in convolutions."""
     steps: Annotated[int, checks.COUNT] = 1000
-    """Length of a run, in stretches of 128 images."""
+    """Length of a run, in segments of 128 images."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """Peak learning rates to choose from, per condition, on held-out training images (one: no choice)."""
     selection_steps: Annotated[int, checks.COUNT] = 1000
@@ -113,11 +113,11 @@ class Vision(Sweep):
 class Stream:
     """How images come, where that is one for all runs; mixed into options on images."""
 
-    mode: Literal["reset", "carry"] = "reset"
-    """reset: every stretch of 128 images starts with empty traces and loses the signals still under way;
-    carry: traces and signals go on without end, and weights change every --update-every images."""
-    update_every: Annotated[int, checks.COUNT] = STRETCH
-    """Images between two updates in the mode carry; divides the images of a run, 128 a step."""
+    boundary: Literal["reset", "carry"] = "reset"
+    """reset: every segment of 128 images starts with empty traces and loses the signals still under way;
+    carry: traces and signals go on without end, and weights change every --segment images."""
+    segment: Annotated[int, checks.COUNT] = SEGMENT
+    """Images between two updates with the boundary carry; divides the images of a run, 128 a step."""
     run_length: Annotated[int, checks.COUNT] = 1
     """Images of one class in a row; 1 shuffles all images."""
     interpolation: Annotated[int, checks.COUNT] = 1
@@ -126,12 +126,12 @@ class Stream:
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        if self.mode == "reset":
-            whole = f"{STRETCH} with --mode reset, where a stretch is an update"
-            checks.require("update_every", self.update_every == STRETCH, whole, self.update_every)
-        for images in (self.steps * STRETCH, self.selection_steps * STRETCH):
+        if self.boundary == "reset":
+            whole = f"{SEGMENT} with --boundary reset, where a segment is an update"
+            checks.require("segment", self.segment == SEGMENT, whole, self.segment)
+        for images in (self.steps * SEGMENT, self.selection_steps * SEGMENT):
             divisor = f"a divisor of the {images} images of a run"
-            checks.require("update_every", images % self.update_every == 0, divisor, self.update_every)
+            checks.require("segment", images % self.segment == 0, divisor, self.segment)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Delays(Stream):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.delays("delays", self.delays, self.mode)
+        checks.delays("delays", self.delays, self.boundary)
 
 
 @dataclass(frozen=True)
@@ -184,4 +184,4 @@ class SelectionDelay:
         """Raises UserError for an option outside its range."""
         super().check()
         if self.selection_delay is not None:
-            checks.delays("selection_delay", (self.selection_delay,), self.mode)
+            checks.delays("selection_delay", (self.selection_delay,), self.boundary)

@@ -94,14 +94,14 @@ def left_out(name: str, why: str) -> list[Path]:
 
 
 def panels(folder: Path, name: str, note: str, shown: Sequence[dict], ylabel: str | list[str], *, columns: int = 1,
-           width: float = 0.0, height: float = 2.0, margin: float = 1.2, names: int = 3, finish: Callable | None = None,
-           **subplots) -> list[Path]:  # fmt: skip
-    """Writes a figure of panels of means, row by row; returns its paths.
+           width: float = 0.0, height: float = 2.0, margin: float = 1.2, names: int = 3, draw: Callable | None = None,
+           finish: Callable | None = None, **subplots) -> list[Path]:  # fmt: skip
+    """Writes a figure of panels of means, or of what else `draw` draws, row by row; returns its paths.
 
     **Arguments:**
 
     - `folder`, `name`, `note`: as of `save`.
-    - `shown`: of each panel what `means` takes, and its `title` and `xlabel`.
+    - `shown`: of each panel what `draw` takes, and its `title` and `xlabel`.
     - `width`: inches, of a page by default if there are `columns`; `height`: of a row; `margin`: of what is around.
     - `ylabel`: of all rows, or of each; `names`: columns of the legend.
     - `finish(axes)`: draws what else there is.
@@ -111,8 +111,7 @@ def panels(folder: Path, name: str, note: str, shown: Sequence[dict], ylabel: st
     subplots = dict(width=width, height=margin + height * rows, sharey=True) | subplots
     with figure(rows, columns, **subplots) as (drawn, axes):
         for axis, panel in zip(axes.flat, shown, strict=False):
-            of_means = {key: value for key, value in panel.items() if key not in ("title", "xlabel")}
-            means(axis, **of_means)
+            (draw or means)(axis, **{key: value for key, value in panel.items() if key not in ("title", "xlabel")})
             axis.set_title(panel.get("title", ""), loc="left", fontsize=8 if width > 2 * columns else 7)
             axis.set_xlabel(panel["xlabel"])
             if subplots.get("sharex") is True:
@@ -196,6 +195,16 @@ def curves(axis: Axes, frame: pd.DataFrame, *, style: dict, name: str = "", scal
         )
     mean = table.dropna().mean(axis=1)
     axis.plot(mean.index.to_numpy(float), mean, **({"zorder": 3, "label": name} | style | more))
+
+
+def curves_of_traces(
+    axis: Axes, frame: pd.DataFrame, keys: Sequence[tuple], scale: float = 1.0, marks: int = 0
+) -> None:
+    """The curves of each trace, with about so many marks, all if 0."""
+    for key, style in styles(keys).items():
+        rows = tables.of_trace(frame, key)
+        every = max(1, rows["step"].nunique() // marks) if marks else None
+        curves(axis, rows, style=style, name=tables.label(*key), scale=scale, markevery=every)
 
 
 def heat_map(axis: Axes, rows: Sequence[dict[float, float]], norm: Normalize, form: str) -> None:

@@ -67,28 +67,21 @@ def draw_final(spread: pd.DataFrame, paper: pd.DataFrame | None, options: Contro
 
 def draw_curves(rows: pd.DataFrame, spread: pd.DataFrame, delays: list, retrograde: bool, options: Control):
     """Return of the episodes that ended, against frames, a panel for each delay; returns the figure's paths."""
-    columns, returns = min(3, len(delays)), rows[rows["metric"] == "return"]
-    count, wide = -(-len(delays) // columns), columns > 1
-    width, keys = plots.PAGE_WIDTH if wide else plots.COLUMN_WIDTH, tables.traces(spread)[::-1]
-    with plots.figure(count, columns, width, 1.2 + 2.0 * count, sharey=True, sharex=True) as (figure, axes):
-        for axis, delay in zip(axes.flat, delays, strict=False):
-            sound = spread[(spread["delay_s"] == delay) & ~spread["lost"]]
-            for key, style in plots.styles(keys).items():
-                part = returns[returns["run"].isin(tables.of_trace(sound, key)["run"])]
-                every = max(1, part["step"].nunique() // 6)
-                plots.curves(axis, part, style=style, name=tables.label(*key), markevery=every)
-            axis.set_title(f"{delay:g} s from layer to layer" if retrograde else f"{delay:g} s late")
-        for axis in axes.flat[len(delays) :]:
-            axis.set_axis_off()
-        for axis in axes[:, 0]:
-            axis.set_ylabel("return of an episode")
-        for axis in axes[-1]:
-            axis.set_xlabel("frames")
-            axis.xaxis.set_major_locator(MaxNLocator(4))
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        note = f"{settings(spread)}.{plots.seeds(spread, 'Thick: mean; thin: seeds.')}{tables.left_out(spread)}"
-        name = f"{options.name}-curves"
-        return plots.save(figure, options.folder, name, note, axes[0, 0], len(keys) if wide else 3)
+    columns, keys, returns = min(3, len(delays)), tables.traces(spread)[::-1], rows[rows["metric"] == "return"]
+    shown = []
+    for delay in delays:
+        sound = spread.loc[(spread["delay_s"] == delay) & ~spread["lost"], "run"]
+        title = f"{delay:g} s from layer to layer" if retrograde else f"{delay:g} s late"
+        shown.append(dict(frame=returns[returns["run"].isin(sound)], keys=keys, marks=6, title=title, xlabel="frames"))
+
+    def set_ticks(axes):
+        axes[0, 0].xaxis.set_major_locator(MaxNLocator(4))
+        axes[0, 0].xaxis.set_major_formatter(EngFormatter(sep=""))
+
+    note = f"{settings(spread)}.{plots.seeds(spread, 'Thick: mean; thin: seeds.')}{tables.left_out(spread)}"
+    how = dict(columns=columns, names=len(keys) if columns > 1 else 3, draw=plots.curves_of_traces, finish=set_ticks)
+    name = f"{options.name}-curves"
+    return plots.panels(options.folder, name, note, shown, "return of an episode", sharex=True, **how)
 
 
 def draw_alignment(aligned: pd.DataFrame, ends: pd.DataFrame, options: Control) -> list[Path]:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from cetsim import sweep
 from cetsim.sweep import provenance
 from experiments.common import tables
 from experiments.common.checks import UserError
-from experiments.common.conditions import WITHOUT_DELAY, Condition, changed
+from experiments.common.conditions import RECORDED, WITHOUT_DELAY, Condition, changed, from_record, recorded
 from experiments.common.options import Sweep
 
 
@@ -45,10 +46,8 @@ class Course:
 def complete(courses: Mapping[str, Course], groups: Sequence[Sequence[Condition]]) -> pd.DataFrame | None:
     """Runs the trials that choose and the runs to report, as far as they are not finished.
 
-    **Arguments:**
-
-    - `courses`: by what runs are measured on, `"validation"` and `"test"`.
-    - `groups`: candidates, of each group of which the best is reported; one candidate is no choice and has no trial.
+    **Arguments:** `courses`: by what runs are measured on, `"validation"` and `"test"`. `groups`: candidates, of each
+    group of which the best is reported; one candidate is no choice and has no trial.
 
     **Returns:** the tidy rows of the runs to report; None in shards that leave the report to the first.
 
@@ -56,31 +55,41 @@ def complete(courses: Mapping[str, Course], groups: Sequence[Sequence[Condition]
     status 1 if no run has ended well, of 130 or 143 when interrupted.
     """
     options = courses["test"].options
-
-    def train(runs, measured_on, **how):
-        course, chooses = courses[measured_on], measured_on == "validation"
-        how |= dict(batch=options.batch_conditions, shard=options.shard, static=course.static)
-        how |= dict(config=course.config(), columns=course.columns, stage="selection" if chooses else "training")
-        with users_errors():
-            return sweep.run(options.folder, runs, course.training, describe=describe, **how)
-
+    shared = dict(batch=options.batch_conditions, shard=options.shard)
     index, count = map(int, options.shard.split("/"))
     standing = [[at_selection_delay(options, one) for one in group] for group in groups]
     tried = [[replace(one, seed=options.selection_seed) for one in group] for group in standing]
     trials, best = list(dict.fromkeys(one for group in tried if len(group) > 1 for one in group)), [0] * len(groups)
     if trials:
-        records = train(trials, "validation", wait=True, fresh=options.fresh).records
+        records = train(
+            courses["validation"], trials, stage="selection", wait=True, fresh=options.fresh, **shared
+        ).records
         # A table leaves defaults out, so that records which are read from one are told their conditions again.
         pairs = zip(records.items(), trials, strict=True)
         whole = {run: record | {"columns": asdict(trial)} for (run, record), trial in pairs}
         best = sweep.choose(sweep.Table(whole), tried, courses["validation"].score)
     chosen = [group[i] for group, i in zip(groups, best, strict=True)]
     runs = list(dict.fromkeys(replace(one, seed=seed) for seed in range(options.seeds) for one in chosen))
-    table = train(runs, "test", wait=index == 1, fresh=options.fresh and not trials)
+    table = train(courses["test"], runs, wait=index == 1, fresh=options.fresh and not trials, **shared)
     if index > 1:
         print(f"shard {index} of {count} is done; the first reports")
         return None
     return reported(table, options)
+
+
+def train(course: Course, runs: Sequence[Condition], folder: Path | None = None, **how) -> sweep.Table:
+    """A sweep of runs of a course, in the folder of its experiment; the rest as of `sweep.run`."""
+
+    def training(**static):
+        made = course.training(**{name: static[RECORDED.get(name, name)] for name in course.static})
+        return made._replace(hyperparameters=lambda columns: made.hyperparameters(from_record(columns)))
+
+    how |= dict(config=course.config(), defaults=recorded(Condition()))
+    how |= dict(static=[RECORDED.get(name, name) for name in course.static])
+    how |= dict(columns=lambda columns: course.columns(from_record(columns)))
+    how |= dict(describe=lambda columns: describe(from_record(columns)))
+    with users_errors():
+        return sweep.run(folder or course.options.folder, map(recorded, runs), training, **how)
 
 
 def at_selection_delay(options: Sweep, condition: Condition) -> Condition:

@@ -8,13 +8,13 @@ import pandas as pd
 
 from cetsim import sweep
 from cetsim.files import write_atomic
-from experiments.common.checks import STRETCH, UserError
-from experiments.common.conditions import DEFAULTS, WITHOUT_DELAY
+from experiments.common.checks import SEGMENT, UserError
+from experiments.common.conditions import DEFAULTS, RECORDED, WITHOUT_DELAY, Condition, recorded
 from experiments.common.options import Files
 
 CITATION = "Learning From the Past with Cascading Eligibility Traces, arXiv:2506.14598"
 DATASETS = {"digits": "digits (8x8)", "mnist": "MNIST", "cifar10": "CIFAR-10", "tinyimagenet": "TinyImageNet"}
-SUBJECT = ("dataset", "network", "form", "mode")  # what one figure is of
+SUBJECT = ("dataset", "network", "form", "boundary")  # what one figure is of
 NEEDED = ("trace", "order", "delay_s", "metric", "step", "value")
 _PAPERS_TASKS = {"LunarLander-v3": "LunarLander-v2", "MinAtar SpaceInvaders": "MinAtar/SpaceInvaders-v0"}
 _RANK = (*WITHOUT_DELAY, "delay line", "balanced", "CET - ET", "CET", "double exponential", "ET")
@@ -41,7 +41,7 @@ def read(path: Path) -> pd.DataFrame:
 
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with every field of a condition, those that a table leaves out as by default."""
-    rows = rows.reset_index(drop=True)
+    rows = rows.reset_index(drop=True).rename(columns={old: name for name, old in RECORDED.items()})
     for name, default in (DEFAULTS | {"layer": "", "variant": ""}).items():
         rows[name] = rows[name].fillna(default) if name in rows and rows[name].notna().any() else default
     if "run" not in rows:  # as in tables of version 0.1.0
@@ -69,8 +69,10 @@ def of_options(rows: pd.DataFrame, options: Files) -> pd.DataFrame:
 
 def write(folder: Path) -> None:
     """Regenerates results.csv from all that is recorded in a folder, without columns that hold defaults alone."""
-    rows = sweep.load(folder).rows
-    varied = [n for n in rows if n in NEEDED or n not in DEFAULTS or (rows[n].dropna() != DEFAULTS[n]).any()]
+    rows, plain = sweep.load(folder).rows, recorded(Condition())
+    varied = [
+        name for name in rows if name in NEEDED or name not in plain or (rows[name].dropna() != plain[name]).any()
+    ]
     first = ("experiment", "scenario", "dataset", "network", "form")
     kept = sorted(varied, key=lambda name: first.index(name) if name in first else len(first))
     write_atomic(folder / "results.csv", rows[kept].to_csv(index=False, lineterminator="\n"))
@@ -157,7 +159,7 @@ def plural(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'s' * (count != 1)}"
 
 
-def settings(frame: pd.DataFrame, gated: bool = True, images: int = STRETCH) -> str:
+def settings(frame: pd.DataFrame, gated: bool = True, images: int = SEGMENT) -> str:
     """What runs, a row each, have in common, for captions: `gated` if by the error gate too; `images` are of a step."""
     late = frame[~frame["trace"].isin(WITHOUT_DELAY)]
     gate = f", {gate_name((late if len(late) else frame)['error_gate'].iloc[-1])}" if gated else ""

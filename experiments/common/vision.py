@@ -1,6 +1,6 @@
 """Training on images: one program for all conditions that differ in numbers alone.
 
-Traces of every kind are tabulated to their weights, over one stretch or over what a stream remembers, so that trace,
+Traces of every kind are tabulated to their weights, over one segment or over what a stream remembers, so that trace,
 delay, error gate, learning rate and seed are all data: nothing is compiled again when they change, and conditions are
 trained side by side. Runs of one seed begin from the same weights and see the images in the same order.
 """
@@ -21,7 +21,7 @@ from cetsim import datasets, nn, sweep
 from cetsim.datasets import InputOrder
 from cetsim.supervised import Settings, SupervisedRun
 from experiments.common import selection
-from experiments.common.checks import DT, STRETCH, UserError
+from experiments.common.checks import DT, SEGMENT, UserError
 from experiments.common.conditions import Condition, changed
 from experiments.common.hyperparameters import WEIGHT_DECAY, hyperparameters
 from experiments.common.options import Vision
@@ -29,7 +29,7 @@ from experiments.common.selection import users_errors
 
 CURVE_POINTS = 10  # of the training loss
 TEST_POINTS = 5  # of accuracy and alignment along the way
-ALIGNMENT_STRETCHES = {"mlp": 8, "cnn": 2, "resnet20": 2}
+ALIGNMENT_SEGMENTS = {"mlp": 8, "cnn": 2, "resnet20": 2}
 EVALUATED_AT_ONCE = 1000  # images, by networks that convolve: more only take memory
 UNROLLED = 5  # steps of such networks in a program, on CPU
 
@@ -48,7 +48,7 @@ class Setting:
     images: tuple[int, int]
     labels_sha256: str
     form: str = "activation"
-    stretch: int = STRETCH
+    stretch: int = SEGMENT
     warmup: float = 0.1
     held_out: tuple = ()
     probes: tuple = ()
@@ -62,7 +62,7 @@ class Course(selection.Course):
     `probes` are conditions that train nothing: their alignment is measured at the weights of every run on `"test"`.
     """
 
-    static = ("mode", "update_every", "run_length", "interpolation", "layers", "derivative")
+    static = ("boundary", "segment", "run_length", "interpolation", "layers", "derivative")
 
     def __init__(self, options: Vision, dataset: datasets.Dataset, measured_on: str, probes: Sequence[Condition] = ()):
         super().__init__(options, measured_on)
@@ -80,13 +80,13 @@ class Course(selection.Course):
         """The training images, on the device once for all programs."""
         return jnp.asarray(self._images[0])
 
-    def supervised(self, mode, update_every, run_length, interpolation, derivative, layers) -> SupervisedRun:
+    def supervised(self, boundary, segment, run_length, interpolation, derivative, layers) -> SupervisedRun:
         """The run of conditions that have these fields."""
         options, network = self.options, self.options.network
         shown = InputOrder(run_length, interpolation, network != "mlp")
         fixed = dict(warmup=options.warmup, input_order=shown, derivative=derivative)
-        settings = Settings(self.steps * options.stretch // update_every, update_every, options.form, mode, **fixed)
-        known = dict(statistics="running" if mode == "carry" or layers else "stretch")  # to batch norm
+        settings = Settings(self.steps * options.unit // segment, segment, options.form, boundary, **fixed)
+        known = dict(statistics="running" if boundary == "carry" or layers else "stretch")  # to batch norm
 
         def make_model(key):
             if network == "mlp":
@@ -129,25 +129,23 @@ class Course(selection.Course):
             sweep.Evaluation(eqx.Partial(_evaluate, run, of_state), at=at, over=test, prefix=f"{self.measured_on}_"),
             sweep.Evaluation(lambda state: {name: getattr(of_state(state), name) for name in names}, at=[at[-1]]),
         ]
-        for one in (None, *self.probes) if self.measured_on == "test" and self.stretches else ():
+        for one in (None, *self.probes) if self.measured_on == "test" and self.segments else ():
             hyper = None if one is None else hyperparameters(one)
-            measured.append(self.of_stretches(eqx.Partial(_align, run, of_state), hyper, [0, *at], one))
+            measured.append(self.of_segments(eqx.Partial(_align, run, of_state), hyper, [0, *at], one))
         return measured
 
-    def of_stretches(self, function: Callable, first, at: list[int], probe: Condition | None) -> sweep.Evaluation:
-        """What a function of (state, first, images, labels) says of training stretches, in rows of the probe."""
+    def of_segments(self, function: Callable, first, at: list[int], probe: Condition | None) -> sweep.Evaluation:
+        """What a function of (state, first, images, labels) says of training segments, in rows of the probe."""
         fields = ("trace", "order", "delay_s", "peak_s", "error_gate")
         columns = None if probe is None else {name: getattr(probe, name) for name in fields}
-        return sweep.Evaluation(
-            function, at=at, over=[(first, *segment) for segment in self.stretches], columns=columns
-        )
+        return sweep.Evaluation(function, at=at, over=[(first, *segment) for segment in self.segments], columns=columns)
 
     @cached_property
-    def stretches(self) -> list[tuple]:
+    def segments(self) -> list[tuple]:
         """Images and labels over which alignment is measured."""
-        stretch = self.options.stretch
-        count = min(ALIGNMENT_STRETCHES[self.options.network], len(self.labels) // stretch)
-        rows = [slice(i * stretch, (i + 1) * stretch) for i in range(count)]
+        segment = self.options.unit
+        count = min(ALIGNMENT_SEGMENTS[self.options.network], len(self.labels) // segment)
+        rows = [slice(i * segment, (i + 1) * segment) for i in range(count)]
         return [(self.x[some], jnp.asarray(self.labels[some])) for some in rows]
 
     def config(self) -> Setting:
@@ -156,7 +154,7 @@ class Course(selection.Course):
         held_out = (options.validation, options.selection_seed) if self.measured_on == "validation" else ()
         images, digest = (len(self.labels), len(self.test_labels)), hashlib.sha256(labels.tobytes()).hexdigest()[:16]
         names, probes = (options.dataset, self.network, self.measured_on), tuple(changed(one) for one in self.probes)
-        return Setting(*names, images, digest, options.form, options.stretch, options.warmup, held_out, probes)
+        return Setting(*names, images, digest, options.form, options.unit, options.warmup, held_out, probes)
 
     def score(self, values: dict[str, float]) -> Any:
         """The accuracy; of equal ones the loss counts."""
@@ -202,8 +200,8 @@ def run(
     with users_errors():
         dataset = datasets.load(options.dataset, options.data_dir)
         held_out = datasets.split_validation(dataset, options.validation, options.selection_seed)
-    if (kept := len(held_out.train_y)) < options.stretch:
-        raise UserError(f"at least {options.stretch} training images must be left after holding some out, got {kept}")
+    if (kept := len(held_out.train_y)) < options.unit:
+        raise UserError(f"at least {options.unit} training images must be left after holding some out, got {kept}")
     rates, wanted = options.learning_rates, conditions(options)
     groups = [[replace(one, learning_rate=rate) for one in group for rate in rates] for group in wanted]
     reported = course(options, dataset, "test", probes(options))
@@ -212,5 +210,5 @@ def run(
             labels = held_out.train_y if len(group) > 1 else dataset.train_y
             for condition in group:
                 hyperparameters(condition)
-                InputOrder(condition.run_length, condition.interpolation).check(labels, condition.update_every)
+                InputOrder(condition.run_length, condition.interpolation).check(labels, condition.segment)
     return selection.complete({"test": reported, "validation": course(options, held_out, "validation")}, groups)

@@ -76,7 +76,7 @@ def test_a_delay_line_without_delay_is_aligned_in_every_layer(network, boundary)
 def test_a_stream_is_measured_on_a_stretch_that_starts_empty(network):
     carried = measured(small_run(network, "carry"), LATE)
     assert all(-1 <= value < 0.999 for value in carried.values())
-    if network == "mlp":  # no batch norm, and weights are the same until signals of an earlier stretch arrive
+    if network == "mlp":  # no batch norm, and weights are the same until signals of an earlier segment arrive
         reset = measured(small_run(network, "reset"), LATE)
         np.testing.assert_allclose(list(carried.values()), list(reset.values()), rtol=1e-10)
 
@@ -156,7 +156,7 @@ TRACES = (("ET", 1), ("CET", 2), ("CET", 10), ("delay line", 0), ("backprop", 0)
 def rows_of(network="MLP 64-8-10", layers=("layers.0", "layers.2"), traces=TRACES, delays=(0.2, 2.0), steps=(0, 10),
             seeds=(0, 1), **more):  # fmt: skip
     """Rows of whole runs; the cosine says of which trace, delay and step it is."""
-    shared = dict(experiment="other", dataset="digits", network=network, form="activation", mode="reset")
+    shared = dict(experiment="other", dataset="digits", network=network, form="activation", boundary="reset")
     shared |= dict(learning_rate=1e-3, error_gate=1e-8, metric="alignment") | more
     return [
         shared

@@ -14,11 +14,12 @@ from experiment import copied, error_of, output_of, require_same_pictures, tidy,
 
 from cetsim import datasets, sweep
 from cetsim.supervised import SupervisedRun
+from cetsim.sweep.grid import naming
 from experiments import __main__ as entry
 from experiments import behavioral_vision
 from experiments.behavioral_vision import PRESETS, Options
 from experiments.common import command_line, selection, tables, vision
-from experiments.common.conditions import Condition, set_to_delay
+from experiments.common.conditions import Condition, from_record, recorded, set_to_delay
 from experiments.common.options import Sweep, Vision
 
 pytestmark = pytest.mark.slow
@@ -111,18 +112,18 @@ def test_without_options_an_experiment_is_its_first_preset(name):
             ("behavioral-vision", "--network", "resnet20", "--dataset", "cifar10", "--form", "authors"),
             "--form must be preactivation for a resnet20, whose batch norm stands between layer and activation, got",
         ),
-        (("behavioral-vision", "--update-every", "0"), "--update-every must be at least 1, got 0"),
+        (("behavioral-vision", "--segment", "0"), "--segment must be at least 1, got 0"),
         (
-            ("behavioral-vision", "--update-every", "64"),
-            "--update-every must be 128 with --mode reset, where a stretch is an update, got 64",
+            ("behavioral-vision", "--segment", "64"),
+            "--segment must be 128 with --boundary reset, where a segment is an update, got 64",
         ),
         (
-            ("behavioral-vision", "--mode", "carry", "--update-every", "48", "--steps", "10"),
-            "--update-every must be a divisor of the 1280 images of a run, got 48",
+            ("behavioral-vision", "--boundary", "carry", "--segment", "48", "--steps", "10"),
+            "--segment must be a divisor of the 1280 images of a run, got 48",
         ),
         (
-            ("behavioral-vision", "--mode", "carry", "--update-every", "3", "--steps", "9", "--selection-steps", "10"),
-            "--update-every must be a divisor of the 1280 images of a run, got 3",
+            ("behavioral-vision", "--boundary", "carry", "--segment", "3", "--steps", "9", "--selection-steps", "10"),
+            "--segment must be a divisor of the 1280 images of a run, got 3",
         ),
         (("behavioral-vision", "--selection-delay", "0.5"), "--selection-delay must be multiples of the 0.2 s"),
         (("behavioral-vision", "--selection-delay", "30"), "--selection-delay must be at most 25.4 s"),
@@ -320,6 +321,12 @@ def test_a_run_keeps_its_name(tmp_path):
     assert list(table.records) == ["e2c40fdbd64a6f5b"]
 
 
+def test_names_of_fields_that_runs_were_first_named_by_are_kept():
+    condition = Condition(boundary="carry", segment=64)
+    assert naming(recorded(condition), recorded(Condition())) == {"mode": "carry", "update_every": 64}
+    assert from_record(recorded(condition)) == condition
+
+
 def test_conditions_share_one_program_and_do_not_depend_on_who_is_trained_beside_them(monkeypatch, tmp_path):
     course = vision.Course(Options(hidden=(5,), steps=3), random_data(), "test")
     conditions = [
@@ -349,7 +356,7 @@ def test_table_leaves_diverged_runs_out_and_counts_them():
 
 def test_table_shows_the_papers_numbers_beside_ours_on_mnist(tmp_path, capsys):
     row = dict(experiment="behavioral-vision", dataset="mnist", network="MLP 784-512-512-10", metric="test_accuracy")
-    row |= dict(form="activation", mode="reset", run="a")
+    row |= dict(form="activation", boundary="reset", run="a")
     row |= dict(step=100, seed=0, learning_rate=1e-3, error_gate=1e-8, value=0.95, delay_s=10.0, trace="CET", order=6)
     still = row | dict(trace="backprop", order=0, delay_s=0.0, error_gate=0.0, run="b")
     options = Options(out=tmp_path)

@@ -21,7 +21,7 @@ from experiments.learned_delay import BOUNDS, KNOB, PRESETS, Options
 
 pytestmark = pytest.mark.slow
 
-ALIGNMENT = Condition(order=10, method="alignment", step_size=0.3, stretches=2)
+ALIGNMENT = Condition(order=10, method="alignment", step_size=0.3, segments=2)
 PERTURBATION = dataclasses.replace(ALIGNMENT, method="perturbation", horizon=3, perturbation=0.2)
 TINY = (*("learned-delay", "--delay", "1", "--hidden", "32", "--seeds", "1", "--steps", "200"),)
 
@@ -93,7 +93,7 @@ def test_the_loss_looked_ahead_to_is_that_of_updates_made_with_the_peak(small):
     state = learned.with_weights(state, learned_delay.weights(PERTURBATION, jnp.log(1.3)))
     loss = learned.loss_after(run, PERTURBATION, state)
     after, _ = run.advance(state, 3)
-    # With weights that stay, the next two updates see the losses of the stretches that come next.
+    # With weights that stay, the next two updates see the losses of the segments that come next.
     still = eqx.tree_at(lambda state: state.hyper.learning_rate, after, jnp.asarray(0.0))
     np.testing.assert_allclose(loss, np.mean(advance(run, still, 2)[1]), rtol=1e-10)
 
@@ -239,7 +239,7 @@ def test_a_peak_moves_every_few_updates_whatever_is_measured_in_between(tmp_path
         (("--error-gate", "-1"), "--error-gate must be at least 0, got -1"),
         (("--learn-every", "0"), "--learn-every must be at least 1, got 0"),
         (("--learn-every", "1001"), "--learn-every must be at most --steps, 1000, got 1001"),
-        (("--stretches", "0"), "--stretches must be at least 1, got 0"),
+        (("--segments", "0"), "--segments must be at least 1, got 0"),
         (("--horizon", "0"), "--horizon must be at least 1, got 0"),
         (("--perturbation", "1"), "--perturbation must be above 0 and below 1, got 1"),
         (("--step-size", "0"), "--step-size must be above 0 and below 1, got 0"),

@@ -10,17 +10,17 @@ from experiment import copied, output_of, require_same_pictures
 from cetsim import CascadingTrace
 from experiments import learned_readout
 from experiments.common import learned
-from experiments.common.checks import STRETCH
+from experiments.common.checks import SEGMENT
 
 SMALL = ("--order", "4", "--delay", "2", "--hidden", "6", "--steps", "4", "--learn-every", "2", "--seeds", "1")
 
 
 def test_stages_are_those_of_the_cascade():
     rows = np.asarray(learned_readout.stages(5, 4.0))
-    np.testing.assert_allclose(rows[-1], CascadingTrace(5, 4.0).weights(jnp.arange(STRETCH)), rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(rows[-1], CascadingTrace(5, 4.0).weights(jnp.arange(SEGMENT)), rtol=1e-10, atol=1e-14)
     trace = CascadingTrace(5, 4.0, readout="balanced")
     mixed = np.asarray(trace.coefficients()) @ rows
-    np.testing.assert_allclose(mixed, trace.weights(jnp.arange(STRETCH)), atol=1e-12)
+    np.testing.assert_allclose(mixed, trace.weights(jnp.arange(SEGMENT)), atol=1e-12)
 
 
 def test_balance_of_a_kernel():
@@ -29,7 +29,7 @@ def test_balance_of_a_kernel():
 
 
 def test_every_method_moves_the_readout_and_is_drawn(tmp_path):
-    text = output_of("learned-readout", *SMALL, "--horizon", "1", "--stretches", "1", "--out", tmp_path)
+    text = output_of("learned-readout", *SMALL, "--horizon", "1", "--segments", "1", "--out", tmp_path)
     assert all(f"by {method}" in text for method in learned_readout.METHODS)
     rows = pd.read_csv(tmp_path / "learned-readout" / "results.csv")
     learned = rows[rows["metric"] == "readout"]

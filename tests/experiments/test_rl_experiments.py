@@ -49,7 +49,7 @@ def tiny(tmp_path_factory):
 def test_every_trace_at_every_delay_and_once_without():
     conditions = behavioral_rl.conditions(Options(delays=(2.0, 8.0), orders=(2, 10)))
     assert len(set(conditions)) == len(conditions) == 1 + 2 * 4
-    assert conditions.count(Condition(*UNDELAYED, mode="carry")) == 1
+    assert conditions.count(Condition(*UNDELAYED, boundary="carry")) == 1
     assert {(c.trace, c.order) for c in conditions if c.delay_s == 8.0} == {
         ("ET", 1), ("CET", 2), ("CET", 10), ("delay line", 0),
     }  # fmt: skip

@@ -33,7 +33,7 @@ class Options(Sweep):
 class Counting(Course):
     """Of a condition the learning rate is its score; what is trained is told, and some of it fails."""
 
-    static = ("mode",)
+    static = ("boundary",)
 
     def __init__(self, options, measured_on, trained, broken):
         super().__init__(options, measured_on)
@@ -45,7 +45,7 @@ class Counting(Course):
     def score(self, values):
         return values["validation_accuracy"]
 
-    def training(self, mode):
+    def training(self, boundary):
         def begin(condition, key):
             seen = condition.trace, condition.learning_rate, condition.seed
             self.trained.append(seen)

@@ -126,7 +126,7 @@ def test_plot_only_needs_nothing_but_results(tiny, tmp_path):
 
 def ended(run: str, peak: float, value: float, **more) -> dict:
     """A row of a run of ET that ended with this accuracy."""
-    row = dict(dataset="digits", network="MLP 64-8-10", form="activation", mode="reset", error_gate=1e-8, step=300)
+    row = dict(dataset="digits", network="MLP 64-8-10", form="activation", boundary="reset", error_gate=1e-8, step=300)
     row |= dict(trace="ET", order=1, delay_s=4.0, peak_s=peak, rise_s=0.0, ratio=0.0, learning_rate=1e-3, seed=0)
     return row | dict(run=run, metric="test_accuracy", value=value) | more
 

@@ -44,11 +44,11 @@ def cifar10(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "mode", [(), ("--mode", "carry", "--update-every", "64", "--steps", "1")], ids=["reset", "carry"]
+    "boundary", [(), ("--boundary", "carry", "--segment", "64", "--steps", "1")], ids=["reset", "carry"]
 )
-def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, mode):
+def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, boundary):
     arguments = ("behavioral-vision", "--preset", "cifar10", "--data-dir", str(cifar10), "--out", str(tmp_path))
-    run(*arguments, *TINY, "--selection-delay", "0.4", "--orders", "10", *mode)
+    run(*arguments, *TINY, "--selection-delay", "0.4", "--orders", "10", *boundary)
     rows = rows_of(tmp_path)
     tested = {row["trace"] for row in rows if row["metric"] == "test_accuracy"}
     assert tested == {"backprop", "ET", "CET", "delay line"}
