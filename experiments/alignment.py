@@ -10,16 +10,16 @@ from typing import Literal
 
 from experiments.common import alignment, vision
 from experiments.common.conditions import Condition, set_to_delay
-from experiments.common.options import Delays, Gate, Orders, Vision
+from experiments.common.options import CIFAR10, MNIST, Delays, Gate, Orders, Vision
 
 
 @dataclass(frozen=True)
 class Options(Delays, Orders, Gate, Vision):
     """Cosine between a trace's update and the true gradient, per layer, against delay, order and training time.
 
-    The true gradient is that of the loss of the images whose learning signals arrive within the stretch, so that the
+    The true gradient is that of the loss of the images whose learning signals arrive within the segment, so that the
     delay line reaches 1 whatever the delay, unless the error gate keeps activity out: of images learned well it does,
-    and where nothing is left of a stretch the cosine counts as 0. Compared are the exponential trace (ET), cascading
+    and where nothing is left of a segment the cosine counts as 0. Compared are the exponential trace (ET), cascading
     traces of several orders (CET) and the delay line, each set to the delay, all at the same weights: those of a
     network trained by backprop, before, during and after training.
     """
@@ -38,28 +38,24 @@ class Options(Delays, Orders, Gate, Vision):
 PRESETS = {
     "demo": Options(seeds=2, learning_rates=(3e-3,), batch_conditions=1),
     "quick": Options(
-        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
-        delays=(0.2, 1.0, 4.0, 10.0), orders=(2, 4, 6, 10, 20), learning_rates=(1e-3,), steps=1404,
+        preset="quick", delays=(0.2, 1.0, 4.0, 10.0), orders=(2, 4, 6, 10, 20), learning_rates=(1e-3,), steps=1404,
+        **MNIST,
     ),
     "cifar10": Options(
-        preset="cifar10", dataset="cifar10", network="cnn", form="authors", batch_conditions=1, seeds=1,
-        delays=(0.2, 2.0, 10.0), orders=(2, 6, 10), learning_rates=(1e-3,), steps=1170,
+        preset="cifar10", seeds=1, delays=(0.2, 2.0, 10.0), orders=(2, 6, 10), learning_rates=(1e-3,), steps=1170,
+        **CIFAR10,
     ),
 }  # fmt: skip
 
 
 def conditions(options: Options) -> list[list[Condition]]:
     """Backprop, which all traces watch."""
-    return [[set_to_delay(options, "backprop", 0, 0.0)]]
+    return [[set_to_delay(options, "backprop")]]
 
 
 def probes(options: Options) -> list[Condition]:
     """Every trace at every delay, which looks on."""
-    return [
-        set_to_delay(options, trace, order, delay, error_gate=options.error_gate)
-        for delay in options.delays
-        for trace, order in options.delayed_traces
-    ]
+    return [set_to_delay(options, *trace, delay) for delay in options.delays for trace in options.delayed_traces]
 
 
 run, report = partial(vision.run, conditions, probes=probes), alignment.report

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Literal
 
 from experiments.common import checks, returns, rl
-from experiments.common.conditions import Condition, delayed_traces
+from experiments.common.conditions import Condition
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,8 @@ PRESETS = {
 
 def conditions(options: Options) -> list[Condition]:
     """Every trace at every delay, and signals without delay."""
-    traces = delayed_traces(options.orders, options.balanced, options.contrasts)
-    late = [Condition(*trace, delay, mode="carry") for delay in options.delays for trace in traces]
-    return [Condition(*rl.UNDELAYED, mode="carry"), *late]
+    late = [Condition(*trace, delay, boundary="carry") for delay in options.delays for trace in options.delayed_traces]
+    return [Condition(*rl.UNDELAYED, boundary="carry"), *late]
 
 
-def trial(options: Options, condition: Condition) -> Condition:
-    """The condition at the delay at which settings are chosen."""
-    return replace(condition, delay_s=options.selection_delay if condition.delay_s else 0.0)
-
-
-run, report = partial(rl.run, conditions, trial=trial), returns.report
+run, report = partial(rl.run, conditions), returns.report

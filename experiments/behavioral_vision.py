@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 
 from experiments.common import alignment, checks, plots, tables, vision
 from experiments.common.conditions import Condition, set_to_delay
-from experiments.common.options import Delays, Orders, SelectionDelay, Vision
+from experiments.common.options import CIFAR10, MNIST, Delays, Orders, SelectionDelay, Vision
 
 KEY = ("trace", "order", "delay_s", "error_gate", "seed")
 
@@ -18,10 +18,9 @@ KEY = ("trace", "order", "delay_s", "error_gate", "seed")
 class Options(Delays, SelectionDelay, Orders, Vision):
     """Test accuracy against the delay of credit, images seen one after the other.
 
-    A batch of 128 images is a stretch of time, 0.2 s an image; the learning signal of an image arrives late
+    A batch of 128 images is a segment of time, 0.2 s an image; the learning signal of an image arrives late
     by the delay. Compared are the exponential trace (ET), cascading traces of several orders (CET), the ideal
-    delay line, and backprop without delay. Options given here override the preset's. A condition already
-    finished in the output folder is not run again, so that an interrupted experiment goes on where it was.
+    delay line, and backprop without delay. What is finished in the output folder is not run again.
     """
 
     preset: Literal["demo", "quick", "paper", "cifar10", "cifar10-paper", "tinyimagenet"] = "demo"
@@ -30,38 +29,29 @@ class Options(Delays, SelectionDelay, Orders, Vision):
     100 epochs, for a GPU."""
     delays: tuple[float, ...] = (0.2, 2.0, 6.0, 10.0)
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
-    error_gates: tuple[float, ...] = (1e-8,)
+    error_gates: Annotated[tuple[float, ...], checks.NOT_NEGATIVE] = (1e-8,)
     """Squared error norms at or below which a layer's activity leaves no trace; 0 turns the gate off."""
-
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        checks.gate("error_gates", self.error_gates)
-        checks.selection_delay(self, self.mode)
 
 
 # The longer a run, the lower the best learning rate, the more so the noisier the trace: runs that choose it must not
 # be much shorter than those reported, or else the poorer traces are held back by more than their memory.
-# The paper's MNIST numbers are of its authors' linear layers, hence their form of the rule.
-_MNIST = Options(
-    dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1, learning_rates=(3e-4, 1e-3, 3e-3)
-)
-_CIFAR10 = replace(_MNIST, preset="cifar10", dataset="cifar10", network="cnn", form="authors")
 _PAPER_DELAYS = (0.2, 0.6, 1.0, 2.0, 4.0, 10.0)
 PRESETS = {
     "demo": Options(),
-    "quick": replace(_MNIST, preset="quick", delays=(0.2, 4.0, 10.0), seeds=1, steps=2808, selection_steps=1404),
-    "paper": replace(
-        _MNIST, preset="paper", delays=_PAPER_DELAYS, error_gates=(1e-8, 0.0), steps=12000, selection_steps=12000
+    "quick": Options(preset="quick", delays=(0.2, 4.0, 10.0), seeds=1, steps=2808, selection_steps=1404, **MNIST),
+    "paper": Options(
+        preset="paper", delays=_PAPER_DELAYS, error_gates=(1e-8, 0.0), steps=12000, selection_steps=12000, **MNIST
     ),
-    "cifar10": replace(
-        _CIFAR10, delays=(2.0, 10.0, 0.2), seeds=1, steps=3900, selection_steps=312, selection_delay=2.0
+    "cifar10": Options(
+        preset="cifar10", delays=(2.0, 10.0, 0.2), seeds=1, steps=3900, selection_steps=312, selection_delay=2.0,
+        **CIFAR10,
     ),
     "cifar10-paper": replace(
-        _CIFAR10, preset="cifar10-paper", delays=_PAPER_DELAYS, steps=19500, selection_steps=15600, batch_conditions=16
+        Options(preset="cifar10-paper", delays=_PAPER_DELAYS, steps=19500, selection_steps=15600, **CIFAR10),
+        batch_conditions=16,
     ),
-    "tinyimagenet": replace(
-        _CIFAR10, preset="tinyimagenet", dataset="tinyimagenet", network="resnet20", form="preactivation",
+    "tinyimagenet": Options(
+        preset="tinyimagenet", dataset="tinyimagenet", network="resnet20", form="preactivation",
         delays=(1.0,), orders=(10,), steps=78100, selection_steps=62400, batch_conditions=4,
     ),
 }  # fmt: skip
@@ -75,7 +65,7 @@ def conditions(options: Options) -> list[list[Condition]]:
         for delay in options.delays
         for trace, order in options.delayed_traces
     ]
-    return [[set_to_delay(options, "backprop", 0, 0.0)], *delayed]
+    return [[set_to_delay(options, "backprop")], *delayed]
 
 
 run = partial(vision.run, conditions)
@@ -84,40 +74,28 @@ run = partial(vision.run, conditions)
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figures of accuracy and of gradient alignment."""
     ends = tables.latest(tables.like_last(tables.finals(rows), tables.SUBJECT), KEY)
-    late = ends[ends["trace"] != "backprop"]
-    delays, gates = sorted(set(late["delay_s"])), sorted(set(late["error_gate"]), reverse=True)
-    panels = {gate: _panel(ends, gate, delays) for gate in gates or [0.0]}
+    late = ends["trace"] != "backprop"
+    delays, gates = sorted(set(ends.loc[late, "delay_s"])), sorted(set(ends.loc[late, "error_gate"]), reverse=True)
+    # Backprop, which has neither delay nor gate, is the same everywhere.
+    panels = {gate: tables.everywhere(ends[(ends["error_gate"] == gate) | ~late], "delay_s", delays) for gate in gates}
+    panels = panels or {0.0: tables.everywhere(ends, "delay_s", delays)}
     metric = "top-1 accuracy" if ends["dataset"].iloc[0] == "tinyimagenet" else "test accuracy"
     paper = tables.everywhere(tables.published(ends["dataset"].iloc[0], metric), "delay_s", delays)
     for frame in panels.values():
         print(tables.table(f"Test accuracy in %, {tables.settings(frame)}", frame, "delay_s", "delay (s)", paper))
-        print(tables.table("learning rate", _rates(frame), "delay_s", "delay (s)", scale=1, digits=4))
+        rates = frame.assign(value=frame["learning_rate"]).drop_duplicates(["trace", "order", "delay_s"])
+        print(tables.table("learning rate", rates, "delay_s", "delay (s)", scale=1, digits=4))
     if len(paper):
         print(f"paper: {tables.CITATION} (made with the error gate, 1e-8)")
     return [*draw(panels, paper, options.folder), *alignment.draw(rows, options.folder)]
 
 
-def _panel(ends: pd.DataFrame, gate: float, delays: list[float]) -> pd.DataFrame:
-    """The runs under one gate; backprop, which has neither delay nor gate, is the same everywhere."""
-    return tables.everywhere(ends[(ends["error_gate"] == gate) | (ends["trace"] == "backprop")], "delay_s", delays)
-
-
-def _rates(frame: pd.DataFrame) -> pd.DataFrame:
-    """The learning rate of each trace at each delay as its value."""
-    return frame.assign(value=frame["learning_rate"]).drop_duplicates(["trace", "order", "delay_s"])
-
-
 def draw(panels: dict[float, pd.DataFrame], paper: pd.DataFrame, folder: Path) -> list[Path]:
     """Accuracy against delay, a panel for each error gate."""
-    height = 1.0 + 2.2 * len(panels)
-    with plots.figure(len(panels), height=height, sharex=True, sharey=True) as (figure, axes):
-        for axis, (gate, frame) in zip(axes[:, 0], panels.items(), strict=True):
-            plots.means(axis, frame, "delay_s", scale=100, paper=paper)
-            axis.set_ylabel("test accuracy (%)")
-            if len(panels) > 1:
-                axis.set_title(tables.gate_name(gate), loc="left")
-        axes[-1, 0].set_xlabel("delay of the learning signal (s)")
-        frame = pd.concat(panels.values())
-        note = f"{tables.settings(frame, gated=len(panels) == 1)}.{plots.seeds(frame)}{tables.left_out(frame)}"
-        note += plots.HOLLOW if len(paper) else ""
-        return plots.save(figure, folder, "behavioral-vision", note, axes[0, 0])
+    frame, same = pd.concat(panels.values()), dict(x="delay_s", scale=100, paper=paper)
+    same["xlabel"] = "delay of the learning signal (s)"
+    titles = [tables.gate_name(gate) for gate in panels] if len(panels) > 1 else [""]
+    shown = [same | dict(frame=runs, title=title) for runs, title in zip(panels.values(), titles, strict=True)]
+    note = f"{tables.settings(frame, gated=len(panels) == 1)}.{plots.seeds(frame)}{tables.left_out(frame)}"
+    note, size = note + (plots.HOLLOW if len(paper) else ""), dict(height=2.2, margin=1.0, sharex=True)
+    return plots.panels(folder, "behavioral-vision", note, shown, "test accuracy (%)", **size)

@@ -116,13 +116,15 @@ def mean_inputs(model, x) -> dict[int, jax.Array]:
 class Course(vision.Course):
     """Trains as its parent does, activity centred as a condition says."""
 
+    static = (*vision.Course.static, "centering")
+
     def supervised(self, *, centering: str, **static) -> SupervisedRun:
         """The run of conditions that have these fields."""
         run = super().supervised(**static)
         return CentredRun(run, centering == "bias") if centering else run
 
 
-run = partial(vision.run, conditions, course=Course, static=(*vision.STATIC, "centering"))
+run = partial(vision.run, conditions, course=Course)
 
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
@@ -140,7 +142,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 def draw(ends: pd.DataFrame, folder: Path) -> list[Path]:
     """Accuracy of every trace in the three ways, a dot a seed."""
     keys = tables.traces(ends)[::-1]
-    with plots.figure(width=7.0, height=3.0) as (figure, axes):
+    with plots.figure(width=plots.PAGE_WIDTH, height=3.0) as (figure, axes):
         axis = axes[0, 0]
         for place, (how, words) in enumerate(HOW.items()):
             for at, key in enumerate(keys):

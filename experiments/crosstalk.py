@@ -1,6 +1,6 @@
 """What a trace's update is made of: the true gradient, signals lost, and crosstalk with activity at the wrong lags.
 
-In a stretch of T steps the signal of step u, late by D, meets activity of step s with the weight W_us = w(u + D - s).
+In a segment of T steps the signal of step u, late by D, meets activity of step s with the weight W_us = w(u + D - s).
 Per post-neuron, with signals δ of mean δ̄ and variance V, and factors h (of the activity, a number per synapse) of mean
 h̄ and variance U, each independent from step to step, the update is w(D) g, g the gradient of the signals that arrive,
 and crosstalk c. With k_u = Σ_s W_us and l_s = Σ_u W_us, all sums over s ≠ u, which hold lag j T - max(D, j) times,
@@ -22,16 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from cetsim import sweep
 from experiments.common import checks, plots, tables, vision
 from experiments.common import crosstalk as measures
 from experiments.common.checks import DT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import hyperparameters
-from experiments.common.options import Gate, Orders, Stream, Vision
+from experiments.common.options import MNIST, Gate, Orders, Stream, Vision
 
-# Of the expected square of the crosstalk, relative to that of the signal: of both means, of mean activity and single
-# errors, of mean error and single activity, and of single pairs.
+MEASURED = (*measures.PARTS, "crosstalk", "lost", "predicted", "alignment", "centred")
 
 
 @dataclass(frozen=True)
@@ -61,28 +59,24 @@ class Options(Stream, Orders, Gate, Vision):
         super().check()
         checks.delays("delay", (self.delay,), "reset")
         checks.require("network", self.network == "mlp", "mlp, whose statistics are those of a neuron", self.network)
-        checks.require("mode", self.mode == "reset", "reset, of which the prediction is", self.mode)
+        checks.require("boundary", self.boundary == "reset", "reset, of which the prediction is", self.boundary)
 
 
 PRESETS = {
     "demo": Options(steps=400, learning_rates=(1e-3,), seeds=2),
-    "quick": Options(
-        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1, error_gate=1e-8,
-        steps=936, learning_rates=(1e-3,), seeds=1,
-    ),
-}  # fmt: skip
+    "quick": Options(preset="quick", error_gate=1e-8, steps=936, learning_rates=(1e-3,), seeds=1, **MNIST),
+}
 
 
 def kernels(options: Options) -> list[Condition]:
     """Every trace, set to the delay, and two shorter exponential ones."""
-    more = dict(error_gate=options.error_gate)
-    short = [set_to_delay(options, "ET", 1, options.delay, peak_s=share * options.delay, **more) for share in (0.3, 3)]
-    return short + [set_to_delay(options, *trace, options.delay, **more) for trace in options.delayed_traces]
+    short = [set_to_delay(options, "ET", 1, options.delay, peak_s=share * options.delay) for share in (0.3, 3)]
+    return short + [set_to_delay(options, *trace, options.delay) for trace in options.delayed_traces]
 
 
 def conditions(options: Options) -> list[list[Condition]]:
     """Backprop, which all kernels watch, and every kernel."""
-    return [[one] for one in (set_to_delay(options, "backprop", 0, 0.0), *kernels(options))]
+    return [[one] for one in (set_to_delay(options, "backprop"), *kernels(options))]
 
 
 class Course(vision.Course):
@@ -91,20 +85,15 @@ class Course(vision.Course):
     def evaluations(self, run, at, salient=False, of_state=lambda state: state):
         """Accuracy and the rest as usual; and of each kernel the parts of its update."""
         measured = super().evaluations(run, at, salient, of_state)
-        if self.measured_on == "validation":
-            return measured
-        late = round(self.options.delay / DT)
-        for one in kernels(self.options):
-            weights = hyperparameters(one).trace.weights(jnp.arange(self.options.stretch))
-            split = eqx.Partial(_split_update, run, late, of_state)
-            over = [(weights, *stretch) for stretch in self.stretches]
-            columns = {name: getattr(one, name) for name in ("trace", "order", "delay_s", "peak_s", "error_gate")}
-            measured.append(sweep.Evaluation(split, at=[at[-1]], over=over, columns=columns))
+        split = eqx.Partial(_split_update, run, round(self.options.delay / DT), of_state)
+        for one in kernels(self.options) if self.measured_on == "test" else ():
+            weights = hyperparameters(one).trace.weights(jnp.arange(self.options.unit))
+            measured.append(self.of_segments(split, weights, [at[-1]], one))
         return measured
 
 
 def _split_update(run, late: int, of_state, state, weights, x, labels):
-    """The parts of one stretch's update by layer, at the weights of a run."""
+    """The parts of one segment's update by layer, at the weights of a run."""
     model = eqx.combine(of_state(state).params, run._template())
     return measures.by_layer(model, x, labels, weights, late, run.settings.form)
 
@@ -114,67 +103,58 @@ run = partial(vision.run, conditions, course=Course)
 
 def select(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a kernel and layer: its parts and cosines, means over seeds, and the `accuracy` that it trains to."""
-    metrics_of = (*measures.PARTS, "crosstalk", "lost", "predicted", "alignment", "centred")
-    last = rows["step"] == rows.groupby("run")["step"].transform("max")
+    last, key = rows["step"] == rows.groupby("run")["step"].transform("max"), ["trace", "order", "peak_s"]
     trained = rows.loc[(rows["trace"] == "backprop") & (rows["metric"] == "test_accuracy"), "run"].unique()
-    own = rows[last & rows["run"].isin(trained) & rows["metric"].isin(metrics_of) & (rows["trace"] != "backprop")]
-    key = ["trace", "order", "peak_s", "layer"]
-    table = own.pivot_table(index=key, columns="metric", values="value").reset_index()
-    ends = tables.finals(rows)
-    accuracy = 100 * ends.groupby(["trace", "order", "peak_s"])["value"].mean().rename("accuracy")
+    of_layer = rows[last & rows["run"].isin(trained) & rows["metric"].isin(MEASURED) & (rows["trace"] != "backprop")]
+    table = of_layer.pivot_table(index=[*key, "layer"], columns="metric", values="value").reset_index()
     table["expected"] = table[list(measures.PARTS)].sum(axis=1)
-    return table.join(accuracy, on=["trace", "order", "peak_s"])
-
-
-def name_of(kernel) -> str:
-    """A kernel in words."""
-    name = tables.label(kernel["trace"], kernel["order"])
-    return f"{name}, τ {kernel['peak_s']:g} s" if kernel["trace"] == "ET" else name
+    table["kernel"] = [tables.label(*which) for which in zip(table["trace"], table["order"], strict=True)]
+    table.loc[table["trace"] == "ET", "kernel"] += table["peak_s"].map(", τ {:g} s".format)
+    return table.join(100 * tables.finals(rows).groupby(key)["value"].mean().rename("accuracy"), on=key)
 
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the table and writes the figure, of the first layer."""
-    frame = select(rows)
+    frame, settings = select(rows), tables.settings(tables.finals(rows))
     first = frame[frame["layer"] == "layers.0"].sort_values("accuracy")
-    columns = (*measures.PARTS, "crosstalk", "lost", "predicted", "alignment", "centred", "accuracy")
-    head = ["first layer", *columns]
-    body = [(name_of(row), [f"{row[c]:.3g}" for c in columns]) for row in first.to_dict("records")]
-    title = f"Squares relative to the signal's, cosines and accuracy, {tables.settings(tables.finals(rows))}"
-    print(tables.text(title, head, body, width=18))
-    for layer, own in frame.groupby("layer"):
-        own = own[own["expected"] > 0]
-        ratio = np.exp(np.abs(np.log(own["expected"] / own["crosstalk"])).mean())
-        error = np.abs(own["predicted"] - own["alignment"])
-        ranks = own[["expected", "alignment", "accuracy"]].rank().corr()["accuracy"]
+    body = [(row["kernel"], [f"{row[c]:.3g}" for c in (*MEASURED, "accuracy")]) for row in first.to_dict("records")]
+    title = f"Squares relative to the signal's, cosines and accuracy, {settings}"
+    print(tables.text(title, ["first layer", *MEASURED, "accuracy"], body, width=18))
+    for layer, of_layer in frame.groupby("layer"):
+        of_layer = of_layer[of_layer["expected"] > 0]
+        ratio = np.exp(np.abs(np.log(of_layer["expected"] / of_layer["crosstalk"])).mean())
+        error = np.abs(of_layer["predicted"] - of_layer["alignment"])
+        ranks = of_layer[["expected", "alignment", "accuracy"]].rank().corr()["accuracy"]
         print(
             f"{layer}: crosstalk predicted within a factor of {ratio:.2f}, the cosine within {error.mean():.3f} "
             f"(at most {error.max():.3f}); rank correlation of accuracy with predicted crosstalk "
             f"{ranks['expected']:.2f}, with the measured cosine {ranks['alignment']:.2f}"
         )
-    return draw(frame, first, rows, options.folder)
+    return draw(frame, first, settings, options.folder)
 
 
-def draw(frame: pd.DataFrame, first: pd.DataFrame, rows: pd.DataFrame, folder: Path) -> list[Path]:
+def draw(frame: pd.DataFrame, first: pd.DataFrame, settings: str, folder: Path) -> list[Path]:
     """Parts of the update's error by kernel; predicted against measured cosines, and accuracy."""
-    size = dict(width=plots.PAGE_WIDTH, height=1.2 + 0.16 * len(first), width_ratios=(1.5, 1, 1))
-    with plots.figure(1, 3, **size) as (figure, axes):
+    size, places = dict(width=plots.PAGE_WIDTH, height=1.2 + 0.16 * len(first)), range(len(first))
+    with plots.figure(1, 3, **size, width_ratios=(1.5, 1, 1)) as (figure, axes):
         bars, squares, trained = axes[0]
         mean = (first["expected"] - first["variance"]).clip(lower=0)  # an estimate, which may be below 0 where it is 0
-        bars.barh(range(len(first)), mean, color="#56B4E9", label="mean crosstalk, predicted")
-        bars.barh(
-            range(len(first)), first["variance"], left=mean, color="#D55E00", label="variance crosstalk, predicted"
-        )
-        bars.plot(first["crosstalk"], range(len(first)), "k|", markersize=6, label="measured")
-        bars.set_yticks(range(len(first)), [name_of(row) for row in first.to_dict("records")], fontsize=6)
+        bars.barh(places, mean, color="#56B4E9", label="mean crosstalk, predicted")
+        bars.barh(places, first["variance"], left=mean, color="#D55E00", label="variance crosstalk, predicted")
+        bars.plot(first["crosstalk"], places, "k|", markersize=6, label="measured")
+        bars.set_yticks(places, first["kernel"], fontsize=6)
         bars.set(xscale="symlog", xlabel="square of the error / of the signal, first layer")
         for key, style in plots.styles(tables.traces(frame)).items():
-            own, dot = tables.of_trace(frame, key), dict(color=style["color"], marker=style["marker"], linestyle="")
-            squares.loglog(own["expected"], own["crosstalk"], **dot)
+            of_layer, dot = (
+                tables.of_trace(frame, key),
+                dict(color=style["color"], marker=style["marker"], linestyle=""),
+            )
+            squares.loglog(of_layer["expected"], of_layer["crosstalk"], **dot)
             top = tables.of_trace(first, key)
             trained.semilogx(top["expected"], top["accuracy"], **dot)
         ends = [frame.loc[frame["expected"] > 0, "expected"].min(), frame["expected"].max()]
         squares.plot(ends, ends, color="#999999", linewidth=0.7, zorder=1)
         squares.set(xlabel="predicted square of the crosstalk", ylabel="measured, all layers")
         trained.set(xlabel="predicted, first layer", ylabel="test accuracy (%)")
-        note = f"{tables.settings(tables.finals(rows))}. Error of the update at the weights that backprop ends with."
+        note = f"{settings}. Error of the update at the weights that backprop ends with."
         return plots.save(figure, folder, "crosstalk", note, bars, 2)

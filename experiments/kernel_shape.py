@@ -5,16 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import matplotlib.cm
 import numpy as np
 import pandas as pd
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from experiments.common import checks, plots, tables, vision
 from experiments.common.checks import DT
 from experiments.common.conditions import Condition, set_to_delay
-from experiments.common.options import Delays, Gate, Orders, SelectionDelay, Vision
+from experiments.common.options import MNIST, Delays, Gate, Orders, SelectionDelay, Vision
 
 NAMES = {"accuracy": "test accuracy (%)", "alignment": "alignment of the first layer (cosine)"}
 CHANCE_TO_BEST = (0, 50, 80, 90, 95, 97, 98, 99)  # ticks of accuracy's colours
@@ -26,8 +26,7 @@ class Options(Delays, SelectionDelay, Orders, Gate, Vision):
     """Accuracy and alignment over the order and the rate of a trace, its peak set right and wrong.
 
     At each delay of the learning signal the peak of a cascade of each order is set to several multiples of that delay,
-    which is to vary the rate α = (n - 1)/(peak - dt/2) of its stages. ET, whose time constant is set to the same
-    multiples, stands for order 1. Options given here override the preset's.
+    which is to vary the rate α = (n - 1)/(peak - dt/2) of its stages. ET, its time constant so set, stands for order 1.
     """
 
     preset: Literal["demo", "quick"] = "demo"
@@ -38,27 +37,24 @@ class Options(Delays, SelectionDelay, Orders, Gate, Vision):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.selection_delay(self, self.mode)
-        checks.peaks("factors", self.factors, (*self.delays, self.selection_delay or self.delays[0]), self.mode)
+        checks.peaks("factors", self.factors, (*self.delays, self.selection_delay or self.delays[0]), self.boundary)
 
 
 PRESETS = {
     "demo": Options(steps=400, learning_rates=(1e-3,)),
     "quick": Options(
-        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
-        delays=(4.0, 10.0), orders=(2, 4, 6, 10, 32), steps=1170, learning_rates=(1e-3,),
+        preset="quick", delays=(4.0, 10.0), orders=(2, 4, 6, 10, 32), steps=1170, learning_rates=(1e-3,), **MNIST
     ),
-}  # fmt: skip
+}
 
 
 def conditions(options: Options) -> list[list[Condition]]:
     """The delay line, set right, and every order of trace at every multiple of every delay."""
-    gate, *_, line = options.error_gate, *options.delayed_traces
-    lines = [[set_to_delay(options, *line, delay, error_gate=gate)] for delay in options.delays]
-    return lines + [
-        [set_to_delay(options, *trace, delay, error_gate=gate, peak_s=round(factor * delay, 9))]
+    *traces, line = options.delayed_traces
+    return [[set_to_delay(options, *line, delay)] for delay in options.delays] + [
+        [set_to_delay(options, *trace, delay, peak_s=round(factor * delay, 9))]
         for delay in options.delays
-        for trace in options.delayed_traces[:-1]
+        for trace in traces
         for factor in options.factors
     ]
 
@@ -76,13 +72,10 @@ def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:
 
     They are those of the length and gate asked for, if there are any; of runs that differ in learning rate the last.
     """
-    ends = tables.finals(rows)
     asked = dict(step=options.steps, error_gate=options.error_gate)
-    ends = tables.like_last(ends, (*tables.SUBJECT, "step", "error_gate"), **asked)
-    ends = tables.latest(ends, _KEY)
-    cosines = rows[(rows["metric"] == "alignment") & (rows["layer"] == "layers.0")]
-    cosines = cosines.drop_duplicates("run", keep="last").set_index("run")["value"]
-    aligned = ends["run"].map(cosines).where(~ends["lost"])
+    ends = tables.latest(tables.like_last(tables.finals(rows), (*tables.SUBJECT, *asked), **asked), _KEY)
+    first_layer = tables.last(rows[rows["layer"] == "layers.0"], "alignment")
+    aligned = ends["run"].map(first_layer).where(~ends["lost"])
     factor = (ends["peak_s"] / ends["delay_s"]).round(6)
     return ends.assign(accuracy=100 * ends["value"], alignment=aligned, factor=factor)
 
@@ -92,11 +85,10 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     ends = select(rows, options)
     line = ends["trace"] == "delay line"
     grid, lines = ends[~line], ends[line]
-    for delay, own in grid.groupby("delay_s"):
-        for metric, name in NAMES.items():
+    for delay, of_delay in grid.groupby("delay_s"):
+        for (metric, name), digits in zip(NAMES.items(), (1, 3), strict=True):
             title = f"{name[0].upper()}{name[1:]}, delay {delay:g} s, {tables.settings(grid)}.{tables.left_out(ends)}"
-            digits = 1 if metric == "accuracy" else 3
-            frame = own.assign(value=own[metric])
+            frame = of_delay.assign(value=of_delay[metric])
             print(tables.table(title, frame, "factor", "peak / delay", scale=1, digits=digits))
         print(f"delay line: {tables.cell(lines.loc[lines['delay_s'] == delay, 'value'])}")
     staged = grid[grid["trace"].isin(["ET", "CET"])]  # a row of the map is an order, of which these are one each
@@ -106,8 +98,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 def draw_maps(grid: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path]:
     """Maps over order and rate: accuracy on the left, alignment on the right, a row for each delay."""
     delays, orders = sorted(set(grid["delay_s"])), sorted(set(grid["order"]))
-    height = 0.9 + len(delays) * (0.75 + 0.24 * len(orders))
-    size = dict(width=plots.PAGE_WIDTH, height=height)
+    size = dict(width=plots.PAGE_WIDTH, height=0.9 + len(delays) * (0.75 + 0.24 * len(orders)))
     with plots.figure(len(delays), 2, **size, sharex="row", sharey=True) as (figure, axes):
         for column, (metric, name) in enumerate(NAMES.items()):
             norm = _norm(grid[metric], metric)
@@ -118,11 +109,9 @@ def draw_maps(grid: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path
         for axis in axes[:, 0]:
             axis.set_ylabel("order (stages)")
         factors = ", ".join(f"{factor:g}" for factor in sorted(set(grid["factor"])))
-        note = (
-            f"{tables.settings(grid)}. Means over seeds at the end of training. Line: rates that put the peak at the "
-        )
-        note += f"delay; the cells of a row, from the right, put it at {factors} delays. ET: α is 1 / time constant."
-        return plots.save(figure, folder, "kernel-shape", note + tables.left_out(ends))
+        note = "Means over seeds at the end of training. Line: rates that put the peak at the delay; the cells of a "
+        note += f"row, from the right, put it at {factors} delays. ET: α is 1 / time constant.{tables.left_out(ends)}"
+        return plots.save(figure, folder, "kernel-shape", f"{tables.settings(grid)}. {note}")
 
 
 def _norm(values: pd.Series, metric: str) -> Normalize:
@@ -135,8 +124,8 @@ def _norm(values: pd.Series, metric: str) -> Normalize:
     return FuncNorm(functions, low, high)
 
 
-def _draw_map(axis, own: pd.DataFrame, orders: list[int], delay: float, metric: str, norm: Normalize) -> None:
-    means = own.groupby(["order", "factor"])[metric].mean().dropna()
+def _draw_map(axis, of_delay: pd.DataFrame, orders: list[int], delay: float, metric: str, norm: Normalize) -> None:
+    means = of_delay.groupby(["order", "factor"])[metric].mean().dropna()
     cells = [{rate_of(n, f * delay): mean for (m, f), mean in means.items() if m == n} for n in orders]
     plots.heat_map(axis, cells, norm, ".1f" if metric == "accuracy" else ".2f")
     right = [rate_of(order, delay) for order in orders]
@@ -149,8 +138,7 @@ def _draw_map(axis, own: pd.DataFrame, orders: list[int], delay: float, metric: 
 
 
 def _draw_colours(figure, axes, norm: Normalize, name: str) -> None:
-    mapped = matplotlib.cm.ScalarMappable(norm, "viridis")
-    bar = figure.colorbar(mapped, ax=axes, location="top", aspect=40, shrink=0.9)
+    bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, location="top", aspect=40, shrink=0.9)
     bar.set_label(name)
     if isinstance(norm, FuncNorm):
         bar.set_ticks([tick for tick in CHANCE_TO_BEST if norm.vmin <= tick <= norm.vmax])
@@ -160,19 +148,23 @@ def _draw_colours(figure, axes, norm: Normalize, name: str) -> None:
 
 
 def draw_lines(grid: pd.DataFrame, lines: pd.DataFrame, folder: Path) -> list[Path]:
-    """Accuracy against the factor by which the peak is set wrong, a panel for each delay."""
+    """Accuracy against the factor by which the peak is set wrong, a panel for each delay, the delay line across."""
     delays = sorted(set(grid["delay_s"]))
-    height = 1.4 + 1.9 * len(delays)
-    with plots.figure(len(delays), height=height, sharex=True, sharey=True) as (figure, axes):
+    label = "peak of the trace / delay (ET: time constant / delay)"
+    same = dict(x="factor", xlabel=label, scale=100, keys=tables.traces(grid)[::-1])
+    paper = tables.published(grid["dataset"].iloc[0], "test accuracy").assign(factor=1.0)
+    paper = {delay: paper[paper["delay_s"] == delay] for delay in delays}
+    shown = [
+        same | dict(frame=grid[grid["delay_s"] == delay], title=f"delay {delay:g} s", paper=paper[delay])
+        for delay in delays
+    ]
+
+    def add_ceilings(axes):
+        style = plots.styles([("delay line", 0)])["delay line", 0] | dict(marker="")
         for axis, delay in zip(axes[:, 0], delays, strict=True):
-            own = grid[grid["delay_s"] == delay]
-            plots.means(axis, own, "factor", scale=100, keys=tables.traces(grid)[::-1])
-            ceiling = lines.loc[lines["delay_s"] == delay, "value"].dropna()
-            if len(ceiling):
-                style = plots.styles([("delay line", 0)])["delay line", 0] | dict(marker="")
+            if len(ceiling := lines.loc[lines["delay_s"] == delay, "value"].dropna()):
                 axis.axhline(100 * ceiling.mean(), **style, label="delay line", zorder=1)
-            axis.set_title(f"delay {delay:g} s", loc="left")
-            axis.set_ylabel("test accuracy (%)")
-        axes[-1, 0].set_xlabel("peak of the trace / delay (ET: time constant / delay)")
-        note = f"{tables.settings(grid)}.{plots.seeds(grid)}"
-        return plots.save(figure, folder, "peak-wrong", note, axes[0, 0])
+
+    note, size = f"{tables.settings(grid)}.{plots.seeds(grid)}", dict(height=1.9, margin=1.4, sharex=True)
+    note += plots.HOLLOW if any(map(len, paper.values())) else ""
+    return plots.panels(folder, "peak-wrong", note, shown, "test accuracy (%)", finish=add_ceilings, **size)

@@ -6,7 +6,9 @@ transform (α/(s + α))^n closer to the pure delay's e^(-sT).
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from cetsim import sweep
 from cetsim.traces import CascadingTrace, ExponentialTrace
 from experiments.common import checks, plots, tables
+from experiments.common.conditions import Condition, from_record, recorded
 from experiments.common.options import Files
 from experiments.common.selection import reported, users_errors
 
@@ -27,103 +30,94 @@ _IDEAL = dict(color="black", linestyle=(0, (2, 1.5)), linewidth=1.1)
 class Options(Files):
     """What a trace remembers: impulse responses, their width against order, and their Laplace transforms."""
 
-    delay: float = 4.0
+    delay: Annotated[float, checks.ABOVE_ZERO] = 4.0
     """Lag of the largest weight in seconds (for ET the time constant), a multiple of dt."""
     dt: float = 0.04
     """Length of a step in seconds, above 0 and at most a tenth of the delay."""
-    orders: tuple[int, ...] = (2, 6, 10, 32, 64)
+    orders: Annotated[tuple[int, ...], checks.ORDERS] = (2, 6, 10, 32, 64)
     """Orders of the cascading traces, 2 to 64."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.each("delay", (self.delay,), lambda v: v > 0, "above 0")
         shortest = f"above 0 and at most delay/10 = {self.delay / 10:g}"
         checks.require("dt", 0 < self.dt <= self.delay / 10, shortest, self.dt)
-        checks.require(
-            "delay", checks.whole_steps(self.delay, self.dt), f"a multiple of dt = {self.dt:g} s", self.delay
-        )
-        checks.orders(self.orders)
+        whole = f"a multiple of dt = {self.dt:g} s"
+        checks.require("delay", checks.whole_steps(self.delay, self.dt), whole, self.delay)
 
 
 PRESETS: dict[str, Options] = {}
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """One trace, set to a delay in seconds."""
-
-    trace: str
-    order: int
-    delay_s: float
-    dt: float = 0.04
-
-
-def conditions(options: Options) -> list[Kernel]:
+def conditions(options: Options) -> list[Condition]:
     """ET and every cascade."""
-    traces = [("ET", 1), *(("CET", order) for order in options.orders)]
-    return [Kernel(*trace, options.delay, options.dt) for trace in traces]
+    return [Condition("ET", 1, options.delay), *(Condition("CET", n, options.delay) for n in options.orders)]
 
 
 def run(options: Options) -> pd.DataFrame:
     """Computes what is missing: a sweep in which nothing is trained; the rows to report."""
-    stay = dict(steps=1, hyperparameters=lambda kernel: kernel, on_host=True)
-    nothing = sweep.Training(lambda kernel, key: kernel, lambda kernel, steps: (kernel, {}), analyse, **stay)
+    stay = dict(steps=1, hyperparameters=from_record, on_host=True)
+    measured = partial(analyse, dt=options.dt)
+    nothing = sweep.Training(lambda kernel, key: kernel, lambda kernel, steps: (kernel, {}), measured, **stay)
     with users_errors():
-        named = dict(columns={"experiment": options.name}, describe=str, fresh=options.fresh)
-        table = sweep.run(options.folder, conditions(options), nothing, batch=1, **named)
-    tables.write(options.folder)
-    return reported(table)
+        how = dict(config={"dt": options.dt}, defaults=recorded(Condition()) | {"dt": 0.04}, fresh=options.fresh)
+        how |= dict(columns={"experiment": options.name}, batch=1)
+        table = sweep.run(options.folder, map(recorded, conditions(options)), nothing, **how)
+    return reported(table, options)
 
 
-def analyse(kernel: Kernel) -> list[dict]:
+def analyse(kernel: Condition, dt: float) -> list[dict]:
     """Rows of one trace: weights per second, moments and widths in seconds, Laplace transform at real s."""
-    delay, dt, order = kernel.delay_s, kernel.dt, kernel.order
+    delay, order = kernel.delay_s, kernel.order
     trace = ExponentialTrace(delay, dt) if order == 1 else CascadingTrace(order, delay, dt)
     lags = np.arange(round(SPAN * delay / dt) + 1)
     fine = np.linspace(0, 12 * delay / dt, 24_001)  # to 1/2000 of the delay, far into the tail of low orders
     weights = np.asarray(trace.weights(fine))
-    scalars = {
-        "mean_s": trace.mean(),
-        "sd_s": math.sqrt(trace.variance()),
-        "fwhm_s": np.sum(weights >= weights.max() / 2) * fine[1] * dt,
-    }
+    half = np.sum(weights >= weights.max() / 2) * fine[1] * dt
+    scalars = {"mean_s": trace.mean(), "sd_s": math.sqrt(trace.variance()), "fwhm_s": half}
     rows = [{"metric": metric, "value": float(value)} for metric, value in scalars.items()]
     for lag, weight in zip(lags, np.asarray(trace.weights(lags)), strict=True):
         at = {"step": int(lag), "time_s": round(float(lag) * dt, 9)}
         rows.append({"metric": "weight_per_s", "value": float(weight) / dt} | at)
     s = np.linspace(0, LAPLACE_SPAN / delay, 41)
-    transforms = zip(s, np.asarray(trace.laplace(s)), strict=True)
-    return rows + [
-        {"metric": "laplace", "value": float(value), "s_per_s": round(float(at), 9)} for at, value in transforms
-    ]
+    for at, value in zip(s, np.asarray(trace.laplace(s)), strict=True):
+        rows.append({"metric": "laplace", "value": float(value), "s_per_s": round(float(at), 9)})
+    return rows
 
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the table of widths and writes the figure, of the last delay in the file."""
-    rows = rows[rows["delay_s"] == rows["delay_s"].iloc[-1]]
+    delay = rows["delay_s"].iloc[-1]
+    rows = rows[rows["delay_s"] == delay]
     keys = sorted(tables.traces(rows), key=lambda key: key[1])
     metrics = ["mean_s", "sd_s", "fwhm_s"]
     width = rows[rows["metric"].isin(metrics)].pivot_table(index=["trace", "order"], columns="metric", values="value")
     body = [(tables.label(*key), [f"{width.loc[key, metric]:.3f}" for metric in metrics]) for key in keys]
     print(tables.text("Width of each trace", ["", *(f"{m.removesuffix('_s')} (s)" for m in metrics)], body))
     with plots.figure(3, height=6.6) as (figure, axes):
-        _draw_weights(axes[0, 0], rows, keys)
-        _draw_widths(axes[1, 0], width, keys)
-        _draw_laplace(axes[2, 0], rows, keys)
+        weights, widths, laplace = axes[:, 0]
+        _draw_rows(weights, rows[rows["metric"] == "weight_per_s"], "time_s", keys, 3)
+        weights.axvline(delay, **_IDEAL, zorder=0, label=f"delay, {delay:g} s")
+        weights.set(xlabel="time since the activity (s)", ylabel="weight in the trace (1/s)", ylim=(0, None))
+        _draw_widths(widths, width, keys)
+        _draw_rows(laplace, rows[rows["metric"] == "laplace"], "s_per_s", keys, 0)
+        s = np.unique(rows["s_per_s"].dropna())
+        laplace.plot(s, np.exp(-s * delay), **_IDEAL, label=f"ideal delay, $e^{{-sT}}$ with T = {delay:g} s")
+        laplace.set(xlabel="s, real (1/s)", ylabel="Laplace transform L(s)", yscale="log")
+        titles = ("a  Impulse responses, area 1", "b  Width", "c  Laplace transform (colours as in a)")
+        for axis, title in zip(axes[:, 0], titles, strict=True):
+            axis.set_title(title, loc="left")
+        weights.legend()
+        widths.legend()
+        laplace.legend(*(part[-1:] for part in laplace.get_legend_handles_labels()), loc="lower left")
         return plots.save(figure, options.folder, "kernels")
 
 
-def _draw_weights(axis, rows: pd.DataFrame, keys: list[tuple]) -> None:
-    delay = rows["delay_s"].iloc[0]
+def _draw_rows(axis, rows: pd.DataFrame, x: str, keys: list[tuple], first: int) -> None:
     for key, style in plots.styles(keys).items():
-        own = tables.of_trace(rows[rows["metric"] == "weight_per_s"], key)
-        every = (3, max(1, len(own) // 8))
-        axis.plot(own["time_s"], own["value"], **style, markevery=every, label=tables.label(*key))
-    axis.axvline(delay, **_IDEAL, zorder=0, label=f"delay, {delay:g} s")
-    axis.set(xlabel="time since the activity (s)", ylabel="weight in the trace (1/s)", xlim=(0, None), ylim=(0, None))
-    axis.set_title("a  Impulse responses, area 1", loc="left")
-    axis.legend()
+        part = tables.of_trace(rows, key)
+        axis.plot(part[x], part["value"], **style, markevery=(first, max(1, len(part) // 8)), label=tables.label(*key))
+    axis.set_xlim(0, None)
 
 
 def _draw_widths(axis, width: pd.DataFrame, keys: list[tuple]) -> None:
@@ -140,17 +134,3 @@ def _draw_widths(axis, width: pd.DataFrame, keys: list[tuple]) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.set_title("b  Width", loc="left")
-    axis.legend()
-
-
-def _draw_laplace(axis, rows: pd.DataFrame, keys: list[tuple]) -> None:
-    delay = rows["delay_s"].iloc[0]
-    for key, style in plots.styles(keys).items():
-        own = tables.of_trace(rows[rows["metric"] == "laplace"], key)
-        axis.semilogy(own["s_per_s"], own["value"], **style, markevery=max(1, len(own) // 8))
-    s = np.unique(rows["s_per_s"].dropna())
-    axis.semilogy(s, np.exp(-s * delay), **_IDEAL, label=f"ideal delay, $e^{{-sT}}$ with T = {delay:g} s")
-    axis.set(xlabel="s, real (1/s)", ylabel="Laplace transform L(s)", xlim=(0, None))
-    axis.set_title("c  Laplace transform (colours as in a)", loc="left")
-    axis.legend(loc="lower left")

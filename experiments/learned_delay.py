@@ -1,38 +1,28 @@
 """The peak of a cascade, learned from the task while the network learns: started wrong, does it end at the delay?
 
-The logarithm θ of the peak goes down a slope g, its steps scaled by all slopes so far (AdaGrad),
-
-    θ ← θ - η g_t / √(g_1² + ... + g_t²)
-
-Two slopes are known here:
+What is learned is the logarithm θ of the peak (`experiments/common/learned.py`). Two slopes are known here:
 
     alignment       d/dθ of minus the mean cosine between the trace's update and the true gradient
     perturbation    (ℓ(θ + σ) - ℓ(θ - σ)) / 2σ, ℓ the loss after some updates made with the peak e^θ
 
 The first differentiates through the kernel; the second sees two scalars, from the same network and the same images,
 and no more. Neither its scale nor the delay need be known. Slopes tell most while the peak is wrong and the network
-learns fast, and are mostly noise once it is slow: what came early should weigh more, which the sum of squares does.
-On MNIST a first step η of 15 % brought all six runs by perturbation within 9 % of the delay; of 10 %, all but one,
-which was 10.3 % short when its steps had become small.
+learns fast, and are mostly noise once it is slow: what came early should weigh more, which AdaGrad's sum of squares
+does. On MNIST a first step η of 15 % brought all six runs by perturbation within 9 % of the delay; of 10 %, all but
+one, which was 10.3 % short when its steps had become small.
 
 Rejected: steps of one size by the sign of g, which late noise moves as much as early knowledge did, up to 12 % off on
-MNIST. Adam, which overshot by its momentum and was then held there by its memory of large slopes, a third off. The
-derivative of the loss after a few updates: after one it says little of the delay and much of what all lags share, so
-that the peak drifts; after ten the loss is so rough a function of the peak that its slope at a point says less than
-the difference of two points.
-
-**Reference:** Duchi, Hazan and Singer (2011), "Adaptive Subgradient Methods", for the scale of the steps.
+MNIST. Adam, which overshot and was then held there by its memory of large slopes, a third off. The derivative of the
+loss after a few updates: after one it says little of the delay, and the peak drifts; after ten the loss is so rough a
+function of the peak that its slope at a point says less than the difference of two points.
 """
 
 import math
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,18 +31,15 @@ from jaxtyping import Array, Float
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from cetsim import sweep
 from cetsim.supervised import SupervisedRun, TrainState
 from cetsim.traces import CascadingTrace
-from experiments.common import checks, plots, tables, vision
-from experiments.common.checks import DT, STRETCH
+from experiments.common import checks, learned, plots, tables, vision
+from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
-from experiments.common.hyperparameters import hyperparameters
-from experiments.common.options import Learned
+from experiments.common.options import MNIST
 
-BOUNDS = math.log(DT), math.log((STRETCH - 1) * DT)  # of the logarithm of a peak in seconds
+BOUNDS = math.log(DT), math.log((SEGMENT - 1) * DT)  # of the logarithm of a peak in seconds
 BAND = 0.1  # of the delay, around it
-RULE = ("order", "method", "learn_every", "step_size", "stretches", "horizon", "perturbation")
 _SUBJECT = (*tables.SUBJECT, "delay_s", "order", "error_gate", "learning_rate")
 _STYLES = {  # methods mostly agree: the wide line shows below the narrow one
     "held": dict(color="#999999"),
@@ -64,7 +51,7 @@ _SHORT, _LONG = dict(marker="^", linestyle="-"), dict(marker="v", linestyle=(0, 
 
 
 @dataclass(frozen=True)
-class Options(Learned):
+class Options(learned.Learned):
     """The peak of a cascade, learned from the task while the network learns.
 
     The peak starts wrong, and every --learn-every updates it moves towards where the network would learn better. Two
@@ -78,146 +65,64 @@ class Options(Learned):
     """demo: digits, in minutes; quick: MNIST, in a quarter of an hour."""
     delay: float = 2.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s; what the peak should come to."""
-    order: int = 10
+    order: Annotated[int, checks.ORDER] = 10
     """Order of the cascade, 2 to 64."""
     starts: tuple[float, ...] = (0.5, 2.0)
     """Where the peak starts, in multiples of the delay."""
-    methods: tuple[Literal["alignment", "perturbation"], ...] = ("alignment", "perturbation")
+    methods: Annotated[tuple[Literal["alignment", "perturbation"], ...], checks.WORDS] = ("alignment", "perturbation")
     """Ways to tell in which direction to move the peak."""
-    step_size: float = 0.15
+    step_size: Annotated[float, checks.INSIDE] = 0.15
     """Relative change of the peak in the first step; later ones are scaled by all slopes so far (AdaGrad)."""
-    perturbation: float = 0.2
+    perturbation: Annotated[float, checks.INSIDE] = 0.2
     """Relative distance of the longer and the shorter peak that are tried, above 0 and below 1."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.require("order", 2 <= self.order <= 64, "2 to 64", self.order)
         checks.each("starts", self.starts, lambda v: v > 0 and v != 1, "above 0 and not 1, which is always there")
         checks.peaks("starts", self.starts, (self.delay,), "reset")
 
 
-PRESETS = {
-    "demo": Options(),
-    "quick": Options(
-        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1, steps=1404
-    ),
-}
-
-
-# How a peak is learned, by a rule: a condition with a method.
-
-
-class Learner(NamedTuple):
-    """What is learned of a peak. **Fields:** `log_peak`: θ, of seconds. `squares`: sum of all squared slopes."""
-
-    log_peak: Float[Array, "..."]
-    squares: Float[Array, "..."]
-
-
-def learn(run: SupervisedRun, rule: Condition, state: TrainState, learner: Learner) -> tuple[TrainState, Learner]:
-    """One step of the peak: returns the state with its trace set to the new one, its network as it was."""
-    g = slope(run, rule, state, learner.log_peak)
-    g = jnp.where(jnp.isfinite(g), g, 0.0)  # a network that diverged tells nothing
-    squares = learner.squares + g**2
-    step = rule.step_size * g / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
-    learner = Learner(jnp.clip(learner.log_peak - step, *BOUNDS), squares)
-    return with_peak(state, rule.order, learner.log_peak), learner
+PRESETS = {"demo": Options(), "quick": Options(preset="quick", steps=1404, **MNIST)}
 
 
 def slope(run: SupervisedRun, rule: Condition, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
-    """How what should fall grows with the logarithm of the peak."""
-    if rule.method == "alignment":
-        # Forward: the kernel's slope is carried through all that follows from it.
-        function = lambda at: mean_alignment(run, rule, state, at)  # noqa: E731
-        return -jax.jvp(function, (log_peak,), (jnp.ones_like(log_peak),))[1]
-    return difference(lambda at: loss_after(run, rule, state, at), log_peak, rule.perturbation)
+    """How minus the mean cosine grows with θ, forward: the kernel's slope is carried through all that follows."""
+    function = lambda at: mean_alignment(run, rule, state, at)  # noqa: E731
+    return -jax.jvp(function, (log_peak,), (jnp.ones_like(log_peak),))[1]
 
 
-def difference(function: Callable, at: Float[Array, ""], distance: float) -> Float[Array, ""]:
-    """Slope between the points `distance` above and below: exact for a parabola, whatever the distance."""
-    above, below = jax.lax.map(function, jnp.stack([at + distance, at - distance]))
-    return (above - below) / (2 * distance)
+def mean_alignment(run, rule: Condition, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
+    """Cosine between a trace's update and the true gradient, averaged over layers and the segments that come next."""
+    tuned, coming = learned.with_weights(state, weights(rule, log_peak)), learned.coming(run, state, rule.segments)
+    alignment = jax.lax.map(lambda segment: run.alignment(tuned, *segment), coming)
+    return jnp.mean(jnp.stack(list(alignment.values())))
 
 
-def mean_alignment(
-    run: SupervisedRun, rule: Condition, state: TrainState, log_peak: Float[Array, ""]
-) -> Float[Array, ""]:
-    """Cosine between a trace's update and the true gradient, averaged over layers and the stretches that come next."""
-    tuned = with_peak(state, rule.order, log_peak)
-    cosines = jax.lax.map(lambda stretch: run.alignment(tuned, *stretch), vision.coming(run, state, rule.stretches))
-    return jnp.mean(jnp.stack(list(cosines.values())))
+def weights(rule: Condition, log_peak: Float[Array, ""]) -> Float[Array, " lags"]:
+    """Those of a cascade of that peak, over a segment."""
+    return CascadingTrace(rule.order, jnp.exp(log_peak), DT).tabulate(SEGMENT).taps
 
 
-def loss_after(run: SupervisedRun, rule: Condition, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
-    """Loss that `rule.horizon` updates with a trace of that peak lead to, on the stretches that come after them."""
-    after, _ = run.advance(with_peak(state, rule.order, log_peak), rule.horizon)
-    x, labels = vision.coming(run, after, rule.stretches)
-    return run.evaluate(after, x.reshape(-1, *x.shape[2:]), labels.reshape(-1))["loss"]
-
-
-def with_peak(state: TrainState, order: int, log_peak: Float[Array, ""]) -> TrainState:
-    """The state with a cascade of that peak as its tabulated trace."""
-    trace = CascadingTrace(order, jnp.exp(log_peak), DT).tabulate(STRETCH)
-    return eqx.tree_at(lambda state: state.hyper.trace.taps, state, trace.taps)
-
-
-# What is run.
+KNOB = learned.Knob(
+    start=lambda rule, condition: jnp.log(jnp.asarray(condition.peak_s)),
+    weights=weights,
+    slope=slope,
+    kept=lambda log_peak: jnp.clip(log_peak, *BOUNDS),
+    measured=lambda log_peak: {"learned_peak_s": jnp.exp(log_peak)},
+    every_move=True,
+)
 
 
 def conditions(options: Options) -> list[list[Condition]]:
     """The peak held right, and for each start the peak held there and learned from there by every method."""
-    held = set_to_delay(options, "CET", options.order, options.delay, error_gate=options.error_gate)
-    found = [held]
-    for start in options.starts:
-        wrong = replace(held, peak_s=round(start * options.delay, 9))
-        found.append(wrong)
-        for method in options.methods:  # what a method does not use does not name its runs
-            names = ["learn_every", "step_size", "stretches"]
-            names += ["horizon", "perturbation"] if method == "perturbation" else []
-            found.append(replace(wrong, method=method, **{name: getattr(options, name) for name in names}))
-    return [[condition] for condition in found]
+    right = set_to_delay(options, "CET", options.order, options.delay)
+    wrong = [replace(right, peak_s=round(start * options.delay, 9)) for start in options.starts]
+    learning = [one for held in wrong for one in (held, *learned.by_every_method(options, held))]
+    return [[one] for one in (right, *learning)]
 
 
-class LearningCourse(vision.Course):
-    """Trains as its parent does, moving the peaks of traces on the way: a run's state comes with their learner's."""
-
-    def training(self, **static) -> sweep.Training:
-        """How conditions of one rule are trained, and what is measured of them."""
-        rule = Condition(**{name: static.pop(name) for name in RULE})
-        run, learned = self.supervised(**static), rule.method != "held"
-        steps, every = run.settings.steps, rule.learn_every
-        ends, at = self.points(steps, every or 1)
-        moves = [*range(every, steps, every), steps] if learned else ends
-        # Stretches of images that a step of the peak takes, beside those the network learns from.
-        cost = rule.stretches * (1 if rule.method == "alignment" else 2) + 2 * rule.horizon
-        extra = len(moves) * cost if learned else 0
-        peaks = lambda state: {"learned_peak_s": jnp.exp(state[1].log_peak)}  # noqa: E731
-        measured = [
-            *self.evaluations(run, at, of_state=operator.itemgetter(0)),
-            sweep.Evaluation(peaks, at=[0, *moves] if learned else [steps]),
-            sweep.Evaluation(lambda state: {"extra_stretches": jnp.asarray(float(extra))}, at=[steps]),
-        ]
-        start = lambda condition: (hyperparameters(condition), jnp.asarray(condition.peak_s))  # noqa: E731
-        return sweep.Training(eqx.Partial(_init, run), eqx.Partial(_advance, run, rule), measured, steps, moves, start)
-
-
-def _init(run, start, key):
-    hyper, peak = start
-    return run.init(hyper, key), Learner(jnp.log(peak), jnp.zeros_like(peak))  # which has seen nothing yet
-
-
-def _advance(run, rule, state, steps):
-    """The state after `steps` updates, before which the peak moves, and their losses."""
-    state, learner = state if rule.method == "held" else learn(run, rule, *state)
-    state, losses = run.advance(state, steps)
-    return (state, learner), {"train_loss": losses}
-
-
-run = partial(vision.run, conditions, course=LearningCourse, static=(*vision.STATIC, *RULE))
-
-
-# What is made of it.
+run = partial(vision.run, conditions, course=partial(learned.Course, KNOB))
 
 
 def best_peak(delay: float, order: int) -> float:
@@ -241,62 +146,57 @@ def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:
 
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
-    """Prints the table and writes the figure."""
+    """Prints where each peak ended, how far from the delay, and what the network learned; and writes the figure."""
     ends = select(rows, options)
-    print(table(rows, ends))
-    return draw(rows, ends, options.folder)
-
-
-def _settings(ends: pd.DataFrame) -> str:
-    return f"{tables.label('CET', ends['order'].iloc[0])}, {tables.settings(ends)}"
-
-
-def table(rows: pd.DataFrame, ends: pd.DataFrame) -> str:
-    """Where each peak ended, how far from the delay, and what the network learned."""
     delay, order = ends["delay_s"].iloc[0], ends["order"].iloc[0]
-    last = lambda metric: rows[rows["metric"] == metric].drop_duplicates("run", keep="last").set_index("run")["value"]  # noqa: E731
-    peaks, extra = last("learned_peak_s"), last("extra_stretches")
+    peaks, extra = (tables.last(rows, metric) for metric in ("learned_peak_s", "extra_stretches"))
+    settings = f"{tables.label('CET', order)}, {tables.settings(ends)}"
     body = []
-    for (_, method, start), own in ends.groupby(["rank", "method", "peak_s"]):
-        at_end = own["run"].map(peaks).where(~own["lost"])
+    for (_, method, start), runs in ends.groupby(["rank", "method", "peak_s"]):
+        at_end = runs["run"].map(peaks).where(~runs["lost"])
         error = 100 * (at_end / delay - 1)
         span = f" ({error.min():+.1f} to {error.max():+.1f})" if error.notna().sum() > 1 else ""
         errors = f"{error.mean():+.1f}{span}" if error.notna().any() else ""
-        cells = [f"{start:g}", tables.cell(at_end, 1, 3), errors, tables.cell(own["value"])]
-        body.append((method, [*cells, f"{own['run'].map(extra).iloc[0]:g}"]))
+        cells = [f"{start:g}", tables.cell(at_end, 1, 3), errors, tables.cell(runs["value"])]
+        body.append((method, [*cells, f"{runs['run'].map(extra).iloc[0]:g}"]))
     head = ["method", "start (s)", "end (s)", "error (%)", "accuracy (%)", "extra stretches"]
-    title = f"Peak learned for a delay of {delay:g} s, {_settings(ends)}.{tables.left_out(ends)}"
+    title = f"Peak learned for a delay of {delay:g} s, {settings}.{tables.left_out(ends)}"
     best = best_peak(delay, order)
-    notes = (
-        f"best aligned if images were unrelated: {best:.3g} s ({100 * (best / delay - 1):+.1f} %)",
-        "extra stretches: of 128 images, what learning the peak takes in a run beside what the network learns from",
-    )
-    return "\n".join([tables.text(title, head, body, width=24), *notes])
+    print(tables.text(title, head, body, width=24))
+    print(f"best aligned if images were unrelated: {best:.3g} s ({100 * (best / delay - 1):+.1f} %)")
+    print("extra stretches: of 128 images, what learning the peak takes in a run beside what the network learns from")
+    return draw(rows, ends, settings, options.folder)
 
 
-def draw(rows: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path]:
+def draw(rows: pd.DataFrame, ends: pd.DataFrame, settings: str, folder: Path) -> list[Path]:
     """The peak, and the loss, against the network's updates."""
-    delay, order = ends["delay_s"].iloc[0], ends["order"].iloc[0]
+    delay, best = ends["delay_s"].iloc[0], best_peak(ends["delay_s"].iloc[0], ends["order"].iloc[0])
     with plots.figure(2, height=5.2, sharex=True) as (figure, axes):
-        _draw_peaks(axes[0, 0], rows, ends, delay, order)
-        _draw_losses(axes[1, 0], rows, ends, delay)
+        _draw_peaks(axes[0, 0], rows, ends, delay, best)
+        losses = binned(rows[rows["metric"] == "train_loss"], ends["step"].iloc[0])
+        _draw_seeds(axes[1, 0], losses, ends, delay)
+        axes[1, 0].set_title("b  What the network learns meanwhile", loc="left")
+        axes[1, 0].set(yscale="log", ylabel="training loss")
+        axes[1, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[1, 0].yaxis.set_major_formatter("{x:g}")
+        axes[1, 0].yaxis.set_minor_formatter(NullFormatter())
         axes[1, 0].set_xlabel("updates of the network")
         names = {m: "held wrong" if m == "held" else f"learned by {m}" for m in dict.fromkeys(ends["method"])}
         lines = [Line2D([], [], **_HELD_RIGHT, label=f"held right, {delay:g} s")]
         lines += [Line2D([], [], **_STYLES[method], label=name) for method, name in names.items()]
         figure.legend(handles=lines, loc="outside upper center", ncols=2)
         note = (
-            f"{_settings(ends)}. ▲ starts too short, ▼ too long. Thick: mean over seeds; thin: seeds. Grey band: "
+            f"{settings}. ▲ starts too short, ▼ too long. Thick: mean over seeds; thin: seeds. Grey band: "
             f"delay ± {100 * BAND:g} %. Dotted: where the update is best aligned if images are unrelated, "
-            f"{best_peak(delay, order):.3g} s.{tables.left_out(ends)}"
+            f"{best:.3g} s.{tables.left_out(ends)}"
         )
         return plots.save(figure, folder, "learned-delay", note)
 
 
-def _draw_peaks(axis, rows: pd.DataFrame, ends: pd.DataFrame, delay: float, order: int) -> None:
+def _draw_peaks(axis, rows: pd.DataFrame, ends: pd.DataFrame, delay: float, best: float) -> None:
     axis.axhspan((1 - BAND) * delay, (1 + BAND) * delay, color="#000000", alpha=0.1, linewidth=0)
     axis.axhline(delay, color="#000000", linewidth=0.9)
-    axis.axhline(best_peak(delay, order), color="#000000", linewidth=0.9, linestyle=":")
+    axis.axhline(best, color="#000000", linewidth=0.9, linestyle=":")
     _draw_seeds(axis, rows[rows["metric"] == "learned_peak_s"], ends[ends["method"] != "held"], delay)
     axis.set_yscale("log")
     starts = set(ends["peak_s"])
@@ -305,16 +205,6 @@ def _draw_peaks(axis, rows: pd.DataFrame, ends: pd.DataFrame, delay: float, orde
     axis.minorticks_off()
     axis.set_ylabel("peak of the trace (s)")
     axis.set_title(f"a  The peak, for a delay of {delay:g} s", loc="left")
-
-
-def _draw_losses(axis, rows: pd.DataFrame, ends: pd.DataFrame, delay: float) -> None:
-    _draw_seeds(axis, binned(rows[rows["metric"] == "train_loss"], ends["step"].iloc[0]), ends, delay)
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.set_ylabel("training loss")
-    axis.set_title("b  What the network learns meanwhile", loc="left")
 
 
 def binned(losses: pd.DataFrame, steps: int) -> pd.DataFrame:
@@ -332,9 +222,9 @@ def binned(losses: pd.DataFrame, steps: int) -> pd.DataFrame:
 
 def _draw_seeds(axis, series: pd.DataFrame, ends: pd.DataFrame, delay: float) -> None:
     """Each seed thin, their mean over them; a run that diverged has no line."""
-    for (method, start), own in ends[~ends["lost"]].groupby(["method", "peak_s"], sort=False):
+    for (method, start), runs in ends[~ends["lost"]].groupby(["method", "peak_s"], sort=False):
         style = _HELD_RIGHT if start == delay else _STYLES[method] | (_SHORT if start < delay else _LONG)
-        found = series[series["run"].isin(own["run"])]
+        found = series[series["run"].isin(runs["run"])]
         every = max(1, found["step"].nunique() // 8)
         first = list(_STYLES).index(method) * every // len(_STYLES)  # marks of different methods stand apart
         plots.curves(axis, found, style=style, markevery=(first, every))

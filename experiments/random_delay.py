@@ -1,16 +1,16 @@
 """Test accuracy against the spread of the delay: credit that comes sooner or later from image to image."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 
 from experiments.common import checks, plots, tables, vision
-from experiments.common.checks import DT, STRETCH
+from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
-from experiments.common.options import Gate, Orders, Stream, Vision
+from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Stream, Vision
 
 TITLES = {"": "fixed delay", "uniform": "uniform delays", "gamma": "gamma distributed delays"}
 _SD = 12**0.5  # spread of a uniform distribution over its standard deviation
@@ -22,8 +22,8 @@ class Options(Stream, Orders, Gate, Vision):
     """Test accuracy against the spread of delays that vary from image to image.
 
     The learning signal of each image arrives after a delay of its own, and traces are set to the mean delay. Compared
-    are the exponential trace (ET), cascading traces of several orders (CET) and the delay line at the mean delay. In
-    the mode reset, signals that arrive after the last image of their stretch are lost, the more of them the longer the
+    are the exponential trace (ET), cascading traces of several orders (CET) and the delay line at the mean delay. With
+    the boundary reset, signals that arrive after the last image of their segment are lost, the more the longer the
     delays get: half the spread above the mean if they are uniform, without limit if they are gamma distributed.
     """
 
@@ -32,35 +32,31 @@ class Options(Stream, Orders, Gate, Vision):
     a mean of 2 s with delays of 0 to 4 s, in hours."""
     mean: float = 2.0
     """Mean delay of the learning signal in seconds, a multiple of 0.2 s, below 25.6 s unless carried."""
-    spreads: tuple[float, ...] = (0.0, 2.0, 4.0)
+    spreads: Annotated[tuple[float, ...], checks.NOT_NEGATIVE] = (0.0, 2.0, 4.0)
     """Spreads of the delay in seconds: uniform delays run from mean - spread/2 to mean + spread/2, gamma distributed
-    ones have the same standard deviation, spread/√12; 0 is the fixed delay. At most 2 x mean if uniform. In the mode
-    reset, signals later than their stretch of 25.6 s are lost."""
-    distributions: tuple[Literal["uniform", "gamma"], ...] = ("uniform", "gamma")
+    ones have the same standard deviation, spread/√12; 0 is the fixed delay. At most 2 x mean if uniform. With the
+    boundary reset, signals later than their segment of 25.6 s are lost."""
+    distributions: Annotated[tuple[Literal["uniform", "gamma"], ...], checks.WORDS] = ("uniform", "gamma")
     """Distributions of the delay, a panel of the figure for each."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.delays("mean", (self.mean,), self.mode)
-        checks.names("distributions", self.distributions)
-        checks.each("spreads", self.spreads, lambda v: v >= 0, "at least 0")
+        checks.delays("mean", (self.mean,), self.boundary)
         if "uniform" in self.distributions:
             widest = f"at most 2 x --mean = {2 * self.mean:g} s, or else uniform delays would be negative"
             wide = [spread for spread in self.spreads if spread > 2 * self.mean * (1 + 1e-6)]
             checks.require("spreads", not wide, widest, *(f"{spread:g}" for spread in wide[:1] or [0.0]))
 
 
-_MNIST = Options(
-    preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1, mean=4.0,
-    spreads=(0.0, 2.0, 4.0, 8.0), learning_rates=(1e-3,), steps=1404,
-)  # fmt: skip
 PRESETS = {
     "demo": Options(seeds=2, learning_rates=(3e-3,)),
-    "quick": _MNIST,
-    "cifar10": replace(
-        _MNIST, preset="cifar10", dataset="cifar10", network="cnn", form="authors", mean=2.0, spreads=(0.0, 4.0),
-        orders=(10,), distributions=("uniform",), seeds=1, steps=3900,
+    "quick": Options(
+        preset="quick", mean=4.0, spreads=(0.0, 2.0, 4.0, 8.0), learning_rates=(1e-3,), steps=1404, **MNIST
+    ),
+    "cifar10": Options(
+        preset="cifar10", mean=2.0, spreads=(0.0, 4.0), orders=(10,), distributions=("uniform",), seeds=1,
+        learning_rates=(1e-3,), steps=3900, **CIFAR10,
     ),
 }  # fmt: skip
 
@@ -69,9 +65,8 @@ def conditions(options: Options) -> list[list[Condition]]:
     """Every trace, set to the mean delay, at every spread of every distribution; without spread they are one."""
     delays = [("", 0.0)] if 0 in options.spreads else []
     delays += [(name, spread) for name in options.distributions for spread in options.spreads if spread > 0]
-    gate = options.error_gate
     return [
-        [set_to_delay(options, *trace, options.mean, error_gate=gate, distribution=name, spread_s=spread)]
+        [set_to_delay(options, *trace, options.mean, distribution=name, spread_s=spread)]
         for name, spread in delays
         for trace in options.delayed_traces
     ]
@@ -82,33 +77,33 @@ run = partial(vision.run, conditions)
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figure, of the mean delay and gate asked for where there are rows of them."""
-    ends = tables.like_last(
-        tables.finals(rows),
-        (*tables.SUBJECT, "delay_s", "error_gate"),
-        delay_s=options.mean,
-        error_gate=options.error_gate,
-    )
-    panels = panels_of(tables.latest(ends, _KEY))
-    for name, frame in panels.items():
-        mean = f"{TITLES[name]}, mean {frame['delay_s'].iloc[0]:g} s"
-        paper = published(frame) if name != "gamma" else None
-        print(
-            tables.table(
-                f"Test accuracy in %, {tables.settings(frame)}\n{mean}", frame, "spread_s", "spread (s)", paper
-            )
-        )
+    asked = dict(delay_s=options.mean, error_gate=options.error_gate)
+    ends = tables.like_last(tables.finals(rows), (*tables.SUBJECT, *asked), **asked)
+    found, paper = tables.latest(ends, _KEY), published(ends)
+    # A panel for each distribution, the fixed delay among all of them; the paper's delays are uniform.
+    names = [name for name in ("uniform", "gamma") if (ends["distribution"] == name).any()] or [""]
+    shown = [
+        dict(frame=found[found["distribution"].isin(["", name])], paper=paper if name != "gamma" else None)
+        | dict(title=TITLES[name], x="spread_s", xlabel="spread of the delay (s)", scale=100, linear=True)
+        for name in names
+    ]
+    for panel in shown:
+        title = f"{tables.settings(panel['frame'])}\n{panel['title']}, mean {ends['delay_s'].iloc[0]:g} s"
+        print(tables.table(f"Test accuracy in %, {title}", panel["frame"], "spread_s", "spread (s)", panel["paper"]))
     spreads = sorted(set(ends["spread_s"]))
     sds = [f"{spread / _SD:.2f}" for spread in spreads]
     print(tables.text("standard deviation", ["spread (s)", *(f"{s:g}" for s in spreads)], [("sd (s)", sds)]))
-    if len(published(ends)):
+    if len(paper):
         print(f"paper: {tables.CITATION} (made with the error gate, 1e-8)")
-    return draw(panels, options.folder)
 
+    def add_deviations(axes):
+        upper = axes[0, 0].secondary_xaxis("top", functions=(lambda s: s / _SD, lambda sd: sd * _SD))
+        upper.set_xticks([s / _SD for s in spreads], sds)
+        upper.set_xlabel("standard deviation of the delay (s)")
+        upper.spines["top"].set_visible(True)
 
-def panels_of(ends: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What is drawn in each panel: the delays of a distribution, the fixed delay among all of them."""
-    names = [name for name in ("uniform", "gamma") if (ends["distribution"] == name).any()] or [""]
-    return {name: ends[ends["distribution"].isin(["", name])] for name in names}
+    note, size = _note(found) + (plots.HOLLOW if len(paper) else ""), dict(margin=1.5, sharex=True)
+    return plots.panels(options.folder, "random-delay", note, shown, "test accuracy (%)", finish=add_deviations, **size)
 
 
 def published(ends: pd.DataFrame) -> pd.DataFrame:
@@ -120,31 +115,10 @@ def published(ends: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found)
 
 
-def draw(panels: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
-    """Accuracy against spread, a panel for each distribution."""
-    height = 1.5 + 2.0 * len(panels)
-    with plots.figure(len(panels), height=height, sharex=True, sharey=True) as (figure, axes):
-        for axis, (name, frame) in zip(axes[:, 0], panels.items(), strict=True):
-            paper = published(frame) if name != "gamma" else None
-            plots.means(axis, frame, "spread_s", scale=100, linear=True, paper=paper)
-            axis.set_title(TITLES[name], loc="left")
-            axis.set_ylabel("test accuracy (%)")
-        axes[-1, 0].set_xlabel("spread of the delay (s)")
-        ends = pd.concat(panels.values())
-        spreads = sorted(set(ends["spread_s"]))
-        upper = axes[0, 0].secondary_xaxis("top", functions=(lambda s: s / _SD, lambda sd: sd * _SD))
-        upper.set_xticks([s / _SD for s in spreads], [f"{s / _SD:.2f}" for s in spreads])
-        upper.set_xlabel("standard deviation of the delay (s)")
-        upper.spines["top"].set_visible(True)
-        return plots.save(figure, folder, "random-delay", _note(ends), axes[0, 0])
-
-
 def _note(ends: pd.DataFrame) -> str:
     text = (
         f"{tables.settings(ends)}. Mean delay and traces' peaks (ET: time constant): {ends['delay_s'].iloc[0]:g} s. "
-        "Spread: full width of uniform delays; gamma distributed ones have the same standard deviation. "
+        "Spread: full width of uniform delays; gamma distributed ones have the same standard deviation."
     )
-    if ends["mode"].iloc[0] == "reset":
-        text += f"Signals that come after the end of their stretch of {STRETCH * DT:g} s are lost. "
-    hollow = plots.HOLLOW if len(published(ends)) else ""
-    return f"{text.strip()}{plots.seeds(ends)}{tables.left_out(ends)}{hollow}"
+    lost = f" Signals that come after the end of their segment of {SEGMENT * DT:g} s are lost."
+    return text + lost * (ends["boundary"].iloc[0] == "reset") + plots.seeds(ends) + tables.left_out(ends)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Literal
 
 from experiments.common import checks, returns, rl
-from experiments.common.conditions import Condition, delayed_traces
+from experiments.common.conditions import Condition
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,9 @@ PRESETS = {
 
 def conditions(options: Options) -> list[Condition]:
     """Every trace with delays that stack, and signals without delay."""
-    stacked = {"delay_s": options.delay, "layers": len(options.hidden) + 1, "mode": "carry"}
-    late = [
-        Condition(*trace, **stacked) for trace in delayed_traces(options.orders, options.balanced, options.contrasts)
-    ]
-    return [Condition(*rl.UNDELAYED, mode="carry"), *late]
+    stacked = {"delay_s": options.delay, "layers": len(options.hidden) + 1, "boundary": "carry"}
+    late = [Condition(*trace, **stacked) for trace in options.delayed_traces]
+    return [Condition(*rl.UNDELAYED, boundary="carry"), *late]
 
 
 run, report = partial(rl.run, conditions), returns.report

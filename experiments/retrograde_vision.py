@@ -3,15 +3,15 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common import alignment, checks, plots, tables, vision
-from experiments.common.checks import DT, UserError
-from experiments.common.conditions import Condition
-from experiments.common.options import Gate, Orders, Vision
+from experiments.common.checks import DT
+from experiments.common.conditions import Condition, set_to_delay
+from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Vision
 
 GATES = ("quantile", "threshold", "running", "random", "none")
 CNN_LAYERS = 5
@@ -22,7 +22,7 @@ TITLES = {
     "derivative": "derivative that errors pass",
     "placement": "when events happen",
 }
-_SUBJECT = (*tables.SUBJECT, "update_every")
+_SUBJECT = (*tables.SUBJECT, "segment")
 _SETTING = ("delay_s", "fraction", "gate", "threshold", "derivative", "placement")
 _OF_BACKPROP = ("fraction", "gate", "threshold")  # the rest it does not have to wait for
 _OF_GATES = ("fraction", "threshold")  # what a gate settles by itself
@@ -33,7 +33,7 @@ class Options(Orders, Gate, Vision):
     """Learning from credit that takes minutes from layer to layer, and from the few images that are salient.
 
     Signals travel backwards from each layer to the one below it in --delay seconds, so that they stack: 2, 4, 6
-    minutes. Of each stretch of images only those with the largest loss enter the traces. Compared are the exponential
+    minutes. Of each segment of images only those with the largest loss enter the traces. Compared are the exponential
     trace X the share of salient images, the kind of gate that picks them, how the derivative that errors pass is
     remembered, and when events happen. Each layer's trace is set to its own delay; the top layer's signal is at hand.
     """
@@ -43,76 +43,71 @@ class Options(Orders, Gate, Vision):
     preset: Literal["demo", "quick", "paper", "mechanisms", "cifar10"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in 12 minutes; paper: MNIST, delays and shares of salient images, three
     seeds, in hours; mechanisms: gates, derivatives and placements, in hours; cifar10: in hours."""
-    mode: Literal["reset", "carry"] = "reset"
-    """reset: every stretch starts with empty traces, and signals that come after its end are still read; carry: traces
-    and signals under way go on to the next stretch."""
-    stretch: int = 1280
-    """Images of a stretch, after which weights change; --steps counts stretches."""
+    boundary: Literal["reset", "carry"] = "reset"
+    """reset: every segment starts with empty traces, and signals that come after its end are still read; carry: traces
+    and signals under way go on to the next segment."""
+    segment: int = 1280
+    """Images of a segment, after which weights change; --steps counts segments."""
     steps: int = 300
-    """Length of a run, in stretches."""
+    """Length of a run, in segments."""
     selection_steps: int = 300
     """Length of a run that only serves to choose the learning rate."""
     delay: float = 120.0
     """Seconds that a signal takes from one layer to the one below, a multiple of 0.2 s."""
-    fraction: float = 0.0125
-    """Share of the images of a stretch that are salient."""
+    fraction: Annotated[float, checks.SHARE] = 0.0125
+    """Share of the images of a segment that are salient."""
     error_gate: float = 0.0
     """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
-    threshold: float = 1.0
+    threshold: Annotated[float, checks.NOT_NEGATIVE] = 1.0
     """Loss in nats above which an image is salient, for the gate named threshold."""
     delays: tuple[float, ...] = ()
     """Delays per layer to compare, in seconds."""
-    fractions: tuple[float, ...] = ()
+    fractions: Annotated[tuple[float, ...], checks.SHARE._replace(empty=True)] = ()
     """Shares of salient images to compare."""
-    gates: tuple[Literal["quantile", "threshold", "running", "random", "none"], ...] = ("quantile",)
-    """Kinds of gate to compare; the first is used elsewhere. quantile: the largest losses of a stretch; threshold:
+    gates: Annotated[tuple[Literal[GATES], ...], checks.WORDS] = ("quantile",)
+    """Kinds of gate to compare; the first is used elsewhere. quantile: the largest losses of a segment; threshold:
     losses above a fixed one; running: above one that follows the past; random: whatever the loss; none: all."""
-    derivatives: tuple[Literal["ideal", "cascade"], ...] = ("ideal",)
+    derivatives: Annotated[tuple[Literal["ideal", "cascade"], ...], checks.WORDS] = ("ideal",)
     """How the derivative that errors pass waits for them: as it was, or in the layer's trace at the soma. The first is
     used elsewhere."""
-    placements: tuple[Literal["shown", "random"], ...] = ("shown",)
+    placements: Annotated[tuple[Literal["shown", "random"], ...], checks.WORDS] = ("shown",)
     """When salient images count as seen: when shown, or, as in the authors' code, at random moments in their order. The
     first is used elsewhere."""
+
+    @property
+    def unit(self) -> int:
+        """Images of a step of --steps."""
+        return self.segment
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.require("stretch", self.stretch >= 2, "at least 2", self.stretch)
-        checks.gate("threshold", (self.threshold,))
-        for name, value in (("delay", self.delay), *(("delays", value) for value in self.delays)):
-            checks.steps_above_zero(name, (value,), DT)
-        for name, value in (("fraction", self.fraction), *(("fractions", value) for value in self.fractions)):
-            checks.require(name, 0 < value <= 1, "above 0 and at most 1", value)
-        for name in ("gates", "derivatives", "placements"):
-            checks.names(name, getattr(self, name))
-        if self.mode == "carry":
-            ideal = "ideal with --mode carry: what is sent down cannot wait"
+        checks.require("segment", self.segment >= 2, "at least 2", self.segment)
+        checks.steps_above_zero("delay", (self.delay,), DT)
+        if self.delays:
+            checks.steps_above_zero("delays", self.delays, DT)
+        if self.boundary == "carry":
+            ideal = "ideal with --boundary carry: what is sent down cannot wait"
             checks.require("derivatives", self.derivatives == ("ideal",), ideal, self.derivatives)
-        if self.network == "resnet20":
-            raise UserError("--network must be mlp or cnn, whose layers stand in a row, got resnet20")
+        row = "mlp or cnn, whose layers stand in a row"
+        checks.require("network", self.network != "resnet20", row, self.network)
 
 
-_MNIST = Options(
-    preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
-    learning_rates=(1e-3,), seeds=1, steps=300,
-)  # fmt: skip
-_PAPER = replace(
-    _MNIST, preset="paper", seeds=3, steps=1000, selection_steps=1000, learning_rates=(3e-4, 1e-3, 3e-3),
-)  # fmt: skip
+_PAPER = Options(preset="paper", steps=1000, selection_steps=1000, **MNIST)
 PRESETS = {
     "demo": Options(
-        stretch=320, fraction=0.05, delay=20.0, steps=400, seeds=2, learning_rates=(3e-3,),
+        segment=320, fraction=0.05, delay=20.0, steps=400, seeds=2, learning_rates=(3e-3,),
         derivatives=("ideal", "cascade"),
     ),
-    "quick": replace(_MNIST, delays=(0.2, 20.0, 120.0), gates=("quantile", "random")),
+    "quick": Options(
+        preset="quick", delays=(0.2, 20.0, 120.0), gates=("quantile", "random"), learning_rates=(1e-3,), seeds=1,
+        **MNIST,
+    ),
     "paper": replace(_PAPER, delays=(0.2, 2.0, 20.0, 120.0, 240.0), fractions=(0.0125, 0.05, 0.2)),
     "mechanisms": replace(
         _PAPER, preset="mechanisms", gates=GATES, derivatives=("ideal", "cascade"), placements=("shown", "random"),
     ),
-    "cifar10": replace(
-        _MNIST, preset="cifar10", dataset="cifar10", network="cnn", form="authors", steps=780,
-        learning_rates=(3e-4, 1e-3, 3e-3), selection_steps=390,
-    ),
+    "cifar10": Options(preset="cifar10", seeds=1, steps=780, selection_steps=390, **CIFAR10),
 }  # fmt: skip
 
 
@@ -135,37 +130,27 @@ def _condition(options: Options, trace: str, order: int, change: dict) -> Condit
         setting |= {"delay_s": 0.0, "derivative": "ideal", "placement": "shown"}
     # What the gate does not look at is the same for all.
     setting |= {"fraction": 1.0} if setting["gate"] in ("none", "threshold") else {}
-    return Condition(
-        trace,
-        order,
-        error_gate=0.0 if still else options.error_gate,
-        peak_s=setting["delay_s"],
-        mode="reset" if still and options.network == "mlp" else options.mode,
-        update_every=options.stretch,
-        layers=CNN_LAYERS if options.network == "cnn" else len(options.hidden) + 1,
-        threshold=options.threshold if setting["gate"] == "threshold" else 0.0,
-        **setting,
-    )
+    setting |= {"threshold": options.threshold} if setting["gate"] == "threshold" else {}
+    setting |= {"boundary": "reset" if still and options.network == "mlp" else options.boundary}
+    setting |= {"layers": CNN_LAYERS if options.network == "cnn" else len(options.hidden) + 1}
+    late = setting.pop("delay_s")
+    return set_to_delay(options, trace, order, late, segment=options.segment, **setting)
 
 
 run = partial(vision.run, conditions)
 
 
 class Runs:
-    """The runs of the last row's dataset, network, form, mode and stretch, and how they can be compared.
-
-    `usual` is the setting of the first run with a trace: what is the same wherever something else is varied.
-    """
+    """The runs of the last row's subject and how they can be compared: `usual` is the setting of the first of them."""
 
     def __init__(self, rows: pd.DataFrame):
         ends = tables.finals(rows)
-        last, still = ends.iloc[-1], ends["trace"] == "backprop"
-        # Backprop, which has nothing to carry, goes with either mode.
-        alike = [(ends[name] == last[name]) | ((name == "mode") & still) for name in _SUBJECT]
+        # Backprop, which has nothing to carry, goes with either boundary.
+        alike = [(ends[n] == ends[n].iloc[-1]) | ((n == "boundary") & (ends["trace"] == "backprop")) for n in _SUBJECT]
         self.ends = ends[pd.concat(alike, axis=1).all(axis=1)]
         late = self.ends[self.ends["trace"] != "backprop"]
-        first = (late if len(late) else self.ends).iloc[0]
-        self.usual = {name: first[name] for name in _SETTING}
+        self.first = (late if len(late) else self.ends).iloc[0]
+        self.usual = {name: self.first[name] for name in _SETTING}
 
     def at(self, name: str = "") -> pd.DataFrame:
         """The runs in which all is as usual, but for one thing that is varied; backprop at all it does not see."""
@@ -173,37 +158,27 @@ class Runs:
         settled = ends["gate"].isin(["none", "threshold"])  # they look at no share, or have a threshold
         fits = pd.Series(True, ends.index)
         for fixed in (setting for setting in _SETTING if setting != name):
-            same = ends[fixed] == self.usual[fixed]
-            same |= still & (fixed not in _OF_BACKPROP)
-            same |= settled & (name == "gate") & (fixed in _OF_GATES)
-            fits &= same
-        found = ends[fits]
-        if name and name not in _OF_BACKPROP:
-            found = tables.everywhere(found, name, self.values(name, found))
-        key = ["trace", "order", "seed", *([name] if name else [])]
-        found = found.drop_duplicates(key, keep="last")
-        values = self.values(name, found) if name else []
-        return pd.concat([found[found[name] == value] for value in values]) if name else found
-
-    @staticmethod
-    def values(name: str, found: pd.DataFrame) -> list:
-        """Values of one thing that is varied, in the table's order, numbers ascending."""
-        values = found.loc[found["trace"] != "backprop", name]
-        return sorted(set(values)) if name in ("delay_s", "fraction") else list(dict.fromkeys(values))
+            same = (ends[fixed] == self.usual[fixed]) | (still & (fixed not in _OF_BACKPROP))
+            fits &= same | (settled & (name == "gate") & (fixed in _OF_GATES))
+        if not name:
+            return ends[fits].drop_duplicates(["trace", "order", "seed"], keep="last")
+        found, late = ends[fits], lambda frame: frame.loc[frame["trace"] != "backprop", name].unique()
+        found = found if name in _OF_BACKPROP else tables.everywhere(found, name, late(found))
+        found = found.drop_duplicates(["trace", "order", "seed", name], keep="last")
+        # In the table's order, numbers ascending.
+        values = sorted(late(found)) if name in ("delay_s", "fraction") else late(found)
+        return pd.concat([found[found[name] == value] for value in values])
 
     @property
     def note(self) -> str:
         """Settings, for a caption."""
-        usual, last = self.usual, self.ends.iloc[0]
-        salient = {"none": "all images", "threshold": f"images of a loss above {usual['threshold']:g}"}.get(
-            usual["gate"], f"{100 * usual['fraction']:g} % salient images (gate: {usual['gate']})"
-        )
-        late = self.ends[self.ends["trace"] != "backprop"]
-        mode = (late if len(late) else self.ends)["mode"].iloc[0]
+        first, steps = self.first, self.ends["step"].max()
+        salient = {"none": "all images", "threshold": f"images of a loss above {first['threshold']:g}"}
+        share = f"{100 * first['fraction']:g} % salient images (gate: {first['gate']})"
         return (
-            f"{tables.subject(self.ends)}, {self.ends['step'].max():,} stretches of {last['update_every']:,} images "
-            f"({mode}), {salient}, {usual['delay_s']:g} s from layer to layer, {usual['derivative']} derivative, "
-            f"{tables.plural(self.ends['seed'].nunique(), 'seed')}"
+            f"{tables.subject(self.ends)}, {steps:,} segments of {first['segment']:,} images ({first['boundary']}), "
+            f"{salient.get(first['gate'], share)}, {first['delay_s']:g} s from layer to layer, {first['derivative']} "
+            f"derivative, {tables.plural(self.ends['seed'].nunique(), 'seed')}"
         )
 
 
@@ -211,64 +186,56 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figures."""
     runs = Runs(rows)
     varied = {name: frame for name in TITLES if (frame := runs.at(name))[name].nunique() > 1}
-    print(
-        tables.table(f"Test accuracy in %, {runs.note}.{tables.left_out(runs.ends)}", runs.at().assign(all=""), "all")
-    )
+    title = f"Test accuracy in %, {runs.note}.{tables.left_out(runs.ends)}"
+    print(tables.table(title, runs.at().assign(all=""), "all"))
     for name, frame in varied.items():
         print(tables.table(TITLES[name], frame, name))
-    for metric, text in (
-        ("skipped", "stretches skipped, since no image was salient"),
-        ("missed", "salient images missed for want of a place"),
-    ):
-        counted = rows[(rows["metric"] == metric) & rows["run"].isin(runs.ends["run"])]
-        if count := counted.drop_duplicates("run", keep="last")["value"].sum():
-            print(f"{text}: {count:g}")
-    usual = (rows[[name for name in _SETTING if name != "delay_s"]] == pd.Series(runs.usual).drop("delay_s")).all(
-        axis=1
-    )
+    counted = rows[rows["run"].isin(runs.ends["run"])]
+    if count := tables.last(counted, "skipped").sum():
+        print(f"segments skipped, since no image was salient: {count:g}")
+    if count := tables.last(counted, "missed").sum():
+        print(f"salient images missed for want of a place: {count:g}")
     paths = draw_curves(rows, runs, options.folder) + draw_settings(runs, varied, options.folder)
-    return paths + alignment.draw(rows[usual], options.folder)
+    usual = pd.Series({name: value for name, value in runs.usual.items() if name != "delay_s"})
+    return paths + alignment.draw(rows[(rows[list(usual.index)] == usual).all(axis=1)], options.folder)
 
 
 def draw_curves(rows: pd.DataFrame, runs: Runs, folder: Path) -> list[Path]:
     """Training loss of all images and test accuracy against time, of each trace."""
-    ends = runs.at()
-    sound = rows[rows["run"].isin(ends.loc[~ends["lost"], "run"])]
-    with plots.figure(2, height=4.6, sharex=True) as (figure, axes):
-        for key, style in plots.styles(tables.traces(ends)[::-1]).items():
-            own = tables.of_trace(sound, key)
-            for axis, metric, scale in ((axes[0, 0], "train_loss", 1.0), (axes[1, 0], "test_accuracy", 100.0)):
-                of_metric, name = own[own["metric"] == metric], tables.label(*key)
-                plots.curves(axis, of_metric, style=style, name=name, scale=scale)
-        axes[0, 0].set_ylabel("training loss\n(nats, all images)")
+    ends, axis_label = runs.at(), f"updates, one in {runs.first['segment']:,} images"
+    sound, same = rows[rows["run"].isin(ends.loc[~ends["lost"], "run"])], dict(keys=tables.traces(ends)[::-1])
+    shown = [
+        dict(frame=sound[sound["metric"] == metric], scale=scale, xlabel=axis_label) | same
+        for metric, scale in (("train_loss", 1.0), ("test_accuracy", 100.0))
+    ]
+
+    def set_axes(axes):
         axes[0, 0].set_yscale("log")
-        axes[1, 0].set_ylabel("test accuracy (%)")
-        axes[1, 0].set_xlabel(f"updates, one in {ends['update_every'].iloc[0]:,} images")
         axes[1, 0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        note = f"{runs.note}.{plots.seeds(ends, 'Thick: mean; thin: seeds.')}{tables.left_out(runs.ends)}"
-        return plots.save(figure, folder, "retrograde-vision", note, axes[1, 0])
+
+    note = f"{runs.note}.{plots.seeds(ends, 'Thick: mean; thin: seeds.')}{tables.left_out(runs.ends)}"
+    how = dict(draw=plots.curves_of_traces, finish=set_axes, height=1.8, margin=1.0, sharex=True, sharey=False)
+    ylabels = ["training loss\n(nats, all images)", "test accuracy (%)"]
+    return plots.panels(folder, "retrograde-vision", note, shown, ylabels, **how)
 
 
 def draw_settings(runs: Runs, varied: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
     """Final accuracy against all that is varied, a panel each."""
     if not varied:
         return plots.left_out("retrograde-settings", "nothing is varied")
-    columns = min(3, len(varied))
-    rows, keys = -(-len(varied) // columns), tables.traces(runs.ends)[::-1]
-    width = plots.PAGE_WIDTH if columns > 1 else plots.COLUMN_WIDTH
-    with plots.figure(rows, columns, width, 1.2 + 2.0 * rows, sharey=True) as (figure, axes):
-        for axis, (name, frame) in zip(axes.flat, varied.items(), strict=False):
-            words = name not in ("delay_s", "fraction")
-            plots.means(axis, frame, name, keys=keys, scale=100, band=False, apart=0.08 if words else 0.02)
-            axis.set_xlabel(TITLES[name])
-            if words:
-                axis.tick_params(axis="x", labelrotation=20 if frame[name].nunique() > 3 else 0)
-                axis.set_xlim(-0.5, frame[name].nunique() - 0.5)
-        for axis in axes.flat[len(varied) :]:
-            axis.set_axis_off()
-        for axis in axes[:, 0]:
-            axis.set_ylabel("test accuracy (%)")
-        note = f"{runs.note}, unless the axis says otherwise."
-        note += plots.seeds(runs.ends, "Marks: means; dots: seeds; bars: their range.")
-        names = len(keys) if columns > 1 else 3
-        return plots.save(figure, folder, "retrograde-settings", note + tables.left_out(runs.ends), axes[0, 0], names)
+    columns, same = min(3, len(varied)), dict(keys=tables.traces(runs.ends)[::-1], scale=100, band=False)
+    words = [name for name in varied if name not in ("delay_s", "fraction")]
+    shown = [dict(frame=frame, x=name, xlabel=TITLES[name]) | same for name, frame in varied.items()]
+    shown = [panel | dict(apart=0.08 if panel["x"] in words else 0.02) for panel in shown]
+
+    def make_room(axes):
+        for axis, name in zip(axes.flat, varied, strict=False):
+            if name in words:
+                places = varied[name][name].nunique()
+                axis.tick_params(axis="x", labelrotation=20 if places > 3 else 0)
+                axis.set_xlim(-0.5, places - 0.5)
+
+    note = f"{runs.note}, unless the axis says otherwise."
+    note += plots.seeds(runs.ends, "Marks: means; dots: seeds; bars: their range.") + tables.left_out(runs.ends)
+    size = dict(columns=columns, names=len(same["keys"]) if columns > 1 else 3, finish=make_room)
+    return plots.panels(folder, "retrograde-settings", note, shown, "test accuracy (%)", **size)

@@ -20,7 +20,7 @@ stage's being 1, by as much noise assumed as that takes.
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import equinox as eqx
 import jax
@@ -35,7 +35,7 @@ from cetsim.supervised import Hyperparameters, SupervisedRun
 from cetsim.traces import FIRTrace
 from cetsim.traces.readout import solve
 from experiments.common import checks, crosstalk, plots, tables, vision
-from experiments.common.checks import DT, STRETCH
+from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import hyperparameters
 from experiments.common.options import Gate, Vision
@@ -50,18 +50,18 @@ class Options(Gate, Vision):
     """Balanced readouts under noise in every stage, unequal stages, and limits on their signs and sizes.
 
     Each stands beside the last stage of the same cascade under the same noise and rates. An informed readout is solved
-    for them and for the lags that a stretch has, others for equal rates, noise of 1 % and all lags.
+    for them and for the lags that a segment has, others for equal rates, noise of 1 % and all lags.
     """
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits; quick: MNIST; both in minutes."""
     delay: float = 10.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s, below 25.6 s."""
-    balanced: tuple[int, ...] = (6, 10)
+    balanced: Annotated[tuple[int, ...], checks.BALANCED] = (6, 10)
     """Orders of the cascades, 3 to 64."""
-    noises: tuple[float, ...] = (0.01, 0.03, 0.1)
+    noises: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = (0.01, 0.03, 0.1)
     """Noise of every stage, as shares of its signal's root mean square."""
-    spreads: tuple[float, ...] = (0.1, 0.2, 0.3)
+    spreads: Annotated[tuple[float, ...], checks.INSIDE] = (0.1, 0.2, 0.3)
     """Standard deviations of the logarithms of the stages' rates."""
     norms: tuple[float, ...] = (2.0, 4.0, 8.0)
     """Bounds on the length of the readout, that of the last stage being 1."""
@@ -70,10 +70,7 @@ class Options(Gate, Vision):
         """Raises UserError for an option outside its range."""
         super().check()
         checks.delays("delay", (self.delay,), "reset")
-        checks.readouts(self.balanced, ())
         checks.require("network", self.network == "mlp", "mlp, of whose layers the noise is known", self.network)
-        checks.each("noises", self.noises, lambda v: v > 0, "above 0")
-        checks.each("spreads", self.spreads, lambda v: 0 < v < 1, "above 0 and below 1")
         checks.each("norms", self.norms, lambda v: v > 1, "above 1, the last stage's")
 
 
@@ -144,7 +141,7 @@ def readout(condition: Condition) -> tuple[np.ndarray, np.ndarray]:
 
 def pairs(late: int, lags: int) -> np.ndarray:
     """How often each lag is met in a segment that starts empty, as a share of how often the delay is."""
-    return np.maximum(STRETCH - np.maximum(np.arange(lags), late), 0) / (STRETCH - late)
+    return np.maximum(SEGMENT - np.maximum(np.arange(lags), late), 0) / (SEGMENT - late)
 
 
 def _balanced(weights: np.ndarray, late: int, eta: float, often: np.ndarray) -> np.ndarray:
@@ -221,7 +218,7 @@ def noisy(condition: Condition) -> NoisyHyperparameters:
     if condition.trace not in ("CET", "balanced"):
         return NoisyHyperparameters(hyper, 0.0, 0.0)
     c, weights = readout(condition)
-    trace = FIRTrace(jnp.asarray((c @ weights)[:STRETCH]), DT)
+    trace = FIRTrace(jnp.asarray((c @ weights)[:SEGMENT]), DT)
     hyper = eqx.tree_at(lambda hyper: hyper.trace, hyper, trace)
     by_stage = (condition.noise * c) ** 2
     return NoisyHyperparameters(hyper, by_stage @ np.sum(weights**2, axis=1), by_stage @ weights.sum(axis=1) ** 2)
@@ -295,7 +292,7 @@ _COLOURS = {"last": "#0072B2", "balanced": "#CC3311"}
 def draw(late: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path]:
     """Accuracy against noise and against the spread of the rates."""
     line = 100 * ends.loc[ends["trace"] == "delay line", "value"].mean()
-    with plots.figure(1, 2, width=7.0, height=3.0, sharey=True) as (figure, axes):
+    with plots.figure(1, 2, width=plots.PAGE_WIDTH, height=3.0, sharey=True) as (figure, axes):
         panels = {"noise": "noise of every stage (%)", "rates_spread": "spread of the stages' rates (%)"}
         panels = {"noise": "noise of every stage (%)", "rates_spread": "spread of the stages' rates (%)"}
         for axis, (name, words) in zip(axes[0], panels.items(), strict=True):

@@ -7,7 +7,7 @@ latents of a vector. Coders that differ in site, strength and seed are trained s
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -41,43 +41,37 @@ class Options(Files):
     """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     """Images that the network learns; CIFAR-10 by the CNN, of whose convolutions each pixel is a vector."""
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: Annotated[tuple[int, ...], checks.SIZES] = (128, 128)
     """Sizes of the hidden layers of the MLP."""
-    network_steps: int = 500
+    network_steps: Annotated[int, checks.COUNT] = 500
     """Batches of 128 images that the network is trained on."""
-    examples: int = 60_000
+    examples: Annotated[int, checks.COUNT] = 60_000
     """Training images whose activations are recorded, at most."""
-    latents: int = 256
+    latents: Annotated[int, checks.COUNT] = 256
     """Latents of a coder."""
-    steps: int = 500
+    steps: Annotated[int, checks.COUNT] = 500
     """Steps of a coder."""
-    batch: int = 128
+    batch: Annotated[int, checks.COUNT] = 128
     """Vectors of a step."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, checks.ABOVE_ZERO] = 1e-3
     """Of the coders."""
-    kinds: tuple[Literal["ReLU", "TopK", "BatchTopK", "JumpReLU", "Gated"], ...] = KINDS
+    kinds: Annotated[tuple[Literal["ReLU", "TopK", "BatchTopK", "JumpReLU", "Gated"], ...], checks.WORDS] = KINDS
     """Sparsities compared."""
     k: tuple[int, ...] = (4, 8, 16)
     """Active latents of TopK and BatchTopK."""
-    l1: tuple[float, ...] = (0.05, 0.12, 0.3)
+    l1: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = (0.05, 0.12, 0.3)
     """Weights of the L1 penalty of ReLU and Gated, times the root of a site's width."""
-    l0: tuple[float, ...] = (0.001, 0.003, 0.01)
+    l0: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = (0.001, 0.003, 0.01)
     """Weights of the L0 penalty of JumpReLU, times a site's width: shares of the mean squared norm."""
-    seeds: int = 3
+    seeds: Annotated[int, checks.COUNT] = 3
     """Number of coders of each condition."""
-    batch_conditions: int = 18
+    batch_conditions: Annotated[int, checks.COUNT] = 18
     """Coders trained side by side at most."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.counts(self, "network_steps", "examples", "latents", "steps", "batch", "seeds", "batch_conditions")
-        checks.each("hidden", self.hidden, lambda v: v >= 1, "at least 1", distinct=False)
         checks.each("k", self.k, lambda v: 1 <= v <= self.latents, f"from 1 to the {self.latents} latents")
-        for name in ("l1", "l0"):
-            checks.each(name, getattr(self, name), lambda v: v > 0, "above 0")
-        checks.require("learning_rate", self.learning_rate > 0, "above 0", self.learning_rate)
-        checks.names("kinds", self.kinds)
 
 
 _QUICK = Options(
@@ -87,7 +81,9 @@ _QUICK = Options(
 PRESETS = {
     "demo": Options(),
     "quick": _QUICK,
-    "cifar10": replace(_QUICK, preset="cifar10", dataset="cifar10", network_steps=1170, examples=1000),
+    "cifar10": replace(
+        _QUICK, preset="cifar10", dataset="cifar10", network_steps=780, latents=256, steps=300, examples=500
+    ),
 }
 
 
@@ -149,9 +145,8 @@ def train_network(options: Options, dataset) -> Network:
     model, _ = eqx.nn.make_with_state(make)(jax.random.key(0))
     model = eqx.nn.inference_mode(eqx.combine(state.params, eqx.filter(model, eqx.is_inexact_array, inverse=True)))
     buffers = () if flat else (state.buffers,)
-    example = (jnp.asarray(test_x[0]), *buffers)
-    found = interpret.sites(model, *example)
-    hidden = [name for name, site in found.items() if site.kind == "Lambda" and site.fault is None and site.shape]
+    found = interpret.sites(model, jnp.asarray(test_x[0]), *buffers)
+    hidden = [f"layers.{i}" for i, layer in enumerate(model.layers) if getattr(layer, "fn", None) is jax.nn.relu]
     sites = {name: -1 if len(found[name].shape) == 3 else None for name in hidden}
     return Network(model, buffers, sites, jnp.asarray(test_x), jnp.asarray(dataset.test_y))
 
@@ -180,8 +175,7 @@ def run(options: Options) -> pd.DataFrame:
         names = {(one.kind, one.strength, one.site, one.seed) for one in conditions(options, network.sites)}
         named = lambda record: tuple(record["columns"].get(n) for n in ("kind", "strength", "site", "seed"))  # noqa: E731
         table = sweep.Table({key: record for key, record in every.records.items() if named(record) in names})
-    tables.write(options.folder)
-    return reported(table)
+    return reported(table, options)
 
 
 def record(options: Options, network: Network, site: str, axis: int | None, x):

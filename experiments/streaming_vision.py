@@ -3,39 +3,39 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 
 from experiments.common import checks, plots, tables, vision
-from experiments.common.checks import DT, STRETCH
+from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
-from experiments.common.options import Gate, Orders, SelectionDelay, Vision
+from experiments.common.options import MNIST, Gate, Orders, SelectionDelay, Vision
 
-MODES = {"reset": "stretches start empty", "carry": "time goes on"}
+BOUNDARIES = {"reset": "segments start empty", "carry": "time goes on"}
 AXES = {
     "delay_s": "delay of the signal (s)",
     "run_length": "run of a class (images)",
     "interpolation": "steps per image",
-    "update_every": "images per update",
+    "segment": "images per update",
 }
-USUAL = {"run_length": 1, "interpolation": 1, "update_every": STRETCH}
-_KEY = ("trace", "order", "mode", "delay_s", *USUAL, "seed")
+USUAL = {"run_length": 1, "interpolation": 1, "segment": SEGMENT}
+_KEY = ("trace", "order", "boundary", "delay_s", *USUAL, "seed")
 
 
 @dataclass(frozen=True)
 class Options(SelectionDelay, Orders, Gate, Vision):
     """Test accuracy where time goes on without end, and where images do not come in random order.
 
-    In the mode reset every stretch of 128 images starts with empty traces and loses the signals still under way at its
-    end; in the mode carry both go on to the next stretch, and batch norm uses running statistics. Compared over delays
-    are the exponential trace (ET), cascading traces (CET), the delay line and backprop in both modes; at one of the
+    With the boundary reset every segment of 128 images starts with empty traces and loses the signals under way at its
+    end; with the boundary carry both go on to the next segment, and batch norm uses running statistics. Compared over
+    delays are the exponential trace (ET), cascading traces (CET), the delay line and backprop with both; at one of the
     delays also images of one class in a row, images blended into the next, and how often a stream changes its weights.
     """
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
-    modes: tuple[Literal["reset", "carry"], ...] = ("reset", "carry")
+    boundaries: Annotated[tuple[Literal["reset", "carry"], ...], checks.WORDS] = ("reset", "carry")
     """Modes compared, reset and carry."""
     delays: tuple[float, ...] = (0.4, 4.0)
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless all is carried. A stream takes
@@ -47,87 +47,75 @@ class Options(SelectionDelay, Orders, Gate, Vision):
     images; it closes on the same images however many there are to an update. 0 turns the gate off."""
     order_delay: float = 4.0
     """The delay in seconds at which all that follows is compared."""
-    run_lengths: tuple[int, ...] = (1, 16)
+    run_lengths: Annotated[tuple[int, ...], checks.COUNT] = (1, 16)
     """Images of one class in a row; 1 shuffles all images."""
-    interpolations: tuple[int, ...] = (1, 4)
+    interpolations: Annotated[tuple[int, ...], checks.COUNT] = (1, 4)
     """Steps of 0.2 s from one image to the next, blended in between; n of them show 1/n as many images in a run."""
-    update_everys: tuple[int, ...] = (32, 128)
-    """Images between two updates in the mode carry, divisors of the images of a run; elsewhere there are 128."""
+    segments: Annotated[tuple[int, ...], checks.COUNT] = (32, 128)
+    """Images between two updates with the boundary carry, divisors of the images of a run; elsewhere there are 128."""
+
+    @property
+    def boundary(self) -> str:
+        """The strictest of the boundaries, for checks."""
+        return "reset" if "reset" in self.boundaries else "carry"
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.names("modes", self.modes)
-        strictest = "reset" if "reset" in self.modes else "carry"
-        checks.delays("delays", self.delays, strictest)
-        checks.delays("order_delay", (self.order_delay,), strictest)
-        checks.selection_delay(self, strictest)
-        for name in ("run_lengths", "interpolations", "update_everys"):
-            checks.each(name, getattr(self, name), lambda v: v >= 1, "at least 1")
+        checks.delays("delays", self.delays, self.boundary)
+        checks.delays("order_delay", (self.order_delay,), self.boundary)
         chosen = {self.selection_steps} if len(self.learning_rates) > 1 else set()
-        for images in sorted(steps * STRETCH for steps in {self.steps, *chosen}):
-            for length in self.update_everys:
-                checks.require(
-                    "update_everys", images % length == 0, f"divisors of the {images} images of a run", length
-                )
+        for images in sorted(steps * SEGMENT for steps in {self.steps, *chosen}):
+            divisors = f"divisors of the {images} images of a run"
+            checks.each("segments", self.segments, lambda v, n=images: n % v == 0, divisors)
 
 
 PRESETS = {
     "demo": Options(seeds=2, steps=600, learning_rates=(3e-3,)),
     "quick": Options(
-        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
-        delays=(2.0, 10.0), orders=(2, 10), order_delay=2.0, run_lengths=(1, 16, 64), update_everys=(128, 512),
-        learning_rates=(1e-3,), steps=1400,
+        preset="quick", delays=(2.0, 10.0), orders=(2, 10), order_delay=2.0, run_lengths=(1, 16, 64),
+        segments=(128, 512), learning_rates=(1e-3,), steps=1400, **MNIST,
     ),
 }  # fmt: skip
 
 
 def conditions(options: Options) -> list[list[Condition]]:
-    """Every trace at every delay in every mode; at one delay the same for all that is varied there; and backprop."""
+    """Every trace at every delay with every boundary; at one delay the same for all else that is varied; backprop."""
     found, delay = [], options.order_delay
-    for mode in options.modes:
-        for late in options.delays:
-            found += _compared(options, mode, late)
-        for length in options.run_lengths:
-            found += _compared(options, mode, delay, run_length=length)
-        for steps in options.interpolations:
-            found += _compared(options, mode, delay, interpolation=steps)
-    for images in options.update_everys if "carry" in options.modes else ():
-        found += _compared(options, "carry", delay, update_every=images)
+    for boundary in options.boundaries:
+        varied = [(late, {}) for late in options.delays]
+        varied += [(delay, {"run_length": length}) for length in options.run_lengths]
+        varied += [(delay, {"interpolation": steps}) for steps in options.interpolations]
+        varied += [(delay, {"segment": images}) for images in options.segments if boundary == "carry"]
+        for late, change in varied:
+            # The gate compares errors of the mean over an update: scaled, it closes on the same images in all of them.
+            gate = options.error_gate * (SEGMENT / change.get("segment", SEGMENT)) ** 2
+            # Backprop has nothing to carry: its boundaries are one unless batch norm tells them apart.
+            still = dict(boundary="reset" if options.network == "mlp" else boundary) | change
+            found.append(set_to_delay(options, "backprop", **still))
+            shown = dict(boundary=boundary, error_gate=gate) | change
+            found += [set_to_delay(options, *trace, late, **shown) for trace in options.delayed_traces]
     return [[condition] for condition in dict.fromkeys(found)]
-
-
-def _compared(options: Options, mode: str, delay: float, **varied) -> list[Condition]:
-    """Backprop and every trace."""
-    # The gate compares errors of the mean over an update: scaled, it closes on the same images in all of them.
-    gate = options.error_gate * (STRETCH / varied.get("update_every", STRETCH)) ** 2
-    # Backprop has nothing to carry: its modes are one unless batch norm tells them apart.
-    backprops = "reset" if options.network == "mlp" else mode
-    shown = dict(mode=mode, error_gate=gate, **varied)
-    return [
-        set_to_delay(options, "backprop", 0, 0.0, mode=backprops, **varied),
-        *(set_to_delay(options, *trace, delay, **shown) for trace in options.delayed_traces),
-    ]
 
 
 run = partial(vision.run, conditions)
 
 
 def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """What the runs of one dataset, network, form and gate ended with, `step` in stretches of 128 images.
+    """What the runs of one dataset, network, form and gate ended with, `step` in segments of 128 images.
 
     They are those of the last run in the file with the options' gate, of the last run if none has it. Of runs that
     differ only in length or learning rate the longest counts, then the last in the file. Backprop has a row in every
-    mode: what it would carry is nothing, unless it was run in both.
+    boundary: what it would carry is nothing, unless it was run in both.
     """
     ends = tables.finals(rows)
-    gates = (ends["error_gate"] * (ends["update_every"] / STRETCH) ** 2).map(lambda gate: float(f"{gate:.6g}"))
-    stretches = ends["step"] * ends["update_every"] // STRETCH
-    ends = ends.assign(error_gate=gates, step=stretches)
+    gates = (ends["error_gate"] * (ends["segment"] / SEGMENT) ** 2).map(lambda gate: float(f"{gate:.6g}"))
+    segments = ends["step"] * ends["segment"] // SEGMENT
+    ends = ends.assign(error_gate=gates, step=segments)
     ends = tables.like_last(ends, ("dataset", "network", "form", "error_gate"), error_gate=options.error_gate)
     ends = tables.latest(ends, _KEY)
     still = ends[ends["trace"] == "backprop"]
-    others = still.assign(mode=still["mode"].map({"reset": "carry", "carry": "reset"}))
+    others = still.assign(boundary=still["boundary"].map({"reset": "carry", "carry": "reset"}))
     return pd.concat([ends, others]).drop_duplicates(list(_KEY), keep="first")
 
 
@@ -138,16 +126,16 @@ def order_delay(ends: pd.DataFrame, options: Options) -> float | None:
     return options.order_delay if options.order_delay in varied else max(varied, default=None)
 
 
-def line(ends: pd.DataFrame, varied: str, mode: str, delay: float | None) -> pd.DataFrame:
-    """The runs in one mode where nothing but `varied` is varied."""
-    own = ends[ends["mode"] == mode]
+def line(ends: pd.DataFrame, varied: str, boundary: str, delay: float | None) -> pd.DataFrame:
+    """The runs with one boundary where nothing but `varied` is varied."""
+    runs = ends[ends["boundary"] == boundary]
     for name, usual in USUAL.items():
-        own = own[own[name] == usual] if name != varied else own
-    late = own[own["trace"] != "backprop"]
+        runs = runs[runs[name] == usual] if name != varied else runs
+    late = runs[runs["trace"] != "backprop"]
     if varied == "delay_s":
-        return tables.everywhere(own, "delay_s", sorted(set(late["delay_s"])))
+        return tables.everywhere(runs, "delay_s", sorted(set(late["delay_s"])))
     late = late[late["delay_s"] == delay]
-    still = own[(own["trace"] == "backprop") & own[varied].isin(late[varied])]
+    still = runs[(runs["trace"] == "backprop") & runs[varied].isin(late[varied])]
     return pd.concat([late, still])
 
 
@@ -155,59 +143,62 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figures."""
     ends = select(rows, options)
     delay, late = order_delay(ends, options), ends[ends["trace"] != "backprop"]
-    modes = [mode for mode in MODES if (late["mode"] == mode).any()]
-    lines = {(varied, mode): line(ends, varied, mode, delay) for varied in AXES for mode in modes}
-    # One delay is enough, since it is compared between modes and traces.
-    compared = {
-        varied: [m for m in modes if lines[varied, m][varied].nunique() > (varied != "delay_s")] for varied in AXES
-    }
+    boundaries = [boundary for boundary in BOUNDARIES if (late["boundary"] == boundary).any()]
+    lines = {(varied, boundary): line(ends, varied, boundary, delay) for varied in AXES for boundary in boundaries}
+    # One delay is enough, since it is compared between boundaries and traces.
+    compared = {v: [m for m in boundaries if lines[v, m][v].nunique() > (v != "delay_s")] for v in AXES}
     print(f"\nTest accuracy in %, {tables.settings(ends)}.{tables.left_out(ends)}")
     for varied in (name for name in AXES if compared[name]):
         title = AXES[varied] + ("" if varied == "delay_s" else f", delay {delay:g} s")
-        own = {m: lines[varied, m] for m in modes if varied != "update_every" or m == "carry"}
-        for mode, frame in own.items():
-            print(tables.table(f"{title}: {mode}, {MODES[mode]}", frame, varied))
-        if len(own) > 1:
-            print(tables.table(f"{title}: carry less reset", _cost(own["carry"], own["reset"], varied), varied))
+        runs = {m: lines[varied, m] for m in boundaries if varied != "segment" or m == "carry"}
+        for boundary, frame in runs.items():
+            paper = _published(ends) if (varied, boundary) == ("delay_s", "reset") else None
+            print(tables.table(f"{title}: {boundary}, {BOUNDARIES[boundary]}", frame, varied, paper=paper))
+        if len(runs) > 1:  # what carrying changes, seed by seed
+            place, reset = ["trace", "order", varied, "seed"], runs["reset"]
+            both = runs["carry"][runs["carry"]["trace"] != "backprop"].merge(reset, on=place, suffixes=("", "_reset"))
+            cost = both.assign(value=both["value"] - both["value_reset"]).dropna(subset=["value"])
+            print(tables.table(f"{title}: carry less reset", cost, varied))
     return draw(ends, lines, compared, delay, options.folder)
 
 
-def _cost(carry: pd.DataFrame, reset: pd.DataFrame, varied: str) -> pd.DataFrame:
-    """What carrying changes, seed by seed."""
-    place = ["trace", "order", varied, "seed"]
-    both = carry[carry["trace"] != "backprop"].merge(reset[[*place, "value"]], on=place, suffixes=("", "_reset"))
-    return both.assign(value=both["value"] - both["value_reset"]).dropna(subset=["value"])
+def _published(ends: pd.DataFrame) -> pd.DataFrame:
+    """The paper's accuracies at our delays, in segments that start empty."""
+    delays = sorted(set(ends.loc[ends["trace"] != "backprop", "delay_s"]))
+    paper = tables.everywhere(tables.published(ends["dataset"].iloc[0], "test accuracy"), "delay_s", delays)
+    return paper[paper["delay_s"].isin(delays)]
 
 
 def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, folder: Path) -> list[Path]:
-    """Accuracy against delay, against the order of images, and against the images of an update."""
-    alike = f"Weights change every {STRETCH} images."
+    """Accuracy against delay, the order of images, and the images of an update; a column for each boundary."""
+    alike = f"Weights change every {SEGMENT} images."
     blended = f"With n steps of {DT:g} s per image, blended into the next, the same time shows 1/n as many images."
     updates = "The same images in all: fewer to an update make more updates; the error gate is scaled to match."
-    modes, paths = compared["delay_s"], []
-    files = [
-        ("streaming-vision", ["delay_s"], modes, alike),
-        ("input-order", ["run_length", "interpolation"], modes, f"{alike} {blended}"),
-        ("update-every", ["update_every"], ["carry"], updates),
-    ]
-    for name, varied, shown, text in files:
-        rows = [one for one in varied if compared[one]]
+    paper, paths = _published(ends), []
+    for name, varied, boundaries, text in (
+        ("streaming-vision", ["delay_s"], compared["delay_s"], alike),
+        ("input-order", ["run_length", "interpolation"], compared["delay_s"], f"{alike} {blended}"),
+        ("update-every", ["segment"], ["carry"], updates),
+    ):
+        if not (rows := [one for one in varied if compared[one]]):
+            paths += plots.left_out(name, f"one value of {' and '.join(AXES[one] for one in varied)}")
+            continue
         at = "" if "delay_s" in rows else f" Delay {delay:g} s." if delay else ""
         note = f"{tables.settings(ends)}.{at} {text}{plots.seeds(ends)}{tables.left_out(ends)}"
-        panels = [[lines[one, mode] for mode in shown] for one in rows]
-        paths += _draw(panels, rows, shown, folder, name, note) if rows else plots.left_out(
-            name, f"one value of {' and '.join(AXES[one] for one in varied)}")  # fmt: skip
+        shown = [
+            dict(
+                frame=lines[one, boundary],
+                x=one,
+                xlabel=AXES[one],
+                scale=100,
+                keys=tables.traces(lines[one, boundary])[::-1],
+            )
+            | dict(title=f"{boundary}: {BOUNDARIES[boundary]}" if one == rows[0] else "")
+            | dict(paper=paper if (one, boundary) == ("delay_s", "reset") else None)
+            for one in rows
+            for boundary in boundaries
+        ]
+        note += plots.HOLLOW if len(paper) and rows == ["delay_s"] and "reset" in boundaries else ""
+        size = dict(columns=len(boundaries), width=plots.COLUMN_WIDTH, height=1.7, margin=1.3)
+        paths += plots.panels(folder, name, note, shown, "test accuracy (%)", **size)
     return paths
-
-
-def _draw(panels: list[list], rows: list[str], modes: list[str], folder: Path, name: str, note: str) -> list[Path]:
-    """One figure: a row of panels for each thing varied, a column for each mode."""
-    with plots.figure(len(rows), len(modes), height=1.3 + 1.7 * len(rows), sharey=True) as (figure, axes):
-        for varied, row, frames in zip(rows, axes, panels, strict=True):
-            for axis, frame in zip(row, frames, strict=True):
-                plots.means(axis, frame, varied, scale=100, keys=tables.traces(frame)[::-1])
-                axis.set_xlabel(AXES[varied])
-            row[0].set_ylabel("test accuracy (%)")
-        for mode, axis in zip(modes, axes[0], strict=True):
-            axis.set_title(f"{mode}: {MODES[mode]}", loc="left", fontsize=7)
-        return plots.save(figure, folder, name, note, axes[0, 0])

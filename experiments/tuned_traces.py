@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,17 +13,18 @@ from experiments.common import checks, plots, tables, vision
 from experiments.common.checks import DT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import make_trace
-from experiments.common.options import Delays, Gate, Orders, Vision
+from experiments.common.options import MNIST, Delays, Gate, Orders, Vision
 
 FAMILIES = ("ET", "double exponential", "CET")  # and balanced cascades, where options or rows have them
 REFERENCES = ("delay line", "backprop")  # nothing in them to tune but the learning rate
 UNTUNED_ORDER, UNTUNED_RISE = 10, 0.5
 NAMES = {"double exponential": "two exponentials"}
+_CONSTANTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 16.0)
 KERNEL_SPAN = 2.5  # kernels are drawn up to this many delays
 _MEMBER = ("trace", "order", "delay_s", "peak_s", "rise_s", "ratio")  # what tells a trace at a delay from others
-_STYLED_AS = (
-    *(("ET", 1), ("double exponential", 2), ("CET", 10), ("balanced", 10), ("delay line", 0), ("backprop", 0)),
-)
+_STYLED_AS = *(("ET", 1), ("double exponential", 2), ("CET", 10)), ("balanced", 10), ("delay line", 0), ("backprop", 0)
+_ORDERS = dict(_STYLED_AS)
+_COLOURS = {trace: style["color"] for (trace, _), style in plots.styles(_STYLED_AS).items()}
 
 
 @dataclass(frozen=True)
@@ -33,46 +34,42 @@ class Options(Delays, Orders, Gate, Vision):
     At each delay every family of traces has the same number of candidates, and each of them the same learning rates.
     The best on held-out training images is reported, beside the family's member that is set to the delay untuned.
     Two exponentials, e^(-t/τ1) - ρ e^(-t/τ2), are told by where they peak, by τ2/τ1 (--rises) and by the share of LTP
-    that LTD takes back by coming before it (--depressions). Options given here override the preset's.
+    that LTD takes back by coming before it (--depressions).
     """
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
-    time_constants: tuple[float, ...] = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 16.0)
+    time_constants: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = _CONSTANTS
     """Candidates of ET, in delays; as many as --orders times --peaks, and --rises times --depressions times --peaks."""
     orders: tuple[int, ...] = (2, 4, 6, 8, 10, 20)
     """Orders of the cascading traces, 2 to 64."""
     peaks: tuple[float, ...] = (0.85, 1.0)
     """Where CET and two exponentials peak, in delays; one that blurs much is at its best with an early peak."""
-    rises: tuple[float, ...] = (0.5, 0.9)
+    rises: Annotated[tuple[float, ...], checks.Rule("above 0 and at most 0.99", lambda v: 0 < v <= 0.99)] = (0.5, 0.9)
     """Time constant τ2 of the exponential that is taken away, in those of the other, τ1; near 1 it tends to CET(2)."""
-    depressions: tuple[float, ...] = (0.0, 0.5, 0.8)
+    depressions: Annotated[tuple[float, ...], checks.Rule("0 to 0.95", lambda v: 0 <= v <= 0.95)] = (0.0, 0.5, 0.8)
     """Early LTD before LTP: 0 for none (a ratio ρ of 1), 1 for as much as all LTP (ρ = τ1/τ2, no area left)."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.each("time_constants", self.time_constants, lambda v: v > 0, "above 0")
-        checks.each("rises", self.rises, lambda v: 0 < v <= 0.99, "above 0 and at most 0.99")
-        checks.each("depressions", self.depressions, lambda v: 0 <= v <= 0.95, "0 to 0.95")
-        checks.peaks("peaks", self.peaks, self.delays, self.mode)
+        checks.peaks("peaks", self.peaks, self.delays, self.boundary)
         budget, peaks = len(self.time_constants), len(self.peaks)
-        same = f"as many with --peaks as the {budget} of --time-constants: every family has the same budget"
-        checks.require("orders", len(self.orders) * peaks == budget, same, f"{len(self.orders)} x {peaks}")
-        same_many = not self.balanced or len(self.balanced) * peaks == budget
-        checks.require("balanced", same_many, same, f"{len(self.balanced)} x {peaks}")
-        shapes = len(self.rises) * len(self.depressions)
-        got = f"{len(self.rises)} x {len(self.depressions)} x {peaks}"
-        checks.require("rises", shapes * peaks == budget, f"with --depressions {same}", got)
+        for name, counts, more in (
+            ("orders", (len(self.orders), peaks), "--peaks"),
+            ("balanced", (len(self.balanced) or budget / peaks, peaks), "--peaks"),
+            ("rises", (len(self.rises), len(self.depressions), peaks), "--depressions and --peaks"),
+        ):
+            same = f"as many with {more} as the {budget} of --time-constants: every family has the same budget"
+            checks.require(name, math.prod(counts) == budget, same, " x ".join(map(str, counts)))
 
 
 PRESETS = {
     "demo": Options(steps=300, selection_steps=300, learning_rates=(1e-3, 3e-3)),
     "quick": Options(
-        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1,
-        delays=(4.0, 10.0), steps=1170, selection_steps=1170, learning_rates=(3e-4, 1e-3),
+        preset="quick", delays=(4.0, 10.0), steps=1170, selection_steps=1170, learning_rates=(3e-4, 1e-3), **MNIST
     ),
-}  # fmt: skip
+}
 
 
 def families(traces) -> tuple[str, ...]:
@@ -82,30 +79,20 @@ def families(traces) -> tuple[str, ...]:
 
 def candidates(options: Options, family: str, delay: float) -> list[Condition]:
     """The members of a family to choose from, as many of each family."""
-    gate, at = options.error_gate, [round(share * delay, 9) for share in options.peaks]
-    match family:
-        case "ET":
-            constants = [round(share * delay, 9) for share in options.time_constants]
-            return [set_to_delay(options, "ET", 1, delay, peak_s=peak, error_gate=gate) for peak in constants]
-        case "CET" | "balanced":
-            return [
-                set_to_delay(options, family, order, delay, peak_s=peak, error_gate=gate)
-                for order in (options.orders if family == "CET" else options.balanced)
-                for peak in at
-            ]
-        case _:
-            shapes = [(rise, depression) for rise in options.rises for depression in options.depressions]
-            return [two_exponentials(options, delay, share, *shape) for shape in shapes for share in options.peaks]
+    if family == "double exponential":
+        shapes = [(rise, depression) for rise in options.rises for depression in options.depressions]
+        return [two_exponentials(options, delay, share, *shape) for shape in shapes for share in options.peaks]
+    orders = {"ET": (1,), "CET": options.orders, "balanced": options.balanced}[family]
+    peaks = [round(s * delay, 9) for s in (options.time_constants if family == "ET" else options.peaks)]
+    return [set_to_delay(options, family, order, delay, peak_s=peak) for order in orders for peak in peaks]
 
 
 def untuned(options: Options, family: str, delay: float) -> Condition:
     """The member of a family that is set by the delay alone: ET's time constant is the delay, the others peak there."""
     if family == "double exponential":
         return two_exponentials(options, delay, 1.0, UNTUNED_RISE, 0.0)
-    if family == "backprop":
-        return set_to_delay(options, family, 0, 0.0)
-    order = {"ET": 1, "CET": UNTUNED_ORDER, "balanced": UNTUNED_ORDER, "delay line": 0}[family]
-    return set_to_delay(options, family, order, delay, error_gate=options.error_gate)
+    order = {"ET": 1, "CET": UNTUNED_ORDER, "balanced": UNTUNED_ORDER}.get(family, 0)
+    return set_to_delay(options, family, order, delay if family != "backprop" else 0.0)
 
 
 def two_exponentials(options: Options, delay: float, share: float, rise: float, depression: float) -> Condition:
@@ -119,7 +106,7 @@ def two_exponentials(options: Options, delay: float, share: float, rise: float, 
     ratio = 1 + depression * (1 / rise - 1)
     decay = (share * delay - DT / 2) * (1 - rise) / (rise * math.log(ratio / rise))
     shape = {"peak_s": round(decay, 9), "rise_s": round(rise * decay, 9), "ratio": round(ratio, 9)}
-    return set_to_delay(options, "double exponential", 2, delay, error_gate=options.error_gate, **shape)
+    return set_to_delay(options, "double exponential", 2, delay, **shape)
 
 
 def conditions(options: Options) -> list[list[Condition]]:
@@ -138,7 +125,7 @@ run = partial(vision.run, conditions)
 def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:
     """What runs of the length and gate asked for ended with; of those that differ in learning rate the last."""
     asked = dict(step=options.steps, error_gate=options.error_gate)
-    ends = tables.like_last(tables.finals(rows), (*tables.SUBJECT, "step", "error_gate"), **asked)
+    ends = tables.like_last(tables.finals(rows), (*tables.SUBJECT, *asked), **asked)
     return tables.latest(ends, (*_MEMBER, "seed"))
 
 
@@ -151,32 +138,25 @@ def set_by_delay(ends: pd.DataFrame, options: Options, family: str, delay: float
 def tuned(ends: pd.DataFrame, options: Options, family: str, delay: float) -> pd.DataFrame:
     """Runs of the member chosen, which may be the untuned one; of several chosen in a file the last."""
     plain = set_by_delay(ends, options, family, delay)
-    own = ends[(ends["trace"] == family) & (ends["delay_s"] == delay)].drop(plain.index)
-    if own.empty:
+    members = ends[(ends["trace"] == family) & (ends["delay_s"] == delay)].drop(plain.index)
+    if members.empty:
         return plain
-    last = own[list(_MEMBER)].iloc[-1]
-    return own[(own[list(_MEMBER)] == last).all(axis=1)]
+    last = members[list(_MEMBER)].iloc[-1]
+    return members[(members[list(_MEMBER)] == last).all(axis=1)]
 
 
 def describe(member: pd.Series) -> tuple[str, str]:
     """A trace and its parameters, in words."""
-    peak, rise = f"{member['peak_s']:.3g}", f"{member['rise_s']:.3g}"
-    match member["trace"]:
-        case "ET":
-            return "ET", f"τ {peak} s"
-        case "CET" | "balanced":
-            return tables.label(member["trace"], member["order"]), f"peak {peak} s"
-        case "double exponential":
-            return "two exponentials", f"τ {peak}, {rise} s, ρ {member['ratio']:.3g}"
-        case _:
-            return member["trace"], ""
+    trace, peak, rise = member["trace"], f"{member['peak_s']:.3g}", f"{member['rise_s']:.3g}"
+    words = {"ET": f"τ {peak} s", "double exponential": f"τ {peak}, {rise} s, ρ {member['ratio']:.3g}"}
+    words |= dict.fromkeys(REFERENCES, "")
+    return NAMES.get(trace) or tables.label(trace, member["order"]), words.get(trace, f"peak {peak} s")
 
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figure."""
     ends = select(rows, options)
     delays = sorted(set(ends.loc[ends["trace"] != "backprop", "delay_s"]))
-    head = ["", "accuracy", "learning rate", "parameters"]
     for delay in delays:
         body = []
         for family in families(ends["trace"]):
@@ -184,16 +164,13 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
             body.append(_line("  set by the delay", set_by_delay(ends, options, family, delay)))
         body += [_line(name, set_by_delay(ends, options, name, delay)) for name in REFERENCES]
         title = f"Test accuracy in %, delay {delay:g} s, {tables.settings(ends)}.{tables.left_out(ends)}"
-        print(tables.text(title, head, body, width=16))
+        print(tables.text(title, ["", "accuracy", "learning rate", "parameters"], body, width=16))
     return draw(ends, options, delays)
 
 
 def _line(name: str, runs: pd.DataFrame) -> tuple[str, list[str]]:
-    if runs.empty:
-        return name, []
-    first = runs.iloc[0]
-    words = f"   {' '.join(describe(first))}" if first["trace"] not in REFERENCES else ""
-    return name, [tables.cell(runs["value"]), f"{first['learning_rate']:g}", words]
+    words = [f"   {' '.join(describe(one))}" * (one["trace"] not in REFERENCES) for _, one in runs[:1].iterrows()]
+    return name, [tables.cell(runs["value"]), *(f"{rate:g}" for rate in runs["learning_rate"][:1]), *words]
 
 
 def draw(ends: pd.DataFrame, options: Options, delays: list[float]) -> list[Path]:
@@ -206,25 +183,25 @@ def draw(ends: pd.DataFrame, options: Options, delays: list[float]) -> list[Path
         axes[len(delays) - 1, 0].set_xlabel("test accuracy (%)")
         axes[-1, 0].set_xlabel("time since the activity (s)")
         note = f"{tables.settings(ends)}. Bars and dots: means and seeds of the traces chosen on held-out images, each "
-        note += "among as many of its family. Open circles: means of those set by the delay alone. Weights relative "
+        note += "among as many of its family. Open circles: means of those set by the delay alone; open squares, where "
+        note += f"there are: published (ET, CET(10), backprop; {tables.CITATION}). Weights relative "
         note += f"to that at the delay (dashed).{tables.left_out(ends)}"
         return plots.save(figure, options.folder, "tuned-traces", note)
-
-
-def _colours() -> dict[str, str]:
-    return {trace: style["color"] for (trace, _), style in plots.styles(_STYLED_AS).items()}
 
 
 def _draw_accuracies(axis, ends: pd.DataFrame, options: Options, delay: float) -> None:
     names, labels = [*reversed(REFERENCES), *reversed(families(ends["trace"]))], []
     for level, name in enumerate(names):
-        colour, chosen = _colours()[name], tuned(ends, options, name, delay if name != "backprop" else 0.0)
+        colour, chosen = _COLOURS[name], tuned(ends, options, name, delay if name != "backprop" else 0.0)
         labels.append("\n".join(describe(chosen.iloc[0])).strip() if len(chosen) else NAMES.get(name, name))
         values = 100 * chosen["value"].dropna()
         if len(values):
             axis.plot([values.mean()] * 2, [level - 0.3, level + 0.3], color=colour, linewidth=2)
             axis.plot(values, [level] * len(values), ".", color=colour, markersize=4, alpha=0.7)
         plain = 100 * set_by_delay(ends, options, name, delay)["value"].dropna()
+        paper = tables.published(ends["dataset"].iloc[0], "test accuracy")
+        paper = 100 * tables.of_trace(paper[paper["delay_s"].isin([delay, 0.0])], (name, _ORDERS[name]))["value"]
+        axis.plot(paper, [level] * len(paper), "s", color=colour, markersize=5, markerfacecolor="none", label="_paper")
         if name not in REFERENCES and len(plain):
             axis.plot(plain.mean(), level, "o", color=colour, markersize=5.5, markerfacecolor="none")
     axis.set_yticks(range(len(names)), labels, fontsize=6.5, linespacing=1.05)
@@ -238,8 +215,8 @@ def _draw_kernels(axis, ends: pd.DataFrame, options: Options, delay: float) -> N
         for member in tuned(ends, options, family, delay)[:1].to_dict("records"):
             trace = make_trace(Condition(**{name: member[name] for name in _MEMBER}))
             right = float(trace.weights(round(delay / DT)))
-            axis.plot(lags * DT, np.asarray(trace.weights(lags)) / right, color=_colours()[family])
-    axis.axvline(delay, color=_colours()["delay line"], linestyle=(0, (2, 1.5)), linewidth=1, zorder=1)
+            axis.plot(lags * DT, np.asarray(trace.weights(lags)) / right, color=_COLOURS[family])
+    axis.axvline(delay, color=_COLOURS["delay line"], linestyle=(0, (2, 1.5)), linewidth=1, zorder=1)
     axis.axhline(0, color="black", linewidth=0.5, zorder=1)
     axis.set_ylabel("relative weight")
     axis.set_title(f"traces chosen at {delay:g} s (colours as above)", loc="left")

@@ -5,8 +5,7 @@ from contextlib import redirect_stdout
 
 import pandas as pd
 
-from cetsim import sweep
-from experiments.common import command_line, tables
+from experiments.common import command_line, selection, tables
 
 
 def output_of(*arguments: str) -> str:
@@ -48,6 +47,6 @@ def require_same_pictures(folder, other) -> list[str]:
     return names
 
 
-def trained(course, conditions, folder, static, batch=1):
+def trained(course, conditions, folder, batch=1):
     """The table of runs of one course, trained here."""
-    return sweep.run(folder, conditions, course.training, static=static, config=course.config(), batch=batch)
+    return selection.train(course, conditions, folder, batch=batch)

@@ -1,7 +1,8 @@
-"""Cosines between traces' updates and true gradients, per layer: their table and their figure, of any run on images."""
+"""Alignment of traces' updates with true gradients, per layer: its table and its figure, of any run on images."""
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common import plots, tables
-from experiments.common.checks import STRETCH
+from experiments.common.checks import SEGMENT
 from experiments.common.options import Files
 
 MOST_LAYERS = 5  # columns; of deeper networks as many layers are drawn, spread over their depth
-_SETTING = ("error_gate", "update_every", "run_length", "interpolation", "spread_s", "distribution", "peak_ratio")
+_SETTING = ("error_gate", "segment", "run_length", "interpolation", "spread_s", "distribution", "peak_ratio")
 
 
 def select(rows: pd.DataFrame) -> pd.DataFrame:
-    """The cosines that one figure can show, of one subject and one setting.
+    """The alignment that one figure can show, of one subject and one setting.
 
-    They are of the last row's dataset, network, form and mode, and of the gate, presentation, spread and ratio of peak
-    to delay that most of these runs have (the first in the file of several). Runs that diverged and backprop, which
-    is its own gradient, are left out. Of runs that differ only in length or learning rate the longest counts, then the
-    last in the file. None are left where no run has a trace.
+    They are of the last row's dataset, network, form and boundary, and of the gate, input order, spread and ratio of
+    peak to delay that most of these runs have (the first in the file of several). Runs that diverged are left out, and
+    backprop, which is its own gradient. Of runs that differ only in length or learning rate the longest counts, then
+    the last in the file. None are left where no run has a trace.
     """
     lost = rows["run"].isin(tables.diverged(rows)) | rows["value"].isna()
     rows = rows[(rows["metric"] == "alignment") & (rows["trace"] != "backprop") & ~lost]
@@ -68,88 +69,74 @@ def report(rows: pd.DataFrame, options: Files) -> list[Path]:
 
 def table(frame: pd.DataFrame) -> str:
     """Cosine after training, of each trace (rows) at each delay, layer by layer."""
-    ends = at_end(frame)
-    lines = [f"\nCosine of update and true gradient after training, {_settings(frame)}"]
-    for layer, name in layers(frame).items():
-        own = ends[ends["layer"] == layer]
-        lines.append(tables.table(f"{name} ({layer})", own, "delay_s", "delay (s)", scale=1, digits=2))
-    return "\n".join(lines)
+    ends, names = at_end(frame), layers(frame)
+    how = dict(across="delay_s", head="delay (s)", scale=1, digits=2)
+    of_layers = [tables.table(f"{n} ({layer})", ends[ends["layer"] == layer], **how) for layer, n in names.items()]
+    return "\n".join([f"\nCosine of update and true gradient after training, {_settings(frame)}", *of_layers])
 
 
 def _settings(frame: pd.DataFrame) -> str:
-    return tables.settings(at_end(frame), images=int(frame["update_every"].iloc[-1] or STRETCH))
+    return tables.settings(at_end(frame), images=int(frame["segment"].iloc[-1] or SEGMENT))
 
 
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
-    """Cosines against delay, order and training time, a row for each that varies, a column for each layer."""
+    """Alignment against delay, order and training time, a row for each that varies, a column for each layer."""
     frame = select(rows)
     if frame.empty:
         return plots.left_out("alignment", "no run with a trace has been finished without diverging")
-    names, panels = layers(frame), _panels(frame)
+    if not (varied := _varied(frame)):
+        return plots.left_out("alignment", "nothing varies: neither delay nor order nor training step")
+    names = layers(frame)
     # All layers, or the first, the last and some between.
     few = np.unique(np.linspace(0, len(names) - 1, min(MOST_LAYERS, len(names))).round().astype(int))
-    shown = {layer: names[layer] for layer in (list(names)[i] for i in few)}
-    if not panels:
-        return plots.left_out("alignment", "nothing varies: neither delay nor order nor training step")
-    size = dict(width=plots.PAGE_WIDTH, height=1.0 + 1.55 * len(panels))
-    with plots.figure(len(panels), len(shown), **size, sharex="row", sharey=True) as (figure, axes):
-        for row, (panel, x, y) in zip(axes, panels, strict=True):
-            for axis, layer in zip(row, shown, strict=True):
-                panel(axis, frame, layer)
-                axis.set_xlabel(x)
-            row[0].set_ylabel(y)
-        for axis, name in zip(axes[0], shown.values(), strict=True):
-            axis.set_title(name)
-        low = axes[0, 0].get_ylim()[0]
-        low = 0.5 if low > 0.5 else min(low, -0.03)
-        axes[0, 0].set(ylim=(low, 1.0 + 0.05 * (1.0 - low)), yticks=(0.5, 0.75, 1) if low == 0.5 else (0, 0.5, 1))
-        columns = len(tables.traces(frame))
-        return plots.save(figure, folder, "alignment", _note(frame, len(shown)), axes[-1, 0], columns)
+    few = [list(names)[i] for i in few]
+    shown = [
+        panel | dict(frame=panel["frame"][panel["frame"]["layer"] == layer], title=names[layer] if first else "")
+        for first, panel in zip([True] + [False] * len(varied), varied.values(), strict=False)
+        for layer in few
+    ]
+    size = dict(columns=len(few), width=plots.PAGE_WIDTH, height=1.55, margin=1.0, sharex="row")
+    size |= dict(names=len(tables.traces(frame)), finish=partial(_finish, frame, list(varied.values()), few))
+    return plots.panels(folder, "alignment", _note(frame, len(few)), shown, list(varied), **size)
 
 
-def _panels(frame: pd.DataFrame) -> list[tuple]:
-    """What varies, and so is drawn: how, and the labels of its axes."""
-    longest, panels = f"delay {frame['delay_s'].max():g} s", []
+def _varied(frame: pd.DataFrame) -> dict[str, dict]:
+    """What varies, and so is drawn: by the label of its y axis what `plots.means` takes."""
+    last, keys = frame["delay_s"].max(), tables.traces(frame)[::-1]
+    longest, found = frame[frame["delay_s"] == last], {}
     if frame["delay_s"].nunique() > 1:
-        panels.append((_against_delay, "delay (s)", "cosine,\nafter training"))
-    if len({order for trace, order in tables.traces(frame) if trace == "CET"}) > 1:
-        panels.append((_against_order, "order", f"cosine, {longest},\nafter training"))
-    if (_longest(frame).groupby(["trace", "order"])["step"].nunique() > 1).any():
-        panels.append((_against_time, "training step", f"cosine, {longest},\nduring training"))
-    return panels
+        found["cosine,\nafter training"] = dict(frame=at_end(frame), x="delay_s", xlabel="delay (s)", keys=keys)
+    if len({order for trace, order in keys if trace == "CET"}) > 1:
+        staged = [key for key in keys if key[0] in ("ET", "CET", "balanced")]
+        panel = dict(frame=at_end(longest[longest["trace"] != "delay line"]), x="order", xlabel="order", keys=staged)
+        found[f"cosine, delay {last:g} s,\nafter training"] = panel
+    if (longest.groupby(["trace", "order"])["step"].nunique() > 1).any():
+        panel = dict(frame=longest.assign(step=longest["step"].astype(float)), x="step", keys=keys, linear=True)
+        found[f"cosine, delay {last:g} s,\nduring training"] = panel | dict(xlabel="training step")
+    return {ylabel: panel | dict(ticks=False) for ylabel, panel in found.items()}
 
 
-def _longest(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[frame["delay_s"] == frame["delay_s"].max()]
-
-
-def _against_delay(axis: Axes, frame: pd.DataFrame, layer: str) -> None:
-    ends, keys = at_end(frame), tables.traces(frame)[::-1]
-    plots.means(axis, ends[ends["layer"] == layer], "delay_s", keys=keys, ticks=False)
-    _set_ticks(axis, {delay: f"{delay:g}" for delay in sorted(set(frame["delay_s"]))}, len(layers(frame)))
-
-
-def _against_order(axis: Axes, frame: pd.DataFrame, layer: str) -> None:
-    """Cascades on a line, ET beside them as their first stage, the delay line across as what they tend to."""
-    ends = at_end(_longest(frame))
-    ends, keys = ends[ends["layer"] == layer], tables.traces(frame)[::-1]
-    for kind in ("balanced", "CET"):
-        cascades = ends[ends["trace"] == kind].groupby("order")["value"].mean()
-        axis.plot(cascades.index.to_numpy(float), cascades, color="#999999", linewidth=1.0, zorder=1)
-    staged = [key for key in keys if key[0] in ("ET", "CET", "balanced")]
-    plots.means(axis, ends[ends["trace"] != "delay line"], "order", keys=staged, ticks=False)
-    line = {name: plots.styles(keys)["delay line", 0][name] for name in ("color", "linestyle")} if (
-        "delay line", 0) in keys else {}  # fmt: skip
-    for value in ends.loc[ends["trace"] == "delay line", "value"]:
-        axis.axhline(value, linewidth=0.9, zorder=1, **line)
-    _set_ticks(axis, {n: "ET" if n == 1 else f"{n}" for n in sorted({1, *cascades.index})}, len(layers(frame)))
-
-
-def _against_time(axis: Axes, frame: pd.DataFrame, layer: str) -> None:
-    own = _longest(frame)
-    own, keys = own[own["layer"] == layer].assign(step=own["step"].astype(float)), tables.traces(frame)[::-1]
-    plots.means(axis, own, "step", keys=keys, ticks=False, linear=True)
-    axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+def _finish(frame: pd.DataFrame, varied: list[dict], few: list[str], axes: np.ndarray) -> None:
+    """Ticks; and with the orders cascades on a line, the delay line across as what they tend to."""
+    ends = at_end(frame[frame["delay_s"] == frame["delay_s"].max()])
+    style = plots.styles([*tables.traces(frame)[::-1], ("delay line", 0)])["delay line", 0]
+    for row, panel in zip(axes, varied, strict=True):
+        for axis, of_layer in zip(row, (ends[ends["layer"] == layer] for layer in few), strict=True):
+            if panel["x"] == "step":
+                axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+                continue
+            names = {delay: f"{delay:g}" for delay in sorted(set(frame["delay_s"]))}
+            if panel["x"] == "order":
+                for kind in ("balanced", "CET"):
+                    cascades = of_layer[of_layer["trace"] == kind].groupby("order")["value"].mean()
+                    axis.plot(cascades.index.to_numpy(float), cascades, color="#999999", linewidth=1.0, zorder=1)
+                for value in of_layer.loc[of_layer["trace"] == "delay line", "value"]:
+                    axis.axhline(value, linewidth=0.9, zorder=1, color=style["color"], linestyle=style["linestyle"])
+                names = {n: "ET" if n == 1 else f"{n}" for n in sorted({1, *cascades.index})}
+            _set_ticks(axis, names, frame["layer"].nunique())
+    low = axes[0, 0].get_ylim()[0]
+    low = 0.5 if low > 0.5 else min(low, -0.03)
+    axes[0, 0].set(ylim=(low, 1.0 + 0.05 * (1.0 - low)), yticks=(0.5, 0.75, 1) if low == 0.5 else (0, 0.5, 1))
 
 
 def _set_ticks(axis: Axes, names: dict[float, str], columns: int) -> None:
@@ -166,9 +153,9 @@ def _set_ticks(axis: Axes, names: dict[float, str], columns: int) -> None:
 def _note(frame: pd.DataFrame, columns: int) -> str:
     # One run for several traces: they were measured at the weights of another rule.
     together = (frame.groupby("run")[["trace", "order"]].nunique() > 1).any(axis=None)
-    where = f"{'All are' if together else 'Each is'} measured at the weights of "
-    where += "the same run, of backprop." if together else "its own run."
-    ratio = frame["peak_ratio"].iloc[-1]
+    where = "All are measured at the weights of the same run, of backprop." if together else (
+        "Each is measured at the weights of its own run.")  # fmt: skip
+    ratio, count = frame["peak_ratio"].iloc[-1], frame["layer"].nunique()
     text = (
         f"{_settings(frame)}. Cosine of the angle between the trace's update of a layer's weights and the gradient of "
         f"the loss over the images whose signals arrive; 1 is backprop. {where} Traces are set to "
@@ -176,6 +163,4 @@ def _note(frame: pd.DataFrame, columns: int) -> str:
     )
     if frame["error_gate"].iloc[-1]:
         text += " The gate keeps out images learned well, of the delay line too; where nothing is left, it counts as 0."
-    text += plots.seeds(frame)
-    count = frame["layer"].nunique()
-    return text + (f" {columns} of {count} layers." if columns < count else "")
+    return text + plots.seeds(frame) + (f" {columns} of {count} layers." if columns < count else "")

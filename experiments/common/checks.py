@@ -2,13 +2,47 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 DT = 0.2  # seconds an image is seen
-STRETCH = 128  # images in a stretch of time
+SEGMENT = 128  # images in a segment of time
+LONGEST = (SEGMENT - 1) * DT  # delay of a signal that still arrives in its segment
 
 
 class UserError(Exception):
     """What can only be put right by whoever gave the command: one line, no traceback."""
+
+
+class Rule(NamedTuple):
+    """What every value of an option must be; written in its type, as `Annotated[int, COUNT]`, and kept by subclasses.
+
+    **Fields:** `constraint`: in words. `holds`: of a number. `empty`, `repeated`: whether a tuple may be so.
+    """
+
+    constraint: str = ""
+    holds: Callable = bool
+    empty: bool = False
+    repeated: bool = False
+
+
+COUNT, ABOVE_ZERO = Rule("at least 1", lambda v: v >= 1), Rule("above 0", lambda v: v > 0)
+NOT_NEGATIVE, SHARE = Rule("at least 0", lambda v: v >= 0), Rule("above 0 and at most 1", lambda v: 0 < v <= 1)
+INSIDE, WORDS = Rule("above 0 and below 1", lambda v: 0 < v < 1), Rule()
+SIZES = COUNT._replace(repeated=True)
+ORDERS = Rule("2 to 64 (one stage is ET, always there)", lambda v: 2 <= v <= 64)
+ORDER, BALANCED = ORDERS._replace(constraint="2 to 64", empty=True), Rule("3 to 64", lambda v: 3 <= v <= 64, empty=True)
+
+
+def rules(options) -> None:
+    """Raises UserError for an option that breaks a rule of its type, in whichever of its classes."""
+    for name, type_ in (
+        item for kind in type(options).__mro__ for item in vars(kind).get("__annotations__", {}).items()
+    ):
+        given = getattr(options, name)
+        values = given if isinstance(given, tuple) else (given,)
+        for rule in (entry for entry in getattr(type_, "__metadata__", ()) if isinstance(entry, Rule)):
+            if given is not None and not (rule.empty and not values):
+                each(name, values, rule.holds, rule.constraint, not rule.repeated)
 
 
 def require(name: str, holds: bool, constraint: str, value) -> None:
@@ -17,42 +51,14 @@ def require(name: str, holds: bool, constraint: str, value) -> None:
         raise UserError(f"--{name.replace('_', '-')} must be {constraint}, got {value}")
 
 
-def counts(options, *names: str) -> None:
-    """Raises UserError for a number of things below 1."""
-    for name in names:
-        require(name, getattr(options, name) >= 1, "at least 1", getattr(options, name))
-
-
 def each(name: str, values: tuple, holds: Callable, constraint: str, distinct: bool = True) -> None:
     """Raises UserError unless there is at least one value, and all are finite, hold, and are distinct if so wanted."""
     require(name, bool(values), "at least one", "none")
     for value in values:
-        require(name, math.isfinite(value) and holds(value), constraint, f"{value:g}")
+        word = isinstance(value, str)
+        require(name, word or (math.isfinite(value) and holds(value)), constraint, value if word else f"{value:g}")
     once = not distinct or len(set(values)) == len(values)
     require(name, once, "different from each other", " ".join(map(str, values)))
-
-
-def names(name: str, values: tuple[str, ...]) -> None:
-    """Raises UserError unless there is at least one word, and none twice."""
-    require(name, bool(values), "at least one", "none")
-    require(name, len(set(values)) == len(values), "different from each other", " ".join(values))
-
-
-def orders(orders: tuple) -> None:
-    """Raises UserError for an order that no cascade has."""
-    each("orders", orders, lambda v: 2 <= v <= 64, "2 to 64 (one stage is ET, always there)")
-
-
-def readouts(balanced: tuple, contrasts: tuple) -> None:
-    """Raises UserError for an order that no readout of a cascade has."""
-    for name, orders, least in (("balanced", balanced, 3), ("contrasts", contrasts, 2)):
-        if orders:
-            each(name, orders, lambda v, least=least: least <= v <= 64, f"{least} to 64")
-
-
-def gate(name: str, gates: tuple) -> None:
-    """Raises UserError for squared error norms that are none."""
-    each(name, gates, lambda v: v >= 0, "at least 0")
 
 
 def whole_steps(seconds: float, dt: float = DT) -> bool:
@@ -60,44 +66,26 @@ def whole_steps(seconds: float, dt: float = DT) -> bool:
     return abs(seconds / dt - round(seconds / dt)) < 1e-3
 
 
-def delays(name: str, delays: tuple, mode: str) -> None:
-    """Raises UserError unless delays are whole steps, and in stretches that start empty shorter than a stretch."""
-    each(name, delays, lambda v: v > 0, "above 0")
-    each(name, delays, whole_steps, f"multiples of the {DT:g} s of an image")
-    longest = (STRETCH - 1) * DT
-    if mode == "reset":
-        lost = f"at most {longest:g} s: signals later than the stretch of {STRETCH} x {DT:g} s are lost"
-        each(name, delays, lambda v: v < longest + DT / 2, lost)
-
-
-def selection_delay(options, mode: str) -> None:
-    """Raises UserError for a delay of selection that cannot be."""
-    if options.selection_delay is not None:
-        delays("selection_delay", (options.selection_delay,), mode)
-
-
-def peaks(name: str, multiples: tuple, delays: tuple, mode: str) -> None:
-    """Raises UserError unless cascades can peak there, and in stretches that start empty within a stretch.
-
-    **Arguments:**
-
-    - `name`: of the option.
-    - `multiples`: peaks in units of the delay.
-    - `delays`: seconds.
-    - `mode`: `"reset"` or `"carry"`.
-    """
-    each(name, multiples, lambda v: v > 0, "above 0")
-    longest = (STRETCH - 1) * DT
-    for delay in delays:
-        for multiple in multiples:
-            peak = multiple * delay
-            got = f"{multiple:g}, a peak at {peak:g} s where the delay is {delay:g} s"
-            require(name, peak > DT / 2, f"large enough for peaks above {DT / 2:g} s, half an image", got)
-            if mode == "reset":
-                within = f"small enough for peaks up to {longest:g} s, within a stretch of {STRETCH} x {DT:g} s"
-                require(name, peak < longest + DT / 2, within, got)
-
-
-def steps_above_zero(name: str, delays: tuple, dt: float) -> None:
+def steps_above_zero(name: str, delays: tuple, dt: float = DT) -> None:
     """Raises UserError unless there is at least one delay and all are whole steps of at least one."""
     each(name, delays, lambda v: v > 0 and whole_steps(v, dt), f"above 0 and a multiple of {dt:g} s")
+
+
+def delays(name: str, delays: tuple, boundary: str) -> None:
+    """Raises UserError unless delays are whole steps, and in segments that start empty shorter than a segment."""
+    each(name, delays, lambda v: v > 0, "above 0")
+    each(name, delays, whole_steps, f"multiples of the {DT:g} s of an image")
+    if boundary == "reset":
+        lost = f"at most {LONGEST:g} s: signals later than the segment of {SEGMENT} x {DT:g} s are lost"
+        each(name, delays, lambda v: v < LONGEST + DT / 2, lost)
+
+
+def peaks(name: str, multiples: tuple, delays: tuple, boundary: str) -> None:
+    """Raises UserError unless cascades can peak at these multiples of delays, in segments that start empty within."""
+    each(name, multiples, lambda v: v > 0, "above 0")
+    for delay, multiple in ((delay, multiple) for delay in delays for multiple in multiples):
+        peak = multiple * delay
+        got = f"{multiple:g}, a peak at {peak:g} s where the delay is {delay:g} s"
+        require(name, peak > DT / 2, f"large enough for peaks above {DT / 2:g} s, half an image", got)
+        within = f"small enough for peaks up to {LONGEST:g} s, within a segment of {SEGMENT} x {DT:g} s"
+        require(name, boundary == "carry" or peak < LONGEST + DT / 2, within, got)

@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 import shlex
 import sys
+import tempfile
 import textwrap
 from itertools import pairwise
 from types import ModuleType
@@ -35,8 +36,7 @@ def main(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in names():
         return fail(f"unknown experiment {name!r}: choose from {', '.join(names())}")
-    experiment = load(name)
-    options = parse(name, experiment, rest)
+    options = parse(name, experiment := load(name), rest)
     try:
         options.check()
         return report(experiment, options)
@@ -56,11 +56,15 @@ def report(experiment: ModuleType, options: Files) -> int:
     """Trains what is not finished, or reads the table, prints what came of it and draws the figures."""
     if options.plot_only:
         rows = tables.of_options(tables.read(options.folder / "results.csv"), options)
-    tables.require_writable(options.folder)
+    try:  # so that an unwritable folder is found before any training
+        options.folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.folder).close()
+    except OSError as error:
+        raise UserError(f"the output folder {options.folder} cannot be written: {error.strerror or error}") from error
     rows = rows if options.plot_only else experiment.run(options)
     if rows is not None:  # another shard reports
-        paths = experiment.report(rows, options)
-        print(f"\nresults: {options.folder / 'results.csv'}", *(f"figure:  {path}" for path in paths), sep="\n")
+        figures = [f"figure:  {path}" for path in experiment.report(rows, options)]
+        print(f"\nresults: {options.folder / 'results.csv'}", *figures, sep="\n")
     return 0
 
 

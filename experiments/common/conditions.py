@@ -1,10 +1,9 @@
 """One run of an experiment: what synapses remember, when credit comes, what is learned from, a rate and a seed."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from experiments.common.checks import STRETCH
+from experiments.common.checks import SEGMENT
 
 
 @dataclass(frozen=True)
@@ -21,14 +20,12 @@ class Condition:
       whose faster one is `rise_s` and whose amplitude ratio is `ratio`; 0 in control, where it is at the delay.
     - `beta`: decay per step of ET in control.
     - `spread_s`, `distribution`: of a delay that varies from image to image.
-    - `error_gate`: squared error norm at or below which a layer's activity leaves no trace.
-    - `mode`, `update_every`, `run_length`, `interpolation`: how images come, see `options.Stream`.
+    - `error_gate`, `boundary`, `segment`, `run_length`, `interpolation`: as in `options`.
     - `layers`: of a network through which credit travels one by one; 0 if it comes to all at once.
     - `gate`, `fraction`, `threshold`: which images are salient: a share of them, or those of a loss above a threshold.
-    - `placement`, `derivative`: when salient images count as seen, and how the derivative that errors pass is
-      remembered.
-    - `method`, `learn_every`, `step_size`, `stretches`, `horizon`, `perturbation`: how the peak is learned, see
-      `experiments/learned_delay.py`.
+    - `placement`, `derivative`: when they count as seen, and how the derivative that errors pass is remembered.
+    - `method`, `learn_every`, `step_size`, `segments`, `horizon`, `perturbation`: how a trace is learned, see
+      `experiments/common/learned.py`.
     - `noise`, `rates_spread`, `readout`: of a cascade's stages, see `experiments/robustness.py`.
     - `centering`: of presynaptic activity, see `experiments/centering.py`.
     """
@@ -45,8 +42,8 @@ class Condition:
     spread_s: float = 0.0
     distribution: str = ""
     error_gate: float = 0.0
-    mode: str = "reset"
-    update_every: int = STRETCH
+    boundary: str = "reset"
+    segment: int = SEGMENT
     run_length: int = 1
     interpolation: int = 1
     layers: int = 0
@@ -58,7 +55,7 @@ class Condition:
     method: str = "held"
     learn_every: int = 0
     step_size: float = 0.0
-    stretches: int = 0
+    segments: int = 0
     horizon: int = 0
     perturbation: float = 0.0
     noise: float = 0.0
@@ -67,31 +64,29 @@ class Condition:
     centering: str = ""
 
 
+# Runs are named by what fields were called when the first were made, and columns of tables are called so.
+RECORDED = {"boundary": "mode", "segment": "update_every", "segments": "stretches"}
 DEFAULTS = {field.name: field.default for field in fields(Condition)}
 WITHOUT_DELAY = ("backprop", "no delay")
 
 
 def changed(condition: Condition) -> dict[str, Any]:
     """The fields that are not as by default."""
-    values = {name: getattr(condition, name) for name in DEFAULTS}
-    return {name: value for name, value in values.items() if value != DEFAULTS[name]}
+    return {name: value for name, value in asdict(condition).items() if value != DEFAULTS[name]}
 
 
-def set_to_delay(options, trace: str, order: int, delay_s: float, **more) -> Condition:
-    """A condition with its trace set to the delay of credit, and images shown as the options say, if they do."""
-    names = ("mode", "update_every", "run_length", "interpolation")
-    shown = {name: getattr(options, name) for name in names if hasattr(options, name)}
-    return Condition(trace, order, delay_s, **({"peak_s": delay_s} | shown | more))
+def recorded(condition: Condition) -> dict[str, Any]:
+    """The fields of a condition by the names under which they are recorded."""
+    return {RECORDED.get(name, name): value for name, value in asdict(condition).items()}
 
 
-def delayed_traces(
-    orders: Iterable[int], balanced: Iterable[int] = (), contrasts: Iterable[int] = ()
-) -> list[tuple[str, int]]:
-    """The traces compared everywhere, by kind and order, the delay line last."""
-    kinds = {"CET": orders, "balanced": balanced, "CET - ET": contrasts}
-    return [("ET", 1), *((kind, order) for kind, each in kinds.items() for order in each), ("delay line", 0)]
+def from_record(columns: dict[str, Any]) -> Condition:
+    """The condition of which these are the fields as recorded."""
+    return Condition(**{name: columns[RECORDED.get(name, name)] for name in DEFAULTS})
 
 
-def at_rates(groups: Iterable[list[Condition]], rates: Iterable[float]) -> list[list[Condition]]:
-    """Groups of candidates, each once with every learning rate to choose from."""
-    return [[replace(c, learning_rate=rate) for c in group for rate in rates] for group in groups]
+def set_to_delay(options, trace: str, order: int = 0, delay_s: float = 0.0, **more) -> Condition:
+    """A condition with its trace set to the delay of credit, and all else that the options say of every run."""
+    names = ("boundary", "segment", "run_length", "interpolation", *(["error_gate"] if trace != "backprop" else []))
+    shared = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    return Condition(trace, order, delay_s, **({"peak_s": delay_s} | shared | more))

@@ -12,7 +12,7 @@ PARTS = ("mean", "mean of activity", "mean of errors", "variance")
 def by_layer(model, x, labels, weights, late: int, form: str) -> dict[str, dict]:
     """What `split` says of every layer, by what and by layer."""
     factors = factors_of(model, x, labels, form)
-    found = {name: split(*each, weights, late) for name, each in factors.items()}
+    found = {name: split(*factors_of_layer, weights, late) for name, factors_of_layer in factors.items()}
     return {what: {name: parts[what] for name, parts in found.items()} for what in next(iter(found.values()))}
 
 
@@ -64,18 +64,18 @@ def split(x, gain, signal, weights, late: int) -> dict:
     pairs = jnp.where(met, weights[jnp.clip(lags, 0, steps - 1)], 0.0)
     off, right = pairs * (lags != late), weights[late]
     gradient = lambda rows: jnp.matmul((signal * gain * rows).T, x, precision="highest")  # noqa: E731
-    own, lost = gradient(arrives), gradient(~arrives)
+    arrived, lost = gradient(arrives), gradient(~arrives)
     update = lambda x: jnp.matmul((gain * (pairs.T @ signal)).T, x, precision="highest")  # noqa: E731
     parts, along = _expected(x, gain, signal, off, steps - late)
-    unit, total = right**2 * jnp.sum(own**2), sum(parts.values())
-    dot = right * jnp.sum(own**2) + along
+    unit, total = right**2 * jnp.sum(arrived**2), sum(parts.values())
+    dot = right * jnp.sum(arrived**2) + along
     middle = x - jnp.mean(x, axis=0)
     centred = jnp.matmul((signal * gain * arrives).T, middle, precision="highest")
     return {name: value / unit for name, value in parts.items()} | {
-        "crosstalk": jnp.sum((update(x) - right * own) ** 2) / unit,
-        "lost": jnp.sum(lost**2) / jnp.sum(own**2),
-        "predicted": dot / jnp.sqrt(jnp.sum(own**2) * jnp.maximum(unit + total + 2 * right * along, 1e-30)),
-        "alignment": metrics.cosine(update(x), own),
+        "crosstalk": jnp.sum((update(x) - right * arrived) ** 2) / unit,
+        "lost": jnp.sum(lost**2) / jnp.sum(arrived**2),
+        "predicted": dot / jnp.sqrt(jnp.sum(arrived**2) * jnp.maximum(unit + total + 2 * right * along, 1e-30)),
+        "alignment": metrics.cosine(update(x), arrived),
         "centred": metrics.cosine(update(middle), centred),
     }
 

@@ -10,28 +10,29 @@ from cetsim import gates
 from cetsim.delays import FixedDelay, LayerwiseDelay, RandomDelay
 from cetsim.supervised import Hyperparameters
 from cetsim.traces import CascadingTrace, DelayLine, DoubleExponentialTrace, ExponentialTrace
-from experiments.common.checks import DT, STRETCH
+from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition
 
 WEIGHT_DECAY = 0.01
 TAIL = 1e-3  # area of the kernel that a stream may forget
 COMMON_DELAY = 1200  # steps per layer up to which retrograde runs share one program
-THRESHOLD_ROOM = 0.1  # of a stretch, for images above a fixed threshold
+THRESHOLD_ROOM = 0.1  # of a segment, for images above a fixed threshold
 
 
 def make_trace(condition: Condition):
     """The condition's trace; see `Condition` for where it is set."""
+    order, peak = condition.order, condition.peak_s
     match condition.trace:
         case "ET":
-            return ExponentialTrace(condition.peak_s, DT)
+            return ExponentialTrace(peak, DT)
         case "CET":
-            return CascadingTrace(condition.order, condition.peak_s, DT)
+            return CascadingTrace(order, peak, DT)
         case "balanced" | "CET - ET":
-            return readout(condition.trace, condition.order, condition.peak_s, DT)
+            return readout(condition.trace, order, peak, DT)
         case "double exponential":
-            return DoubleExponentialTrace(condition.peak_s, condition.rise_s, condition.ratio, DT)
+            return DoubleExponentialTrace(peak, condition.rise_s, condition.ratio, DT)
         case _:  # backprop is a delay line without delay
-            return DelayLine(condition.peak_s, DT)
+            return DelayLine(peak, DT)
 
 
 def readout(trace: str, order: int, peak_s: float, dt: float, **options):
@@ -44,9 +45,11 @@ def readout(trace: str, order: int, peak_s: float, dt: float, **options):
 def make_delay(condition: Condition):
     """When the condition's credit comes; draws of a run differ with its seed."""
     if not condition.distribution:
-        return FixedDelay(condition.delay_s, DT, max_delay=condition.delay_s if condition.mode == "carry" else None)
+        return FixedDelay(condition.delay_s, DT, max_delay=condition.delay_s if condition.boundary == "carry" else None)
     key, longest = jax.random.key(condition.seed + 7919), None
-    if condition.mode == "carry":  # room for uniform delays, and for gamma distributed ones up to 7 sd above the mean
+    if (
+        condition.boundary == "carry"
+    ):  # room for uniform delays, and for gamma distributed ones up to 7 sd above the mean
         above = condition.spread_s * (0.5 if condition.distribution == "uniform" else 2.0)
         longest = DT * math.ceil((condition.delay_s + above) / DT - 1e-3)
     return RandomDelay(condition.delay_s, condition.spread_s, DT, condition.distribution, key, max_delay=longest)
@@ -54,12 +57,13 @@ def make_delay(condition: Condition):
 
 def hyperparameters(condition: Condition) -> Hyperparameters:
     """What distinguishes the condition's training run, as arrays."""
+    reset = condition.boundary == "reset"
     if condition.layers:
-        trace, gate, keep = _layerwise_traces(condition), make_gate(condition), condition.mode == "reset"
-        delay = LayerwiseDelay.stacked(condition.delay_s, condition.layers, DT, condition.delay_s, keep_late=keep)
+        trace, gate = _layerwise_traces(condition), make_gate(condition)
+        delay = LayerwiseDelay.stacked(condition.delay_s, condition.layers, DT, condition.delay_s, keep_late=reset)
     else:
         trace, delay, gate = make_trace(condition), make_delay(condition), None
-        trace = trace.tabulate(STRETCH if condition.mode == "reset" else trace.window(TAIL))
+        trace = trace.tabulate(SEGMENT if reset else trace.window(TAIL))
     numbers = condition.learning_rate or 1.0, condition.error_gate, WEIGHT_DECAY  # that of a probe is of no account
     rate, error_gate, decay = map(jnp.asarray, numbers)
     return Hyperparameters(rate, trace, delay, error_gate, decay, gate)
@@ -67,27 +71,19 @@ def hyperparameters(condition: Condition) -> Hyperparameters:
 
 def _layerwise_traces(condition: Condition) -> tuple:
     """A trace for each layer, set to its own delay; the top layer's signal is at hand."""
-    layers = range(condition.layers)
-    peaks = [layer * condition.peak_s for layer in layers]
+    peaks = [layer * condition.peak_s for layer in range(condition.layers)]
     traces = [make_trace(replace(condition, peak_s=peak)) if peak else DelayLine(0.0, DT) for peak in peaks]
-    if condition.mode == "carry":
-        return tuple(trace.tabulate(trace.window(TAIL)) for trace in traces)
-    # Every lag that a stretch can ask for, of the longest delays usually compared.
-    lags = condition.update_every + max(layers) * max(round(condition.delay_s / DT), COMMON_DELAY)
-    return tuple(trace.tabulate(lags) for trace in traces)
+    # Every lag that a segment can ask for, of the longest delays usually compared.
+    longest = (condition.layers - 1) * max(round(condition.delay_s / DT), COMMON_DELAY)
+    lags = condition.segment + longest if condition.boundary == "reset" else None
+    return tuple(trace.tabulate(lags or trace.window(TAIL)) for trace in traces)
 
 
 def make_gate(condition: Condition) -> gates.AbstractGate:
     """What picks the images that are learned from."""
-    fraction, placement = condition.fraction, condition.placement
-    match condition.gate:
-        case "quantile":
-            return gates.QuantileGate(fraction, placement)
-        case "random":
-            return gates.RandomGate(fraction, placement)
-        case "running":
-            return gates.RunningGate(fraction, placement=placement)
-        case "threshold":
-            return gates.ThresholdGate(condition.threshold, THRESHOLD_ROOM, placement)
-        case _:
-            return gates.NoGate(placement)
+    placement = condition.placement
+    if condition.gate == "threshold":
+        return gates.ThresholdGate(condition.threshold, THRESHOLD_ROOM, placement)
+    kinds = {"quantile": gates.QuantileGate, "random": gates.RandomGate, "running": gates.RunningGate}
+    kind = kinds.get(condition.gate)
+    return gates.NoGate(placement) if kind is None else kind(condition.fraction, placement=placement)

@@ -66,12 +66,7 @@ def figure(rows: int = 1, columns: int = 1, width: float = COLUMN_WIDTH, height:
 def save(drawn: Figure, folder: Path, name: str, note: str = "", legend: Axes | None = None, columns: int = 3):
     """Writes `name`.png and `name`.pdf into `folder`, atomically; returns their paths.
 
-    **Arguments:**
-
-    - `drawn`: the figure.
-    - `folder`, `name`: of its files.
-    - `note`: small print under the axes.
-    - `legend`: the axes whose names stand above the figure, in at most so many `columns`.
+    `note` is small print under the axes; names of the axes `legend` stand above it all, in at most so many `columns`.
     """
     if legend is not None:
         handles, names = legend.get_legend_handles_labels()
@@ -100,6 +95,39 @@ def left_out(name: str, why: str) -> list[Path]:
     return []
 
 
+def panels(folder: Path, name: str, note: str, shown: Sequence[dict], ylabel: str | list[str], *, columns: int = 1,
+           width: float = 0.0, height: float = 2.0, margin: float = 1.2, names: int = 3, draw: Callable | None = None,
+           finish: Callable | None = None, **subplots) -> list[Path]:  # fmt: skip
+    """Writes a figure of panels of means, or of what else `draw` draws, row by row; returns its paths.
+
+    **Arguments:**
+
+    - `folder`, `name`, `note`: as of `save`.
+    - `shown`: of each panel what `draw` takes, and its `title` and `xlabel`.
+    - `width`: inches, of a page by default if there are `columns`; `height`: of a row; `margin`: of what is around.
+    - `ylabel`: of all rows, or of each; `names`: columns of the legend.
+    - `finish(axes)`: draws what else there is.
+    - `subplots`: what axes share; they share the y axis by default.
+    """
+    rows, width = -(-len(shown) // columns), width or (PAGE_WIDTH if columns > 1 else COLUMN_WIDTH)
+    subplots = dict(width=width, height=margin + height * rows, sharey=True) | subplots
+    with figure(rows, columns, **subplots) as (drawn, axes):
+        for axis, panel in zip(axes.flat, shown, strict=False):
+            (draw or means)(axis, **{key: value for key, value in panel.items() if key not in ("title", "xlabel")})
+            axis.set_title(panel.get("title", ""), loc="left", fontsize=8 if width > 2 * columns else 7)
+            axis.set_xlabel(panel["xlabel"])
+            if subplots.get("sharex") is True:
+                axis.label_outer()
+        for axis in axes.flat[len(shown) :]:
+            axis.set_axis_off()
+        for axis, text in zip(axes[:, 0], [ylabel] * rows if isinstance(ylabel, str) else ylabel, strict=True):
+            axis.set_ylabel(text)
+        if finish:
+            finish(axes)
+        named = max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+        return save(drawn, folder, name, note, named, names)
+
+
 def means(axis: Axes, frame: pd.DataFrame, x: str, *, keys: Sequence[tuple] | None = None, scale: float = 1.0,
           band: bool = True, apart: float = 0.0, linear: bool = False, ticks: bool = True,
           paper: pd.DataFrame | None = None) -> None:  # fmt: skip
@@ -107,14 +135,11 @@ def means(axis: Axes, frame: pd.DataFrame, x: str, *, keys: Sequence[tuple] | No
 
     **Arguments:**
 
-    - `axis`: to draw on.
-    - `frame`: a row a run; runs without a `value` are left out.
+    - `frame`: a row a run; runs without a `value` are left out. `scale`: of values, 100 for percent.
     - `x`: the column, of numbers, drawn on a logarithmic axis unless `linear`, or of words, which no line joins.
     - `keys`: the traces in the order of the legend; by default those of the frame, ET first.
-    - `scale`: of values, 100 for percent.
-    - `band`: whether the range of seeds is a band, or else a bar.
+    - `band`: whether the range of seeds is a band, or else a bar. `ticks`: whether every place has one.
     - `apart`: how far traces stand beside each other, as a share of a place.
-    - `ticks`: whether every place has one.
     - `paper`: rows of `trace`, `order`, `x` and `value`.
     """
     words = frame[x].dtype.kind not in "iuf"
@@ -126,8 +151,8 @@ def means(axis: Axes, frame: pd.DataFrame, x: str, *, keys: Sequence[tuple] | No
     move = (lambda at, by: at + by) if linear else (lambda at, by: at * math.exp(by))
     for index, (key, style) in enumerate(styles(keys).items()):
         beside = index - (len(keys) - 1) / 2
-        own = tables.of_trace(frame, key).dropna(subset=["value"])
-        found = {places[at]: scale * runs["value"] for at, runs in own.groupby(x, sort=False)}
+        measured = tables.of_trace(frame, key).dropna(subset=["value"])
+        found = {places[at]: scale * runs["value"] for at, runs in measured.groupby(x, sort=False)}
         shifted = {move(at, apart * beside): found[at].to_numpy() for at in sorted(found)}
         shown = style | dict(linestyle="", marker=style["marker"] or "_") if words else style
         # Dots stand a little beside their place, so that those of different traces can be told apart.
@@ -158,36 +183,34 @@ def _mean(axis: Axes, found: dict, beside: Callable, band: bool, style: dict, na
 
 
 def curves(axis: Axes, frame: pd.DataFrame, *, style: dict, name: str = "", scale: float = 1.0, **more) -> None:
-    """Each run thin against its steps, and their mean over the steps that all have.
+    """Each run thin against its steps, and their mean over the steps that all have, in this `style` and `more`.
 
-    **Arguments:**
-
-    - `axis`: to draw on.
-    - `frame`: rows of one metric: `run`, `step` and `value`; rows without a value are left out.
-    - `style`, `more`: of the mean; thin lines have its colour.
-    - `name`: in the legend.
-    - `scale`: of values.
+    `frame` has rows of one metric: `run`, `step` and `value`; rows without a value are left out.
     """
     table = scale * frame.dropna(subset=["value"]).pivot_table(index="step", columns="run", values="value")
     if table.empty:
         return
     for run in table if table.shape[1] > 1 else ():
-        own = table[run].dropna()
-        axis.plot(own.index.to_numpy(float), own, color=style["color"], linewidth=0.5, alpha=0.6, label="_seed")
+        measured = table[run].dropna()
+        axis.plot(
+            measured.index.to_numpy(float), measured, color=style["color"], linewidth=0.5, alpha=0.6, label="_seed"
+        )
     mean = table.dropna().mean(axis=1)
     axis.plot(mean.index.to_numpy(float), mean, **({"zorder": 3, "label": name} | style | more))
 
 
+def curves_of_traces(
+    axis: Axes, frame: pd.DataFrame, keys: Sequence[tuple], scale: float = 1.0, marks: int = 0
+) -> None:
+    """The curves of each trace, with about so many marks, all if 0."""
+    for key, style in styles(keys).items():
+        rows = tables.of_trace(frame, key)
+        every = max(1, rows["step"].nunique() // marks) if marks else None
+        curves(axis, rows, style=style, name=tables.label(*key), scale=scale, markevery=every)
+
+
 def heat_map(axis: Axes, rows: Sequence[dict[float, float]], norm: Normalize, form: str) -> None:
-    """Rows of cells around their places on a logarithmic axis, coloured and written out.
-
-    **Arguments:**
-
-    - `axis`: to draw on.
-    - `rows`: from the bottom up, the value at each place.
-    - `norm`: of colours.
-    - `form`: how a value is written, as ".1f".
-    """
+    """Rows of cells, from the bottom up, around their places on a logarithmic axis, coloured by `norm`, written out."""
     colours = matplotlib.colormaps["viridis"]
     for level, row in enumerate(rows):
         if not row:
@@ -199,9 +222,8 @@ def heat_map(axis: Axes, rows: Sequence[dict[float, float]], norm: Normalize, fo
         for at in places:
             shade = colours(norm(row[at]))
             ink = "black" if np.dot(shade[:3], (0.3, 0.6, 0.1)) > 0.45 else "white"
-            box = dict(facecolor=shade, edgecolor="none", pad=0.3)
-            axis.text(at, level, f"{row[at]:{form}}", fontsize=5.5, ha="center", va="center", color=ink, bbox=box,
-                      zorder=3)  # fmt: skip
+            written = dict(fontsize=5.5, bbox=dict(facecolor=shade, edgecolor="none", pad=0.3), zorder=3)
+            axis.text(at, level, f"{row[at]:{form}}", ha="center", va="center", color=ink, **written)
     axis.set_xscale("log")
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_formatter("{x:g}")

@@ -1,4 +1,4 @@
-"""The tables and figures of control: returns and cosines, by trace and delay."""
+"""The tables and figures of control: returns and alignment, by trace and delay."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def settings(ends: pd.DataFrame) -> str:
     )
 
 
-def cosines(rows: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
+def alignment(rows: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
     """Of each run and layer, the mean cosine over the moments at which it was measured."""
     found = rows[(rows["metric"] == "alignment") & rows["run"].isin(ends["run"])]
     mean = found.groupby(["run", "layer"], as_index=False, sort=False)["value"].mean()
@@ -39,18 +39,16 @@ def cosines(rows: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
 def report(rows: pd.DataFrame, options: Control) -> list[Path]:
     """Prints the tables and writes the figures."""
     ends = select(rows)
-    late = ends[ends["trace"] != UNDELAYED[0]]
-    delays = sorted(set(late["delay_s"])) or [0.0]
+    delays = sorted(set(ends.loc[ends["trace"] != UNDELAYED[0], "delay_s"])) or [0.0]
+    spread, aligned = (tables.everywhere(frame, "delay_s", delays) for frame in (ends, alignment(rows, ends)))
     retrograde = (ends["scenario"] == "retrograde").any()
-    paper = tables.published(ends["dataset"].iloc[0], "mean return") if not retrograde else None
-    paper = paper if paper is None else tables.everywhere(paper, "delay_s", delays)
-    spread = tables.everywhere(ends, "delay_s", delays)
-    aligned = tables.everywhere(cosines(rows, ends), "delay_s", delays)
+    paper = tables.published(ends["dataset"].iloc[0], "mean return")
+    paper = None if retrograde else tables.everywhere(paper, "delay_s", delays)
     title = f"Mean return after training, {settings(ends)}.{tables.left_out(ends)}"
     print(tables.table(title, spread, "delay_s", "delay (s)", paper, scale=1))
-    for layer, own in aligned.groupby("layer"):
+    for layer, part in aligned.groupby("layer"):
         title = f"Cosine of the late and the undelayed policy gradient, {layer}"
-        print(tables.table(title, own, "delay_s", "delay (s)", scale=1, digits=3))
+        print(tables.table(title, part, "delay_s", "delay (s)", scale=1, digits=3))
     paths = plots.left_out(options.name, "one delay") if len(delays) < 2 else draw_final(spread, paper, options)
     paths += draw_curves(rows, spread, delays, retrograde, options)
     return paths + draw_alignment(aligned[aligned["trace"] != UNDELAYED[0]], ends, options)
@@ -58,43 +56,32 @@ def report(rows: pd.DataFrame, options: Control) -> list[Path]:
 
 def draw_final(spread: pd.DataFrame, paper: pd.DataFrame | None, options: Control) -> list[Path]:
     """Return after training against the delay, of each trace."""
-    with plots.figure(height=3.4) as (figure, axes):
-        axis = axes[0, 0]
-        plots.means(axis, spread, "delay_s", band=False, paper=paper)
-        axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
-        axis.set_xlabel("delay of credit (s)")
-        axis.set_ylabel(f"mean return of {options.episodes} episodes")
-        note = f"{settings(spread)}.{plots.seeds(spread, 'Marks: means; dots: seeds; bars: their range.')}"
-        shown = paper is not None and paper["delay_s"].isin(spread["delay_s"]).any()
-        note += tables.left_out(spread) + (plots.HOLLOW if shown else "")
-        return plots.save(figure, options.folder, options.name, note, axis)
+    shown = dict(frame=spread, x="delay_s", xlabel="delay of credit (s)", band=False, paper=paper)
+    note = f"{settings(spread)}.{plots.seeds(spread, 'Marks: means; dots: seeds; bars: their range.')}"
+    note += tables.left_out(spread)
+    note += plots.HOLLOW if paper is not None and paper["delay_s"].isin(spread["delay_s"]).any() else ""
+    from_zero = lambda axes: axes[0, 0].set_ylim(bottom=min(0.0, axes[0, 0].get_ylim()[0]))  # noqa: E731
+    ylabel, how = f"mean return of {options.episodes} episodes", dict(height=2.2, finish=from_zero)
+    return plots.panels(options.folder, options.name, note, [shown], ylabel, **how)
 
 
 def draw_curves(rows: pd.DataFrame, spread: pd.DataFrame, delays: list, retrograde: bool, options: Control):
     """Return of the episodes that ended, against frames, a panel for each delay; returns the figure's paths."""
-    columns, returns = min(3, len(delays)), rows[rows["metric"] == "return"]
-    count, wide = -(-len(delays) // columns), columns > 1
-    width, keys = plots.PAGE_WIDTH if wide else plots.COLUMN_WIDTH, tables.traces(spread)[::-1]
-    with plots.figure(count, columns, width, 1.2 + 2.0 * count, sharey=True, sharex=True) as (figure, axes):
-        for axis, delay in zip(axes.flat, delays, strict=False):
-            sound = spread[(spread["delay_s"] == delay) & ~spread["lost"]]
-            for key, style in plots.styles(keys).items():
-                own = returns[returns["run"].isin(tables.of_trace(sound, key)["run"])]
-                every = max(1, own["step"].nunique() // 6)
-                plots.curves(axis, own, style=style, name=tables.label(*key), markevery=every)
-            axis.set_title(f"{delay:g} s from layer to layer" if retrograde else f"{delay:g} s late")
-        for axis in axes.flat[len(delays) :]:
-            axis.set_axis_off()
-        for axis in axes[:, 0]:
-            axis.set_ylabel("return of an episode")
-        for axis in axes[-1]:
-            axis.set_xlabel("frames")
-            axis.xaxis.set_major_locator(MaxNLocator(4))
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        note = f"{settings(spread)}.{plots.seeds(spread, 'Thick: mean; thin: seeds.')}"
-        note += tables.left_out(spread)
-        names = len(keys) if wide else 3
-        return plots.save(figure, options.folder, f"{options.name}-curves", note, axes[0, 0], names)
+    columns, keys, returns = min(3, len(delays)), tables.traces(spread)[::-1], rows[rows["metric"] == "return"]
+    shown = []
+    for delay in delays:
+        sound = spread.loc[(spread["delay_s"] == delay) & ~spread["lost"], "run"]
+        title = f"{delay:g} s from layer to layer" if retrograde else f"{delay:g} s late"
+        shown.append(dict(frame=returns[returns["run"].isin(sound)], keys=keys, marks=6, title=title, xlabel="frames"))
+
+    def set_ticks(axes):
+        axes[0, 0].xaxis.set_major_locator(MaxNLocator(4))
+        axes[0, 0].xaxis.set_major_formatter(EngFormatter(sep=""))
+
+    note = f"{settings(spread)}.{plots.seeds(spread, 'Thick: mean; thin: seeds.')}{tables.left_out(spread)}"
+    how = dict(columns=columns, names=len(keys) if columns > 1 else 3, draw=plots.curves_of_traces, finish=set_ticks)
+    name = f"{options.name}-curves"
+    return plots.panels(options.folder, name, note, shown, "return of an episode", sharex=True, **how)
 
 
 def draw_alignment(aligned: pd.DataFrame, ends: pd.DataFrame, options: Control) -> list[Path]:
@@ -102,15 +89,13 @@ def draw_alignment(aligned: pd.DataFrame, ends: pd.DataFrame, options: Control) 
     name = f"{options.name}-alignment"
     if aligned["value"].isna().all():
         return plots.left_out(name, "it was not measured")
-    layers = sorted(set(aligned["layer"]))
-    aligned, several = aligned.assign(place=aligned["layer"].map(layers.index) + 1), aligned["delay_s"].nunique() > 1
-    panels = {f"layer {i + 1}": aligned[aligned["place"] == i + 1] for i in range(len(layers))} if several else {
-        "": aligned}  # fmt: skip
-    width, keys = plots.PAGE_WIDTH if several else plots.COLUMN_WIDTH, tables.traces(aligned)[::-1]
-    with plots.figure(1, len(panels), width, 3.0, sharey=True) as (figure, axes):
-        for axis, (title, own) in zip(axes[0], panels.items(), strict=True):
-            plots.means(axis, own, "delay_s" if several else "place", keys=keys, linear=not several)
-            axis.set(title=title, xlabel="delay of credit (s)" if several else "layer of the actor")
-        axes[0, 0].set_ylabel("cosine with the\nundelayed policy gradient")
-        note = f"{settings(ends)}. Mean over training, weights held.{plots.seeds(ends)}"
-        return plots.save(figure, options.folder, name, note, axes[0, 0], len(keys) if several else 3)
+    layers, keys = sorted(set(aligned["layer"])), tables.traces(aligned)[::-1]
+    several, aligned = aligned["delay_s"].nunique() > 1, aligned.assign(place=aligned["layer"].map(layers.index) + 1)
+    same = dict(frame=aligned, x="place", xlabel="layer of the actor", keys=keys, linear=True)
+    delay = dict(x="delay_s", xlabel="delay of credit (s)", linear=False)
+    shown = [same | delay | dict(frame=part, title=f"layer {i}") for i, part in aligned.groupby("place")]
+    shown, note = shown if several else [same], f"{settings(ends)}. Mean over training, weights held."
+    size = dict(columns=len(shown), height=1.8, names=len(keys) if several else 3)
+    size["width"] = plots.PAGE_WIDTH if several else plots.COLUMN_WIDTH
+    ylabel = "cosine with the\nundelayed policy gradient"
+    return plots.panels(options.folder, name, note + plots.seeds(ends), shown, ylabel, **size)

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,30 +12,27 @@ import pandas as pd
 
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade, FixedDelay, LayerwiseDelay, sweep
 from cetsim.rl import ActorCriticRun, HostRun, Hyperparameters, Settings, environments, from_gymnasium, policy_alignment
-from experiments.common import checks, tables
+from experiments.common import checks, selection
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import readout
-from experiments.common.options import Sweep
-from experiments.common.selection import complete, users_errors
+from experiments.common.options import Orders, Sweep
+from experiments.common.selection import users_errors
 
 NAMES = {"cartpole": "CartPole-v1", "space_invaders": "MinAtar SpaceInvaders", "lunarlander": "LunarLander-v3"}
 UNDELAYED = ("no delay", 0)
-STATIC = ("trace", "order", "delay_s", "layers", "beta")
 POINTS = 50  # of a learning curve
 MEASURED = 5  # moments at which alignment is measured
 ROLLOUTS = 16  # over which alignment is measured
 MAX_STEPS = 10_000  # of an episode of the evaluation
 EVALUATION_KEY, ALIGNMENT_KEY = 1, 2  # folded into a run's key
 VALUE = 0.5  # weight of the critic's loss
-
-
-# The paper's settings (arXiv:2506.14598).
+PROBABILITY = checks.Rule("0 to 1", lambda v: 0 <= v <= 1)
 
 
 class Paper(NamedTuple):
-    """How the paper trains in an environment: frames of a run, environments side by side, steps of each between two
-    updates, whether observations are split into positive and negative parts, whose rates fall to 0, the norm of traces,
-    the critic's networks, and the ends between which λ of every synapse is drawn.
+    """How the paper (arXiv:2506.14598) trains in an environment: frames of a run, environments side by side, steps of
+    each between two updates, whether observations are split into positive and negative parts, whose rates fall to 0,
+    the norm of traces, the critic's networks, and the ends between which λ of every synapse is drawn.
     """
 
     frames: int
@@ -50,11 +46,9 @@ class Paper(NamedTuple):
 
 
 PAPER = {
-    "cartpole": Paper(5_000_000, 4, 128, split=True, anneal="critic", normalization="peak"),
-    "lunarlander": Paper(5_000_000, 4, 128, split=True, anneal="none", normalization="area"),
-    "space_invaders": Paper(
-        10_000_000, 32, 32, split=False, anneal="none", normalization="peak", critic="conv", random_lam=(0.1, 0.99)
-    ),
+    "cartpole": Paper(5_000_000, 4, 128, True, "critic", "peak"),
+    "lunarlander": Paper(5_000_000, 4, 128, True, "none", "area"),
+    "space_invaders": Paper(10_000_000, 32, 32, False, "none", "peak", "conv", (0.1, 0.99)),
 }
 CHOICES = {"orders": (2, 5, 8, 10), "betas": (0.5, 0.7, 0.9, 0.99), "learning_rates": (1e-4, 2.5e-4, 5e-4, 9e-4)}
 AUTHORS_CODE = {
@@ -69,25 +63,22 @@ AUTHORS_CODE = {
 
 def authors(environment: str) -> dict:
     """All options of the authors' setting of an environment: those of their code, and of the environment's own."""
-    own = PAPER[environment]._asdict()
     names = ("frames", "anneal", "normalization", "critic", "random_lam")
-    return AUTHORS_CODE | CHOICES | {"environment": environment} | {name: own[name] for name in names}
-
-
-# Options.
+    paper = {name: getattr(PAPER[environment], name) for name in names}
+    return AUTHORS_CODE | CHOICES | {"environment": environment} | paper
 
 
 @dataclass(frozen=True)
 class Agent:
     """What the agent is: options that name runs. Those that `rl.Settings` and `rl.Hyperparameters` have go there."""
 
-    critic_rate: float = 1.0
+    critic_rate: Annotated[float, checks.ABOVE_ZERO] = 1.0
     """Learning rate of the critic in units of the actor's."""
-    environments: int | None = None
+    environments: Annotated[int | None, checks.COUNT] = None
     """Environments side by side; by default as many as in the paper."""
-    rollout: int | None = None
+    rollout: Annotated[int | None, checks.COUNT] = None
     """Steps of each environment between two updates; by default as in the paper."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Annotated[tuple[int, ...], checks.SIZES] = (256, 256)
     """Units of the hidden layers of actor and critic."""
     anneal: Literal["none", "critic", "both"] = "none"
     """Whose learning rate falls to 0 over a run: in the authors' CartPole the critic's."""
@@ -111,64 +102,52 @@ class Agent:
     """Whether the critic too learns through traces from late TD errors."""
     late_flag: bool = False
     """Whether ends of episodes cut λ-traces one step late, as in the authors' code."""
-    discount: float = 0.99
+    discount: Annotated[float, PROBABILITY] = 0.99
     """Discount γ, 0 to 1."""
-    lam: float = 0.95
+    lam: Annotated[float, PROBABILITY] = 0.95
     """Decay λ of the λ-trace and of λ-returns, 0 to 1."""
-    entropy: float = 0.01
+    entropy: Annotated[float, checks.NOT_NEGATIVE] = 0.01
     """Weight of the entropy bonus."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        for name in ("environments", "rollout"):
-            given = getattr(self, name)
-            checks.require(name, given is None or given >= 1, "at least 1", given)
-        checks.each("hidden", self.hidden, lambda v: v >= 1, "at least 1", distinct=False)
-        checks.each("critic_rate", (self.critic_rate,), lambda v: v > 0, "above 0")
-        for name in ("discount", "lam"):
-            checks.each(name, (getattr(self, name),), lambda v: 0 <= v <= 1, "0 to 1")
-        checks.each("entropy", (self.entropy,), lambda v: v >= 0, "at least 0")
         low, high = self.random_lam or (0.0, 1.0)
         checks.require("random_lam", 0 <= low <= high <= 1, "two ends in 0 to 1, the lower first", self.random_lam)
 
     @property
     def agent(self) -> "Agent":
         """These options alone."""
-        return Agent(**{own.name: getattr(self, own.name) for own in fields(Agent)})
+        return Agent(**{option.name: getattr(self, option.name) for option in fields(Agent)})
 
     @property
     def variant(self) -> str:
         """Options of the agent that are not as by default and have no column, such as `"anneal, lam=0.9"`."""
-        told = ("critic_rate", "environments", "rollout", "hidden", "form")
-        changed = {own.name: getattr(self, own.name) for own in fields(Agent) if own.name not in told}
-        changed = {name: value for name, value in changed.items() if value != getattr(Agent, name)}
+        written = ("critic_rate", "environments", "rollout", "hidden", "form")
+        values = {option.name: getattr(self, option.name) for option in fields(Agent) if option.name not in written}
+        changed = {name: value for name, value in values.items() if value != getattr(Agent, name)}
         return ", ".join(name if value is True else f"{name}={value}" for name, value in changed.items())
 
 
 @dataclass(frozen=True)
-class Control(Agent, Sweep):
+class Control(Agent, Orders, Sweep):
     """An agent in an environment, trained with several traces from credit that comes late."""
 
     dt = 0.2  # seconds a step takes
 
     environment: Literal["cartpole", "space_invaders", "lunarlander"] = "cartpole"
     """CartPole-v1, MinAtar SpaceInvaders (all six actions, 10 % sticky, no limit of time) or LunarLander-v3."""
-    frames: int = 400_000
+    frames: Annotated[int, checks.COUNT] = 400_000
     """Length of a run, in steps over all environments."""
     orders: tuple[int, ...] = (2, 10)
     """Orders of the cascading traces, 2 to 64."""
-    balanced: tuple[int, ...] = ()
-    """Orders of cascades with a balanced readout of all stages, 3 to 64; exact ones (--cascade exact)."""
-    contrasts: tuple[int, ...] = ()
-    """Orders of cascades from which the exponential trace is taken away, areas alike, 2 to 64; exact ones."""
-    betas: tuple[float, ...] = (0.9,)
+    betas: Annotated[tuple[float, ...], checks.INSIDE] = (0.9,)
     """Decays per step of the exponential trace to choose from, between 0 and 1."""
     learning_rates: tuple[float, ...] = (5e-4,)
     """Learning rates to choose from, per trace."""
-    selection_frames: int = 1_000_000
+    selection_frames: Annotated[int, checks.COUNT] = 1_000_000
     """Length of a run that only serves to choose the learning rate and β."""
-    episodes: int = 100
+    episodes: Annotated[int, checks.COUNT] = 100
     """Episodes of the evaluation at the end of a run."""
     batch_conditions: int = 4
     """Runs of one program trained at once."""
@@ -184,29 +163,17 @@ class Control(Agent, Sweep):
         paper = PAPER[self.environment]
         return self.environments or paper.environments, self.rollout or paper.rollout
 
-    @property
-    def longest(self) -> float:
-        """The longest delay of any signal, in seconds."""
-        raise NotImplementedError
-
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.counts(self, "frames", "selection_frames", "episodes")
-        checks.orders(self.orders)
-        checks.readouts(self.balanced, self.contrasts)
-        exact = self.cascade == "exact" or not self.balanced + self.contrasts
-        checks.require("cascade", exact, "exact where all stages are read", self.cascade)
-        checks.each("betas", self.betas, lambda v: 0 < v < 1, "above 0 and below 1")
+        last = not self.balanced + self.contrasts
+        checks.require("cascade", last or self.cascade == "exact", "exact where all stages are read", self.cascade)
         choice = len(self.learning_rates) * len(self.betas) > 1
         name = "selection_frames" if choice and self.selection_frames < self.frames else "frames"
         width, rollout = self.sides
         need = (round(self.longest / self.dt) // rollout + 1) * width * rollout
         why = f"at least {need}: whole updates, longer than the longest delay, {self.longest:g} s"
         checks.require(name, getattr(self, name) >= need, why, getattr(self, name))
-
-
-# Training.
 
 
 @dataclass(frozen=True)
@@ -221,27 +188,23 @@ class Setting:
     value: float = VALUE
 
 
-class Course:
-    """Runs of one length, and what is measured of them.
+class Course(selection.Course):
+    """Runs of one length; alignment is measured of those on `"test"` alone."""
 
-    **Arguments:**
-
-    - `options`: of the experiment.
-    - `measured_on`: `"validation"` of runs that choose, where alignment is not measured, or `"test"`.
-    """
+    static = ("trace", "order", "delay_s", "layers", "beta")
 
     def __init__(self, options: Control, measured_on: str):
-        self.options, self.measured_on = options, measured_on
-        self.environment = open_environment(options)
-        self.on_host = options.environment == "lunarlander"
+        super().__init__(options, measured_on)
+        self.network = "actor and critic " + "-".join(map(str, options.hidden))
+        self.environment, self.on_host = open_environment(options), options.environment == "lunarlander"
         self.frames_per_step = int(np.prod(options.sides))
-        frames = options.frames if measured_on == "test" else options.selection_frames
-        self.updates = frames // self.frames_per_step
+        self.updates = (options.frames if measured_on == "test" else options.selection_frames) // self.frames_per_step
 
     def settings(self) -> Settings:
         """What is compiled into a program."""
-        sides = dict(zip(("environments", "rollout"), self.options.sides, strict=True))
-        return Settings(updates=self.updates, **(_known(Settings, self.options) | sides))
+        environments, rollout = self.options.sides
+        known = _known(Settings, self.options) | dict(environments=environments, rollout=rollout)
+        return Settings(updates=self.updates, **known)
 
     def hyperparameters(self, condition: Condition) -> Hyperparameters:
         """The condition's trace, delay and rates."""
@@ -254,20 +217,19 @@ class Course:
         return Hyperparameters(condition.learning_rate, trace, delay, value=VALUE, **_known(Hyperparameters, options))
 
     def _trace(self, condition: Condition, delay: float):
-        options = self.options
+        options, shape = self.options, (condition.order, delay, self.options.dt)
         if delay == 0 or condition.trace == "delay line":
             return DelayLine(delay, options.dt, delay)
         if condition.trace == "ET":
             read = "after" if options.cascade == "first_stage" else "before"
             return ExponentialTrace.from_decay(condition.beta, options.dt, read, options.normalization)
-        if condition.trace in ("balanced", "CET - ET"):
-            own, area = (
-                CascadingTrace(condition.order, delay, options.dt, "after", kind).weights(round(delay / options.dt))
-                for kind in (options.normalization, "area")
-            )  # both are normalised as the cascade itself
-            return readout(condition.trace, condition.order, delay, options.dt, read="after") * float(own / area)
         kind = FirstStageCascade if options.cascade == "first_stage" else CascadingTrace
-        return kind(condition.order, delay, options.dt, "after", options.normalization)
+        cascade = kind(*shape, "after", options.normalization)
+        if condition.trace == "CET":
+            return cascade
+        # Normalised as the cascade itself.
+        size = [trace.weights(round(delay / options.dt)) for trace in (cascade, CascadingTrace(*shape, "after"))]
+        return readout(condition.trace, *shape, read="after") * float(size[0] / size[1])
 
     def training(self, **static) -> sweep.Training:
         """How conditions that differ in learning rate and seed alone are trained, and what is measured of them.
@@ -275,31 +237,32 @@ class Course:
         The trace is the same for all of them, and what depends on it: a constant of their program, so that the steps
         are known of which synapses remember the past.
         """
-        hyper = self.hyperparameters(Condition(**static, learning_rate=1.0))
-        run = (HostRun if self.on_host else ActorCriticRun)(self.environment, self.settings())
-        with_trace = lambda state: eqx.tree_at(  # noqa: E731
-            lambda state: (state.agent.hyper.trace, state.agent.hyper.delay), state, (hyper.trace, hyper.delay)
-        )
-        ends = np.unique(np.linspace(0, self.updates, POINTS + 1).round().astype(int))[1:].tolist()
-        saving = {}
-        if self.on_host:
-            saving["save"] = lambda state: ((run.save(state[0])[0], state[1]), run.save(state[0])[1])
-            saving["restore"] = lambda tree, notes: (run.restore(tree[0], notes), tree[1])
-            with_trace = lambda state: state  # noqa: E731
+        hyper, on_host = self.hyperparameters(Condition(**static, learning_rate=1.0)), self.on_host
+        run = (HostRun if on_host else ActorCriticRun)(self.environment, self.settings())
+        traces = lambda state: (state.agent.hyper.trace, state.agent.hyper.delay)  # noqa: E731
+
+        def with_trace(state):
+            return state if on_host else eqx.tree_at(traces, state, (hyper.trace, hyper.delay))
 
         def init(rate, key):
             return run.init(eqx.tree_at(lambda hyper: hyper.learning_rate, hyper, rate), key), key
 
         def advance(state, updates):
-            after, progress = run.advance(with_trace(state[0]), updates)
+            agent, progress = run.advance(with_trace(state[0]), updates)
             finished = jnp.sum(progress.finished)
             mean = jnp.where(finished > 0, jnp.sum(progress.returns) / jnp.maximum(finished, 1), jnp.nan)
             measured = {"return": mean, "entropy": progress.entropy, "value_loss": progress.value_loss}
-            return (after, state[1]), measured
+            return (agent, state[1]), measured
 
+        def save(state):
+            tree, notes = run.save(state[0])
+            return (tree, state[1]), notes
+
+        saving = dict(save=save, restore=lambda tree, notes: (run.restore(tree[0], notes), tree[1])) if on_host else {}
+        ends = np.unique(np.linspace(0, self.updates, POINTS + 1).round().astype(int))[1:].tolist()
         measured = self._evaluations(run, with_trace, {*ends[POINTS // MEASURED - 1 :: POINTS // MEASURED]})
         rate = lambda condition: jnp.asarray(condition.learning_rate)  # noqa: E731
-        how = dict(frames_per_step=self.frames_per_step, on_host=self.on_host, **saving)
+        how = dict(frames_per_step=self.frames_per_step, on_host=on_host, **saving)
         return sweep.Training(init, advance, measured, self.updates, ends, rate, **how)
 
     def _evaluations(self, run, with_trace: Callable, at: set[int]) -> list[sweep.Evaluation]:
@@ -312,13 +275,11 @@ class Course:
         def align(state):
             frames = state[0].agent.step * self.frames_per_step
             key = jax.random.fold_in(jax.random.fold_in(state[1], ALIGNMENT_KEY), frames)
-            cosines = policy_alignment(run, with_trace(state[0]), key, ROLLOUTS)
-            return {"alignment": {f"layers.{i}": cosines[i] for i in range(cosines.shape[0])}}
+            alignment = policy_alignment(run, with_trace(state[0]), key, ROLLOUTS)
+            return {"alignment": {f"layers.{i}": alignment[i] for i in range(alignment.shape[0])}}
 
-        ended = [
-            sweep.Evaluation(returns, at=[self.updates]),
-            sweep.Evaluation(lambda state: {"diverged": state[0].agent.diverged}, at=[self.updates]),
-        ]
+        diverged = lambda state: {"diverged": state[0].agent.diverged}  # noqa: E731
+        ended = [sweep.Evaluation(function, at=[self.updates]) for function in (returns, diverged)]
         aligned = sweep.Evaluation(align, at=sorted({*at, self.updates}))
         return [aligned, *ended] if self.measured_on == "test" else ended
 
@@ -327,70 +288,46 @@ class Course:
         options = self.options
         return Setting(options.environment, self.measured_on, options.agent, options.episodes, options.dt)
 
+    def score(self, values: dict[str, float]) -> float:
+        """The mean return."""
+        return values["validation_return"]
+
     def columns(self, condition: Condition) -> dict:
         """What rows of a run say besides its condition."""
-        scenario = "retrograde" if condition.layers else "behavioral"
-        return {
-            "experiment": self.options.name,
-            "scenario": "none" if condition.trace == UNDELAYED[0] else scenario,
-            "dataset": self.options.dataset,
-            "network": "actor and critic " + "-".join(map(str, self.options.hidden)),
-            "form": self.options.form,
-            "critic_rate": self.options.critic_rate,
-            "variant": self.options.variant,
-        }
+        more = {"critic_rate": self.options.critic_rate, "variant": self.options.variant}
+        return super().columns(condition) | more
 
 
 def _known(kind: type, options: Agent) -> dict[str, Any]:
     """The agent's options that are fields of a kind of settings."""
-    return {own.name: getattr(options, own.name) for own in fields(kind) if hasattr(options.agent, own.name)}
+    return {
+        option.name: getattr(options, option.name) for option in fields(kind) if hasattr(options.agent, option.name)
+    }
 
 
 def open_environment(options: Control):
-    """The environment of the options, observed as in the paper.
-
-    **Raises:** ImportError, with what to install.
-    """
+    """The environment of the options, observed as in the paper; ImportError says what to install."""
     split = PAPER[options.environment].split
     if options.environment == "lunarlander":
         return from_gymnasium("LunarLander-v3", split=split)
-    own = environments.cartpole() if options.environment == "cartpole" else environments.space_invaders()
-    return environments.split_signs(own) if split else own
+    vector_env = environments.cartpole() if options.environment == "cartpole" else environments.space_invaders()
+    return environments.split_signs(vector_env) if split else vector_env
 
 
-def run(
-    conditions: Callable[[Control], list[Condition]],
-    options: Control,
-    *,
-    trial: Callable[[Control, Condition], Condition] = lambda options, condition: condition,
-) -> pd.DataFrame | None:
-    """Chooses settings, trains what is not finished and records it.
-
-    **Arguments:**
-
-    - `conditions`: of options, what is compared.
-    - `options`: of the experiment.
-    - `trial`: of options and a condition, the one in which its settings are chosen, such as one of another delay.
+def run(conditions: Callable[[Control], list[Condition]], options: Control) -> pd.DataFrame | None:
+    """Chooses settings, trains what is not finished and records it; `conditions`, of options, are compared.
 
     **Returns:** the tidy rows of the runs reported; None in shards that leave the report to the first.
     """
     with users_errors():
         courses = {measured_on: Course(options, measured_on) for measured_on in ("validation", "test")}
-        groups = [_candidates(options, condition) for condition in conditions(options)]
+        groups = [candidates(options, condition) for condition in conditions(options)]
         for condition in (one for group in groups for one in group):
             courses["test"].hyperparameters(condition)
-    score = lambda values: values["validation_return"]  # noqa: E731
-    how = dict(static=STATIC, score=score, describe=_describe, trial=partial(trial, options))
-    return complete(options, groups, courses, **how)
+    return selection.complete(courses, groups)
 
 
-def _candidates(options: Control, condition: Condition) -> list[Condition]:
+def candidates(options: Control, condition: Condition) -> list[Condition]:
     """The condition with each learning rate and, for the exponential trace, each β to choose from."""
     betas = options.betas if condition.trace == "ET" else (0.0,)
     return [replace(condition, learning_rate=rate, beta=beta) for beta in betas for rate in options.learning_rates]
-
-
-def _describe(condition: Condition) -> str:
-    where = tables.label(condition.trace, condition.order)
-    where += f" at {condition.delay_s:g} s" if condition.delay_s else ""
-    return where + (f", β {condition.beta:g}" if condition.beta else "")

@@ -1,6 +1,5 @@
 """Tables of results: reading and writing them, what runs ended with, one printed form, and the paper's numbers."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,32 +8,16 @@ import pandas as pd
 
 from cetsim import sweep
 from cetsim.files import write_atomic
-from experiments.common.checks import STRETCH, UserError
-from experiments.common.conditions import DEFAULTS, WITHOUT_DELAY
+from experiments.common.checks import SEGMENT, UserError
+from experiments.common.conditions import DEFAULTS, RECORDED, WITHOUT_DELAY, Condition, recorded
 from experiments.common.options import Files
 
 CITATION = "Learning From the Past with Cascading Eligibility Traces, arXiv:2506.14598"
 DATASETS = {"digits": "digits (8x8)", "mnist": "MNIST", "cifar10": "CIFAR-10", "tinyimagenet": "TinyImageNet"}
-SUBJECT = ("dataset", "network", "form", "mode")  # what one figure is of
+SUBJECT = ("dataset", "network", "form", "boundary")  # what one figure is of
 NEEDED = ("trace", "order", "delay_s", "metric", "step", "value")
 _PAPERS_TASKS = {"LunarLander-v3": "LunarLander-v2", "MinAtar SpaceInvaders": "MinAtar/SpaceInvaders-v0"}
 _RANK = (*WITHOUT_DELAY, "delay line", "balanced", "CET - ET", "CET", "double exponential", "ET")
-
-
-# Files.
-
-
-def require_writable(folder: Path) -> None:
-    """Makes `folder` and writes a file there once, so that an unwritable one is found before any training.
-
-    **Raises:** UserError if that fails.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"the output folder {folder} cannot be written: {error.strerror or error}") from error
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -48,17 +31,17 @@ def read(path: Path) -> pd.DataFrame:
         rows = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if absent := [name for name in NEEDED if name not in rows]:
-        raise UserError(f"{path} lacks the columns {', '.join(absent)}")
-    for name in ("order", "delay_s", "step", "value"):
-        if not pd.api.types.is_numeric_dtype(rows[name]):
+    for name in NEEDED:
+        if name not in rows:
+            raise UserError(f"{path} lacks the column {name}")
+        if name not in ("trace", "metric") and not pd.api.types.is_numeric_dtype(rows[name]):
             raise UserError(f"{path} must hold numbers in the column {name}, got {rows[name].iloc[0]!r}")
     return tidy(rows)
 
 
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with every field of a condition, those that a table leaves out as by default."""
-    rows = rows.reset_index(drop=True)
+    rows = rows.reset_index(drop=True).rename(columns={old: name for name, old in RECORDED.items()})
     for name, default in (DEFAULTS | {"layer": "", "variant": ""}).items():
         rows[name] = rows[name].fillna(default) if name in rows and rows[name].notna().any() else default
     if "run" not in rows:  # as in tables of version 0.1.0
@@ -86,15 +69,13 @@ def of_options(rows: pd.DataFrame, options: Files) -> pd.DataFrame:
 
 def write(folder: Path) -> None:
     """Regenerates results.csv from all that is recorded in a folder, without columns that hold defaults alone."""
-    rows = sweep.load(folder).rows
-    plain = [name for name, value in DEFAULTS.items() if name in rows and (rows[name].dropna() == value).all()]
-    first = ["experiment", "scenario", "dataset", "network", "form"]
-    order = [name for name in first if name in rows] + [name for name in rows if name not in first]
-    kept = [name for name in order if name not in plain or name in NEEDED]
+    rows, plain = sweep.load(folder).rows, recorded(Condition())
+    varied = [
+        name for name in rows if name in NEEDED or name not in plain or (rows[name].dropna() != plain[name]).any()
+    ]
+    first = ("experiment", "scenario", "dataset", "network", "form")
+    kept = sorted(varied, key=lambda name: first.index(name) if name in first else len(first))
     write_atomic(folder / "results.csv", rows[kept].to_csv(index=False, lineterminator="\n"))
-
-
-# What runs ended with.
 
 
 def finals(rows: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
@@ -113,6 +94,11 @@ def finals(rows: pd.DataFrame, metric: str = "test_accuracy") -> pd.DataFrame:
 def diverged(rows: pd.DataFrame) -> set:
     """The runs that diverged."""
     return set(rows.loc[(rows["metric"] == "diverged") & (rows["value"] > 0), "run"])
+
+
+def last(rows: pd.DataFrame, metric: str) -> pd.Series:
+    """The last value of a metric in the table of each run, by run."""
+    return rows[rows["metric"] == metric].drop_duplicates("run", keep="last").set_index("run")["value"]
 
 
 def like_last(frame: pd.DataFrame, names: Sequence[str], **asked) -> pd.DataFrame:
@@ -152,9 +138,6 @@ def of_trace(frame: pd.DataFrame, key: tuple[str, int]) -> pd.DataFrame:
     return frame[(frame["trace"] == key[0]) & (frame["order"] == key[1])]
 
 
-# Words.
-
-
 def label(trace: str, order: float) -> str:
     """Name of a trace as readers know it, CET(10), balanced(10) or CET(10) - ET."""
     return trace.replace("CET", f"CET({order:g})") if trace != "balanced" else f"balanced({order:g})"
@@ -173,18 +156,11 @@ def subject(frame: pd.DataFrame) -> str:
 
 def plural(count: int, thing: str) -> str:
     """A number of things."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+    return f"{count:,} {thing}{'s' * (count != 1)}"
 
 
-def settings(frame: pd.DataFrame, gated: bool = True, images: int = STRETCH) -> str:
-    """What the runs of a frame have in common, for titles and captions.
-
-    **Arguments:**
-
-    - `frame`: a row a run.
-    - `gated`: whether to name the error gate.
-    - `images`: of a step.
-    """
+def settings(frame: pd.DataFrame, gated: bool = True, images: int = SEGMENT) -> str:
+    """What runs, a row each, have in common, for captions: `gated` if by the error gate too; `images` are of a step."""
     late = frame[~frame["trace"].isin(WITHOUT_DELAY)]
     gate = f", {gate_name((late if len(late) else frame)['error_gate'].iloc[-1])}" if gated else ""
     steps = " or ".join(f"{step:,}" for step in sorted(set(frame["step"])))
@@ -200,34 +176,22 @@ def left_out(frame: pd.DataFrame) -> str:
     return f" Left out: {plural(lost, 'run')} that diverged." if lost else ""
 
 
-# Printed tables.
-
-
 def cell(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
     """Mean ± standard deviation, and how many of the runs diverged (have NaN)."""
     values = np.asarray(values, float)
     sound = scale * values[~np.isnan(values)]
-    if not values.size or not sound.size:
+    if not sound.size:
         return "diverged" if values.size else ""
     text = f"{sound.mean():.{digits}f}" + (f" ± {sound.std(ddof=1):.{digits}f}" if sound.size > 1 else "")
     return text + (f" ({values.size - sound.size} div.)" if sound.size < values.size else "")
 
 
 def text(title: str, head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]], width: int = 14) -> str:
-    """A table as it is printed.
-
-    **Arguments:**
-
-    - `title`: above it.
-    - `head`: name of the rows, then of each column.
-    - `body`: name of a row and its cells.
-    - `width`: of a cell, in letters.
-    """
+    """A table as it is printed: `head` names the rows, then each column; `body` has a row's name and its cells."""
     first = max(len(name) for name in (head[0], *(name for name, _ in body))) + 2
     lines = [(head[0], head[1:]), *body]
-    return "\n".join(
-        ["", title, *(f"{name:<{first}}" + "".join(f"{one:>{width}}" for one in row).rstrip() for name, row in lines)]
-    )
+    rows = (f"{name:<{first}}" + "".join(f"{one:>{width}}" for one in row).rstrip() for name, row in lines)
+    return "\n".join(["", title, *rows])
 
 
 def table(title: str, frame: pd.DataFrame, across: str, head: str = "", paper: pd.DataFrame | None = None,
@@ -236,39 +200,29 @@ def table(title: str, frame: pd.DataFrame, across: str, head: str = "", paper: p
 
     **Arguments:**
 
-    - `title`: above it.
     - `frame`: a row a run, with its `value`.
-    - `across`: the column whose values head the table's columns.
-    - `head`: what they are called.
+    - `across`: the column whose values head the table's columns; `head`: what they are called.
     - `paper`: published values, from `published`.
-    - `scale`, `digits`: of the values.
     """
     places, body = list(dict.fromkeys(frame[across].sort_values())), []
     for key in traces(frame):
-        own = of_trace(frame, key)
-        body.append((label(*key), [cell(own.loc[own[across] == place, "value"], scale, digits) for place in places]))
-        theirs = [] if paper is None else of_trace(paper, key)
-        theirs = [theirs.loc[theirs[across] == place, "value"] for place in places] if len(theirs) else []
-        if any(len(values) for values in theirs):
-            body.append(("  paper", ["" if values.empty else f"{scale * values.iloc[0]:.0f}" for values in theirs]))
+        at = dict(list(of_trace(frame, key).groupby(across)["value"]))
+        body.append((label(*key), [cell(at.get(place, ()), scale, digits) for place in places]))
+        theirs = {} if paper is None else of_trace(paper, key).groupby(across)["value"].first()
+        theirs = [f"{scale * theirs[place]:.0f}" if place in theirs else "" for place in places]
+        if any(theirs):
+            body.append(("  paper", theirs))
     return text(title, [head, *(place if isinstance(place, str) else f"{place:g}" for place in places)], body)
 
 
-# The paper's numbers.
-
-
 def published(task: str, metric: str, scenario: str = "behavioral") -> pd.DataFrame:
-    """The paper's values of a task, as rows of `trace`, `order`, `delay_s` and `value`.
+    """The paper's values of a dataset or environment, as rows of `trace`, `order`, `delay_s` and `value`.
 
-    **Arguments:**
-
-    - `task`: a dataset or environment, as in our tables.
-    - `metric`: "test accuracy", "top-1 accuracy", "mean return", ...
-    - `scenario`: with those of no delay, whose trace is named as in our tables.
+    Those of no delay are among them in every scenario, their trace named as in our tables.
     """
     rows = pd.read_csv(Path(__file__).with_name("paper.csv"))
     name = _PAPERS_TASKS.get(task, DATASETS.get(task, task))
     rows = rows[(rows["task"] == name) & (rows["metric"] == metric) & rows["scenario"].isin([scenario, "none"])]
-    still = "backprop" if task in DATASETS else "no delay"
-    found = rows.assign(trace=rows["trace"].replace("backprop", still), order=rows["order"].fillna(0).astype(int))
-    return found.assign(order=found["order"].where(found["trace"] != still, 0))[["trace", "order", "delay_s", "value"]]
+    still = rows["trace"] == "backprop"
+    trace = rows["trace"].mask(still, "backprop" if task in DATASETS else "no delay")
+    return rows.assign(trace=trace, order=rows["order"].mask(still, 0))[["trace", "order", "delay_s", "value"]]

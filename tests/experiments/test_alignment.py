@@ -13,7 +13,7 @@ import cetsim
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun, backprop
 from experiments import alignment, behavioral_vision
 from experiments.alignment import PRESETS, Options
-from experiments.common import alignment as cosines
+from experiments.common import alignment as common
 from experiments.common import plots
 
 pytestmark = pytest.mark.slow
@@ -76,7 +76,7 @@ def test_a_delay_line_without_delay_is_aligned_in_every_layer(network, boundary)
 def test_a_stream_is_measured_on_a_stretch_that_starts_empty(network):
     carried = measured(small_run(network, "carry"), LATE)
     assert all(-1 <= value < 0.999 for value in carried.values())
-    if network == "mlp":  # no batch norm, and weights are the same until signals of an earlier stretch arrive
+    if network == "mlp":  # no batch norm, and weights are the same until signals of an earlier segment arrive
         reset = measured(small_run(network, "reset"), LATE)
         np.testing.assert_allclose(list(carried.values()), list(reset.values()), rtol=1e-10)
 
@@ -156,7 +156,7 @@ TRACES = (("ET", 1), ("CET", 2), ("CET", 10), ("delay line", 0), ("backprop", 0)
 def rows_of(network="MLP 64-8-10", layers=("layers.0", "layers.2"), traces=TRACES, delays=(0.2, 2.0), steps=(0, 10),
             seeds=(0, 1), **more):  # fmt: skip
     """Rows of whole runs; the cosine says of which trace, delay and step it is."""
-    shared = dict(experiment="other", dataset="digits", network=network, form="activation", mode="reset")
+    shared = dict(experiment="other", dataset="digits", network=network, form="activation", boundary="reset")
     shared |= dict(learning_rate=1e-3, error_gate=1e-8, metric="alignment") | more
     return [
         shared
@@ -172,12 +172,12 @@ def rows_of(network="MLP 64-8-10", layers=("layers.0", "layers.2"), traces=TRACE
 
 
 def select(rows):
-    return cosines.select(tidy(rows))
+    return common.select(tidy(rows))
 
 
 def at_end(frame, trace, delay, layer):
     """The cosine of each seed after training."""
-    ends = cosines.at_end(frame)
+    ends = common.at_end(frame)
     same = [
         ends[name] == value
         for name, value in zip(("trace", "order", "delay_s", "layer"), (*trace, delay, layer), strict=True)
@@ -191,7 +191,7 @@ def test_cosines_are_found_by_trace_delay_layer_and_step(tmp_path):
     assert at_end(frame, ("CET", 10), 2.0, "layers.2") == pytest.approx([0.49, 0.490001])
     along = frame[(frame["order"] == 2) & (frame["delay_s"] == 0.2) & (frame["layer"] == "layers.0")]
     assert along.loc[along["step"] == 0, "value"].tolist() == pytest.approx([0.098, 0.098001])
-    assert cosines._settings(frame) == (
+    assert common._settings(frame) == (
         "digits (8x8), MLP 64-8-10, form activation, error gate 1e-8, 2 seeds, 10 steps of 128 images, "
         "learning rate 0.001"
     )
@@ -210,7 +210,7 @@ def test_the_longest_run_counts_then_the_last():
 def test_tables_of_version_0_1_0_do_not_name_runs():
     dropped = ("run", "peak_s")
     older = [{name: value for name, value in row.items() if name not in dropped} for row in rows_of()]
-    assert cosines.table(select(older)) == cosines.table(select(rows_of()))
+    assert common.table(select(older)) == common.table(select(rows_of()))
 
 
 def test_one_setting_is_drawn():
@@ -232,7 +232,7 @@ def test_runs_that_diverged_are_left_out(tmp_path, capsys):
     broken = [row | {"metric": "diverged", "value": 1.0, "step": 10} for row in rows if row["run"] in lost]
     assert set(select(rows + broken)["seed"]) == {0, 2}
     everything = [row | {"metric": "diverged", "value": 1.0} for row in rows]
-    assert cosines.draw(tidy(rows + everything), tmp_path) == []
+    assert common.draw(tidy(rows + everything), tmp_path) == []
     assert (
         "figure left out: alignment, no run with a trace has been finished without diverging" in capsys.readouterr().out
     )
@@ -248,7 +248,7 @@ def test_runs_that_diverged_are_left_out(tmp_path, capsys):
     ],
 )
 def test_layers_have_names_for_readers_from_the_images_up(network, layers, names):
-    assert list(cosines.layers(select(rows_of(network, layers))).values()) == names
+    assert list(common.layers(select(rows_of(network, layers))).values()) == names
 
 
 @pytest.mark.parametrize(
@@ -267,13 +267,13 @@ def test_layers_have_names_for_readers_from_the_images_up(network, layers, names
 def test_what_varies_is_drawn_for_every_layer(rows, panels, columns, tmp_path, monkeypatch):
     shapes, figure = [], plots.figure
     monkeypatch.setattr(plots, "figure", lambda *args, **more: shapes.append(args) or figure(*args, **more))
-    paths = cosines.draw(tidy(rows), tmp_path)
+    paths = common.draw(tidy(rows), tmp_path)
     assert [path.name for path in paths] == ["alignment.png", "alignment.pdf"]
     assert shapes == [(panels, columns)]
 
 
 def test_nothing_is_drawn_where_nothing_varies(tmp_path, capsys):
-    assert cosines.draw(tidy(rows_of(traces=(("ET", 1),), delays=(2.0,), steps=(10,))), tmp_path) == []
+    assert common.draw(tidy(rows_of(traces=(("ET", 1),), delays=(2.0,), steps=(10,))), tmp_path) == []
     assert "figure left out: alignment, nothing varies" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

@@ -37,12 +37,12 @@ def test_factors_and_update_are_those_of_the_rule():
 
 
 @pytest.mark.parametrize("readout", ["last", "balanced"])
-def test_the_prediction_is_the_mean_over_random_stretches(readout):
+def test_the_prediction_is_the_mean_over_random_segments(readout):
     """Of independent activity and errors, both with means; the expected square and its parts' sum, at 6 sigma."""
     trace, late, steps = CascadingTrace(6, 2.0, readout=readout), 10, 40
     weights, means = trace.weights(jnp.arange(steps)), np.array([0.3, -0.2, 0.5])
 
-    def stretch(key):
+    def segment(key):
         keys = jax.random.split(key, 3)
         x = jnp.abs(jax.random.normal(keys[0], (steps, 7)))
         gain = (jax.random.uniform(keys[1], (steps, 3)) < 0.6) * 1.0
@@ -51,7 +51,7 @@ def test_the_prediction_is_the_mean_over_random_stretches(readout):
         own = weights[late] ** 2 * jnp.sum(((signal * gain)[: steps - late].T @ x[: steps - late]) ** 2)
         return jnp.stack([parts["crosstalk"] * own, sum(parts[part] for part in crosstalk.PARTS) * own])
 
-    found = np.asarray(jax.jit(jax.vmap(stretch))(jax.random.split(jax.random.key(1), 4000)))
+    found = np.asarray(jax.jit(jax.vmap(segment))(jax.random.split(jax.random.key(1), 4000)))
     difference = found[:, 0] - found[:, 1]
     assert abs(difference.mean()) < 6 * difference.std() / np.sqrt(len(found))
     assert found[:, 0].mean() > 0

@@ -14,11 +14,12 @@ from experiment import copied, error_of, output_of, require_same_pictures, tidy,
 
 from cetsim import datasets, sweep
 from cetsim.supervised import SupervisedRun
+from cetsim.sweep.grid import naming
 from experiments import __main__ as entry
 from experiments import behavioral_vision
 from experiments.behavioral_vision import PRESETS, Options
-from experiments.common import command_line, tables, vision
-from experiments.common.conditions import Condition, at_rates, set_to_delay
+from experiments.common import command_line, selection, tables, vision
+from experiments.common.conditions import Condition, from_record, recorded, set_to_delay
 from experiments.common.options import Sweep, Vision
 
 pytestmark = pytest.mark.slow
@@ -111,25 +112,25 @@ def test_without_options_an_experiment_is_its_first_preset(name):
             ("behavioral-vision", "--network", "resnet20", "--dataset", "cifar10", "--form", "authors"),
             "--form must be preactivation for a resnet20, whose batch norm stands between layer and activation, got",
         ),
-        (("behavioral-vision", "--update-every", "0"), "--update-every must be at least 1, got 0"),
+        (("behavioral-vision", "--segment", "0"), "--segment must be at least 1, got 0"),
         (
-            ("behavioral-vision", "--update-every", "64"),
-            "--update-every must be 128 with --mode reset, where a stretch is an update, got 64",
+            ("behavioral-vision", "--segment", "64"),
+            "--segment must be 128 with --boundary reset, where a segment is an update, got 64",
         ),
         (
-            ("behavioral-vision", "--mode", "carry", "--update-every", "48", "--steps", "10"),
-            "--update-every must be a divisor of the 1280 images of a run, got 48",
+            ("behavioral-vision", "--boundary", "carry", "--segment", "48", "--steps", "10"),
+            "--segment must be a divisor of the 1280 images of a run, got 48",
         ),
         (
-            ("behavioral-vision", "--mode", "carry", "--update-every", "3", "--steps", "9", "--selection-steps", "10"),
-            "--update-every must be a divisor of the 1280 images of a run, got 3",
+            ("behavioral-vision", "--boundary", "carry", "--segment", "3", "--steps", "9", "--selection-steps", "10"),
+            "--segment must be a divisor of the 1280 images of a run, got 3",
         ),
         (("behavioral-vision", "--selection-delay", "0.5"), "--selection-delay must be multiples of the 0.2 s"),
         (("behavioral-vision", "--selection-delay", "30"), "--selection-delay must be at most 25.4 s"),
         (("behavioral-vision", "--run-length", "0"), "--run-length must be at least 1, got 0"),
         (("behavioral-vision", "--run-length", "900"), "`run_length` must not exceed the images of any class, got 900"),
         (("behavioral-vision", "--interpolation", "-1"), "--interpolation must be at least 1, got -1"),
-        (("behavioral-vision", "--validation", "1"), "--validation must be between 0 and 1, got 1"),
+        (("behavioral-vision", "--validation", "1"), "--validation must be above 0 and below 1, got 1"),
         (("behavioral-vision", "--validation", "0.95"), "at least 128 training images must be left"),
         (("behavioral-vision", "--hidden", "8", "0"), "--hidden must be at least 1, got 0"),
         (("behavioral-vision", "--batch-conditions", "0"), "--batch-conditions must be at least 1, got 0"),
@@ -300,13 +301,10 @@ def test_learning_rates_are_chosen_at_one_delay_if_so_wanted(tmp_path):
 
 
 def test_trials_at_one_delay_keep_the_peak_in_proportion():
-    options = Options(selection_delay=2.0, learning_rates=(1e-3, 1e-2))
-    group = [set_to_delay(options, "CET", 6, 0.4, peak_s=0.6), set_to_delay(options, "backprop", 0, 0.0)]
-    (candidates,) = at_rates([group], options.learning_rates)
-    trials = [vision.at_selection_delay(options, candidate) for candidate in candidates]
-    assert [(t.delay_s, t.peak_s, t.learning_rate) for t in trials] == [
-        (2.0, 3.0, 1e-3), (2.0, 3.0, 1e-2), (0.0, 0.0, 1e-3), (0.0, 0.0, 1e-2)
-    ]  # fmt: skip
+    options = Options(selection_delay=2.0)
+    candidates = [set_to_delay(options, "CET", 6, 0.4, peak_s=0.6), set_to_delay(options, "backprop")]
+    trials = [selection.at_selection_delay(options, candidate) for candidate in candidates]
+    assert [(t.delay_s, t.peak_s) for t in trials] == [(2.0, 3.0), (0.0, 0.0)]
 
 
 def random_data(pixels: int = 9):
@@ -319,8 +317,14 @@ def random_data(pixels: int = 9):
 def test_a_run_keeps_its_name(tmp_path):
     # Hashes are what finished runs are found by: a change of this one makes everybody run everything again.
     course = vision.Course(Options(hidden=(5,), steps=1), random_data(), "test")
-    table = trained(course, [Condition("CET", 6, 2.0, 1e-3, 1, 2.0, error_gate=1e-8)], tmp_path, vision.STATIC)
+    table = trained(course, [Condition("CET", 6, 2.0, 1e-3, 1, 2.0, error_gate=1e-8)], tmp_path)
     assert list(table.records) == ["e2c40fdbd64a6f5b"]
+
+
+def test_names_of_fields_that_runs_were_first_named_by_are_kept():
+    condition = Condition(boundary="carry", segment=64)
+    assert naming(recorded(condition), recorded(Condition())) == {"mode": "carry", "update_every": 64}
+    assert from_record(recorded(condition)) == condition
 
 
 def test_conditions_share_one_program_and_do_not_depend_on_who_is_trained_beside_them(monkeypatch, tmp_path):
@@ -331,8 +335,8 @@ def test_conditions_share_one_program_and_do_not_depend_on_who_is_trained_beside
     ]
     traced, advance = [], SupervisedRun.advance
     monkeypatch.setattr(SupervisedRun, "advance", lambda *args: traced.append(args) or advance(*args))
-    alone = trained(course, conditions, tmp_path / "alone", vision.STATIC).rows
-    together = trained(course, conditions, tmp_path / "together", vision.STATIC, batch=2).rows
+    alone = trained(course, conditions, tmp_path / "alone").rows
+    together = trained(course, conditions, tmp_path / "together", batch=2).rows
     assert len(traced) <= 2 * 2  # for each width, not for each condition and step: traced for its shape, then compiled
     key = ["run", "metric", "layer", "step"]
     alone, together = (rows[rows["metric"] != "wall_s"].sort_values(key) for rows in (alone, together))
@@ -352,7 +356,7 @@ def test_table_leaves_diverged_runs_out_and_counts_them():
 
 def test_table_shows_the_papers_numbers_beside_ours_on_mnist(tmp_path, capsys):
     row = dict(experiment="behavioral-vision", dataset="mnist", network="MLP 784-512-512-10", metric="test_accuracy")
-    row |= dict(form="activation", mode="reset", run="a")
+    row |= dict(form="activation", boundary="reset", run="a")
     row |= dict(step=100, seed=0, learning_rate=1e-3, error_gate=1e-8, value=0.95, delay_s=10.0, trace="CET", order=6)
     still = row | dict(trace="backprop", order=0, delay_s=0.0, error_gate=0.0, run="b")
     options = Options(out=tmp_path)

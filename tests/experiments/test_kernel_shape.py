@@ -29,7 +29,9 @@ def tiny(tmp_path_factory):
 
 def row(**more) -> dict:
     """One of a finished run's tidy rows."""
-    shared = dict(dataset="digits", network="MLP 64-8-10", form="activation", mode="reset", error_gate=1e-8, step=400)
+    shared = dict(
+        dataset="digits", network="MLP 64-8-10", form="activation", boundary="reset", error_gate=1e-8, step=400
+    )
     trace = dict(trace="CET", order=2, delay_s=4.0, peak_s=4.0, rise_s=0.0, ratio=0.0, learning_rate=1e-3, seed=0)
     return shared | trace | dict(run="a", metric="test_accuracy", value=0.9) | more
 
@@ -147,4 +149,4 @@ def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
 
 
 def test_peaks_beyond_a_stretch_are_allowed_where_time_goes_on():
-    Options(mode="carry", delays=(20.0,), factors=(2.0,)).check()
+    Options(boundary="carry", delays=(20.0,), factors=(2.0,)).check()

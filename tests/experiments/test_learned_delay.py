@@ -14,13 +14,14 @@ from networks import jit
 from cetsim import CascadingTrace, FixedDelay, datasets, nn
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from experiments import learned_delay
-from experiments.common import vision
+from experiments.common import learned
 from experiments.common.conditions import Condition, changed
-from experiments.learned_delay import BOUNDS, PRESETS, Learner, Options
+from experiments.common.learned import Learner
+from experiments.learned_delay import BOUNDS, KNOB, PRESETS, Options
 
 pytestmark = pytest.mark.slow
 
-ALIGNMENT = Condition(order=10, method="alignment", step_size=0.3, stretches=2)
+ALIGNMENT = Condition(order=10, method="alignment", step_size=0.3, segments=2)
 PERTURBATION = dataclasses.replace(ALIGNMENT, method="perturbation", horizon=3, perturbation=0.2)
 TINY = (*("learned-delay", "--delay", "1", "--hidden", "32", "--seeds", "1", "--steps", "200"),)
 
@@ -58,7 +59,8 @@ def test_the_slope_through_the_kernel_is_that_of_finite_differences(small):
     run, state = small
     function = lambda at: learned_delay.mean_alignment(run, ALIGNMENT, state, at)  # noqa: E731
     at = jnp.log(jnp.asarray([0.5, 0.95, 2.0]))
-    expected = jax.jit(lambda at: jax.lax.map(lambda at: learned_delay.difference(function, at, 1e-5), at))(at)
+    key = jax.random.key(0)
+    expected = jax.jit(lambda at: jax.lax.map(lambda at: learned.difference(function, at, 1e-5, key), at))(at)
     slopes = jax.jit(lambda at: jax.lax.map(lambda at: learned_delay.slope(run, ALIGNMENT, state, at), at))(at)
     assert min(abs(expected)) > 1e-3
     np.testing.assert_allclose(slopes, -expected, rtol=1e-6)  # the cosine should rise, what slopes are of should fall
@@ -68,17 +70,17 @@ def test_the_slope_through_the_kernel_is_that_of_finite_differences(small):
 def test_two_points_give_the_slope_of_a_parabola_at_any_distance(distance):
     parabola = lambda at: 3 * (at - 0.7) ** 2 + 5  # noqa: E731
     for at in (-1.0, 0.7, 2.0):
-        slope = learned_delay.difference(parabola, jnp.asarray(at), distance)
+        slope = learned.difference(parabola, jnp.asarray(at), distance, jax.random.key(0))
         np.testing.assert_allclose(slope, 6 * (at - 0.7), rtol=1e-10, atol=1e-12)
 
 
 def test_two_points_are_antithetic_and_noise_around_them_leaves_no_bias():
     # What both points share, the offset and all even terms, cancels; of noise of its own each gives half.
     even = lambda at: 100 + jnp.cos(at) + at**4  # noqa: E731
-    assert learned_delay.difference(even, jnp.asarray(0.0), 0.3) == 0
+    assert learned.difference(even, jnp.asarray(0.0), 0.3, jax.random.key(0)) == 0
     noise = jax.random.normal(jax.random.key(0), (2000, 2))
-    noisy = lambda draw: learned_delay.difference(  # noqa: E731
-        lambda at: (at - 0.7) ** 2 + draw[(at < 0.7).astype(int)], jnp.asarray(0.8), 0.2
+    noisy = lambda draw: learned.difference(  # noqa: E731
+        lambda at: (at - 0.7) ** 2 + draw[(at < 0.7).astype(int)], jnp.asarray(0.8), 0.2, jax.random.key(0)
     )
     slopes = jax.vmap(noisy)(noise)
     sd = 2**0.5 / 0.4
@@ -88,16 +90,17 @@ def test_two_points_are_antithetic_and_noise_around_them_leaves_no_bias():
 
 def test_the_loss_looked_ahead_to_is_that_of_updates_made_with_the_peak(small):
     run, state = small
-    loss = learned_delay.loss_after(run, PERTURBATION, state, jnp.log(1.3))
-    after, _ = run.advance(learned_delay.with_peak(state, 10, jnp.log(1.3)), 3)
-    # With weights that stay, the next two updates see the losses of the stretches that come next.
+    state = learned.with_weights(state, learned_delay.weights(PERTURBATION, jnp.log(1.3)))
+    loss = learned.loss_after(run, PERTURBATION, state)
+    after, _ = run.advance(state, 3)
+    # With weights that stay, the next two updates see the losses of the segments that come next.
     still = eqx.tree_at(lambda state: state.hyper.learning_rate, after, jnp.asarray(0.0))
     np.testing.assert_allclose(loss, np.mean(advance(run, still, 2)[1]), rtol=1e-10)
 
 
 def test_a_peak_is_set_in_the_trace_and_nowhere_else(small):
     _, state = small
-    changed = learned_delay.with_peak(state, 10, jnp.log(1.3))
+    changed = learned.with_weights(state, learned_delay.weights(ALIGNMENT, jnp.log(1.3)))
     expected = CascadingTrace(10, 1.3).weights(jnp.arange(128))
     np.testing.assert_allclose(changed.hyper.trace.taps, expected, rtol=1e-10)
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(changed), strict=True)
@@ -115,16 +118,14 @@ def test_a_peak_is_set_in_the_trace_and_nowhere_else(small):
         ((-1.0, -1.0), BOUNDS[1] - 0.1, (0.1, 0.0)),
     ],
 )
-def test_a_peak_goes_down_its_slopes_scaled_by_all_of_them(small, monkeypatch, slopes, start, moves):
+def test_a_peak_goes_down_its_slopes_scaled_by_all_of_them(small, slopes, start, moves):
     run, state = small
-    learner = Learner(jnp.asarray(start), jnp.zeros(()))
+    learner = Learner(jnp.asarray(start), jnp.zeros(()), jax.random.key(0))
     for slope, move in zip(slopes, moves, strict=True):
-        monkeypatch.setattr(learned_delay, "slope", lambda *_, slope=slope: jnp.asarray(slope))
-        before = learner.log_peak
-        state, learner = learned_delay.learn(run, ALIGNMENT, state, learner)
-        np.testing.assert_allclose(learner.log_peak - before, move, rtol=1e-10, atol=1e-12)
-        expected = learned_delay.with_peak(state, 10, learner.log_peak)
-        assert jnp.all(state.hyper.trace.taps == expected.hyper.trace.taps)
+        knob, before = KNOB._replace(slope=lambda *_, slope=slope: jnp.asarray(slope)), learner.value
+        state, learner = learned.learn(knob, run, ALIGNMENT, state, learner)
+        np.testing.assert_allclose(learner.value - before, move, rtol=1e-10, atol=1e-12)
+        assert jnp.all(state.hyper.trace.taps == learned_delay.weights(ALIGNMENT, learner.value))
 
 
 @pytest.mark.parametrize("order", [2, 10, 30])
@@ -145,7 +146,7 @@ def test_every_way_is_started_from_every_peak():
         *(("held", 4.0), ("alignment", 4.0), ("perturbation", 4.0)),
     ]
     assert {(c.trace, c.order, c.delay_s, c.error_gate) for c in conditions} == {("CET", 6, 2.0, 1e-8)}
-    rules = [{name: changed(c).get(name) for name in learned_delay.RULE[1:]} for c in (conditions[2], conditions[3])]
+    rules = [{name: changed(c).get(name) for name in learned.RULE[3:]} for c in (conditions[2], conditions[3])]
     assert list(rules[0].values()) == ["alignment", 10, 0.15, 4, None, None]
     assert list(rules[1].values()) == ["perturbation", 10, 0.15, 4, 10, 0.2]
 
@@ -208,8 +209,8 @@ def test_a_peak_moves_every_few_updates_whatever_is_measured_in_between(tmp_path
     options = Options(delay=1.0, hidden=(8,), steps=30, learn_every=4, step_size=0.5, methods=("alignment",))
     conditions = [dataclasses.replace(c, learning_rate=1e-3) for (c,) in learned_delay.conditions(options)]
     conditions = [condition for condition in conditions if condition.method != "held"]
-    course = learned_delay.LearningCourse(options, datasets.load("digits"), "test")
-    table = trained(course, conditions, tmp_path, (*vision.STATIC, *learned_delay.RULE), batch=2)
+    course = learned.Course(KNOB, options, datasets.load("digits"), "test")
+    table = trained(course, conditions, tmp_path, batch=2)
     rows = table.rows[table.rows["metric"] == "learned_peak_s"]
     for start, first in ((0.5, 0.5), (2.0, -0.5)):
         path = rows[rows["peak_s"] == start].sort_values("step")
@@ -238,7 +239,7 @@ def test_a_peak_moves_every_few_updates_whatever_is_measured_in_between(tmp_path
         (("--error-gate", "-1"), "--error-gate must be at least 0, got -1"),
         (("--learn-every", "0"), "--learn-every must be at least 1, got 0"),
         (("--learn-every", "1001"), "--learn-every must be at most --steps, 1000, got 1001"),
-        (("--stretches", "0"), "--stretches must be at least 1, got 0"),
+        (("--segments", "0"), "--segments must be at least 1, got 0"),
         (("--horizon", "0"), "--horizon must be at least 1, got 0"),
         (("--perturbation", "1"), "--perturbation must be above 0 and below 1, got 1"),
         (("--step-size", "0"), "--step-size must be above 0 and below 1, got 0"),

@@ -89,7 +89,7 @@ def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
 def test_what_is_unusual_but_right():
     Options(spreads=(40.0,), distributions=("gamma",)).check()  # no gamma distributed delay is negative
     Options(mean=20.0, spreads=(40.0,)).check()  # some signals are lost
-    Options(mean=30.0, spreads=(1.0,), mode="carry").check()
+    Options(mean=30.0, spreads=(1.0,), boundary="carry").check()
 
 
 # From the command line to the figure.
@@ -123,17 +123,19 @@ def test_the_figure_is_redrawn_from_the_table_alone(tiny, tmp_path):
 def test_a_stream_of_random_delays_runs(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(160, 1, 2, 2)).astype(np.float32), np.arange(160, dtype=np.int32) % 3
-    options = Options(mean=0.4, spreads=(0.8,), distributions=("gamma",), hidden=(4,), mode="carry", steps=2)
+    options = Options(mean=0.4, spreads=(0.8,), distributions=("gamma",), hidden=(4,), boundary="carry", steps=2)
     course = vision.Course(options, datasets.Dataset("random", images, labels, images, labels), "test")
     condition = replace(random_delay.conditions(options)[-1][0], learning_rate=1e-3)
-    table = trained(course, [condition], tmp_path, vision.STATIC)
+    table = trained(course, [condition], tmp_path)
     assert table.final("diverged") == 0
     assert {"test_accuracy", "alignment"} <= set(table.rows["metric"])
 
 
 def rows_of(spreads, values, **more):
     """Rows of one run each."""
-    same = dict(dataset="cifar10", network="CNN 32-64-128-512", form="authors", mode="reset", metric="test_accuracy")
+    same = dict(
+        dataset="cifar10", network="CNN 32-64-128-512", form="authors", boundary="reset", metric="test_accuracy"
+    )
     same |= dict(delay_s=2.0, error_gate=1e-8, step=10, learning_rate=1e-3, seed=0, trace="ET", order=1)
     return [
         same | dict(distribution=name, spread_s=spread, value=value, run=f"{name} {spread} {more}") | more
@@ -179,9 +181,9 @@ def arrivals(delay, steps=200):
 
 
 @BOTH
-@pytest.mark.parametrize("mode", ["reset", "carry"])
-def test_draws_differ_between_seeds_and_are_those_of_every_trace_of_a_seed(distribution, mode):
-    one = Condition("CET", 10, 2.0, seed=0, spread_s=4.0, distribution=distribution, mode=mode)
+@pytest.mark.parametrize("boundary", ["reset", "carry"])
+def test_draws_differ_between_seeds_and_are_those_of_every_trace_of_a_seed(distribution, boundary):
+    one = Condition("CET", 10, 2.0, seed=0, spread_s=4.0, distribution=distribution, boundary=boundary)
     first = arrivals(make_delay(one))
     for trace, order in (("ET", 1), ("CET", 2), ("delay line", 0)):
         other = replace(one, trace=trace, order=order, learning_rate=3e-3)
@@ -192,7 +194,7 @@ def test_draws_differ_between_seeds_and_are_those_of_every_trace_of_a_seed(distr
 
 
 def test_streams_have_room_for_all_but_the_rarest_delays():
-    uniform = Condition("CET", 10, 2.0, spread_s=1.9, distribution="uniform", mode="carry")
+    uniform = Condition("CET", 10, 2.0, spread_s=1.9, distribution="uniform", boundary="carry")
     assert make_delay(uniform).max_steps == 15  # up to 2.95 s
     gamma = replace(uniform, distribution="gamma", spread_s=4.0)
     late = arrivals(make_delay(gamma), 2000) - np.arange(2000)
@@ -208,16 +210,16 @@ def test_each_stretch_of_a_run_has_new_draws(distribution):
     hyper, step = Hyperparameters(1e-2, trace, delay), eqx.filter_jit(lambda run, state: run.advance(state, 1)[0])
     state = eqx.filter_jit(lambda run, hyper: run.init(hyper, jax.random.key(0)))(run, hyper)
     whole, seen = arrivals(delay, 4 * batch), []
-    for stretch in range(4):
+    for segment in range(4):
         late = np.asarray(run._delay(state).arrivals(jnp.arange(batch, dtype=float)))
-        np.testing.assert_array_equal(late, whole[stretch * batch :][:batch] - stretch * batch)
+        np.testing.assert_array_equal(late, whole[segment * batch :][:batch] - segment * batch)
         assert all(np.any(late != before) for before in seen)
         seen.append(late)
         state = step(run, state)
 
 
 @BOTH
-def test_updates_are_made_with_the_draws_of_their_stretch(distribution):
+def test_updates_are_made_with_the_draws_of_their_segment(distribution):
     batch, rng = 16, np.random.default_rng(0)
     x, labels = jnp.asarray(rng.normal(size=(64, 5))), jnp.asarray(rng.integers(0, 3, 64))
     make_model = lambda key: cetsim.nn.mlp((5, 3), key=key)  # noqa: E731

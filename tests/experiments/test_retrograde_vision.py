@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 NAME = "retrograde-vision"
 TINY = (
-    *(NAME, "--stretch", "64", "--steps", "2", "--seeds", "1", "--hidden", "6", "5", "--orders", "2", "--delay", "4"),
+    *(NAME, "--segment", "64", "--steps", "2", "--seeds", "1", "--hidden", "6", "5", "--orders", "2", "--delay", "4"),
     *("--fraction", "0.1", "--learning-rates", "1e-3"),
 )
 VARIED = (
@@ -34,7 +34,7 @@ def test_one_thing_is_varied_at_a_time():
     conditions = conditions_of(options)
     usual = {"delay_s": 120.0, "fraction": 0.0125, "gate": "quantile", "derivative": "ideal", "placement": "shown"}
     for condition in conditions:
-        assert (condition.peak_s, condition.update_every, condition.layers) == (condition.delay_s, 1280, 3)
+        assert (condition.peak_s, condition.segment, condition.layers) == (condition.delay_s, 1280, 3)
         changed = {name for name, value in usual.items() if getattr(condition, name) != value}
         if condition.trace == "backprop":  # waits for nothing
             changed -= {"delay_s"}
@@ -121,10 +121,10 @@ def test_tables_and_figures(tiny):
 
 
 def test_a_stream_of_events_runs(tmp_path):
-    stream = ("--mode", "carry", "--gates", "running", "--derivatives", "ideal")
+    stream = ("--boundary", "carry", "--gates", "running", "--derivatives", "ideal")
     assert "figure left out: retrograde-settings, nothing is varied" in output_of(*TINY, *stream, "--out", tmp_path)
     rows = tables.read(tmp_path / NAME / "results.csv")
-    assert set(rows.loc[rows["trace"] != "backprop", "mode"]) == {"carry"}
+    assert set(rows.loc[rows["trace"] != "backprop", "boundary"]) == {"carry"}
     assert not tables.diverged(rows)
 
 
@@ -135,10 +135,10 @@ def test_a_stream_of_events_runs(tmp_path):
         (("--fractions", "0.1", "1.5"), "--fractions must be above 0 and at most 1, got 1.5"),
         (("--delay", "0.3"), "--delay must be above 0 and a multiple of 0.2 s, got 0.3"),
         (("--delays", "0"), "--delays must be above 0 and a multiple of 0.2 s, got 0"),
-        (("--stretch", "1"), "--stretch must be at least 2, got 1"),
-        (("--stretch", "1500"), "at least 1500 training images must be left after holding some out, got 1150"),
+        (("--segment", "1"), "--segment must be at least 2, got 1"),
+        (("--segment", "1500"), "at least 1500 training images must be left after holding some out, got 1150"),
         (("--gates", "quantile", "quantile"), "--gates must be different from each other, got quantile quantile"),
-        (("--mode", "carry"), "--derivatives must be ideal with --mode carry"),
+        (("--boundary", "carry"), "--derivatives must be ideal with --boundary carry"),
         (("--dataset", "cifar10", "--network", "resnet20", "--form", "preactivation"), "--network must be mlp or cnn"),
         (("--threshold", "-1"), "--threshold must be at least 0, got -1"),
     ],

@@ -12,8 +12,9 @@ from worlds import corridor
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade
 from experiments import behavioral_rl, retrograde_rl
 from experiments.behavioral_rl import PRESETS, Options
-from experiments.common import returns, rl, tables
+from experiments.common import returns, rl, selection, tables
 from experiments.common.conditions import Condition
+from experiments.common.options import Orders
 from experiments.common.rl import UNDELAYED, Course
 
 pytestmark = pytest.mark.slow
@@ -28,8 +29,7 @@ TINY = (
 def make_small(patch):
     """A world that needs no simulator in place of each, and fewer delayed traces: compiling them is what takes time."""
     patch.setattr(rl, "open_environment", lambda options: corridor())
-    for module in (behavioral_rl, retrograde_rl):
-        patch.setattr(module, "delayed_traces", lambda orders, *_: [("CET", order) for order in orders])
+    patch.setattr(Orders, "delayed_traces", property(lambda options: [("CET", order) for order in options.orders]))
     patch.setattr(rl, "ROLLOUTS", 2)
 
 
@@ -49,7 +49,7 @@ def tiny(tmp_path_factory):
 def test_every_trace_at_every_delay_and_once_without():
     conditions = behavioral_rl.conditions(Options(delays=(2.0, 8.0), orders=(2, 10)))
     assert len(set(conditions)) == len(conditions) == 1 + 2 * 4
-    assert conditions.count(Condition(*UNDELAYED, mode="carry")) == 1
+    assert conditions.count(Condition(*UNDELAYED, boundary="carry")) == 1
     assert {(c.trace, c.order) for c in conditions if c.delay_s == 8.0} == {
         ("ET", 1), ("CET", 2), ("CET", 10), ("delay line", 0),
     }  # fmt: skip
@@ -57,13 +57,13 @@ def test_every_trace_at_every_delay_and_once_without():
 
 def test_settings_are_chosen_at_one_delay():
     options = Options(delays=(2.0,), learning_rates=(1e-4, 1e-3), betas=(0.5, 0.9, 0.99), selection_delay=8.0)
-    candidates = rl._candidates(options, Condition("ET", 1, 2.0))
+    candidates = rl.candidates(options, Condition("ET", 1, 2.0))
     assert {(c.learning_rate, c.beta) for c in candidates} == {(r, b) for r in (1e-4, 1e-3) for b in (0.5, 0.9, 0.99)}
-    trials = [behavioral_rl.trial(options, candidate) for candidate in candidates]
+    trials = [selection.at_selection_delay(options, candidate) for candidate in candidates]
     assert trials == [replace(candidate, delay_s=8.0) for candidate in candidates]
     still = Condition(*UNDELAYED)
-    assert {c.beta for c in rl._candidates(options, still)} == {0.0}
-    assert behavioral_rl.trial(options, still) == still
+    assert {c.beta for c in rl.candidates(options, still)} == {0.0}
+    assert selection.at_selection_delay(options, still) == still
 
 
 def test_traces_and_delays_of_a_condition():
@@ -148,7 +148,7 @@ def test_rows_of_a_run(tiny):
     assert set(ends["delay_s"]) == {0.0, 0.4, 0.8}
     assert set(ends["step"]) == {64}
     assert (rows["metric"] == "validation_return").sum() == 2 * 2
-    cosines = returns.cosines(rows, returns.select(rows))
+    cosines = returns.alignment(rows, returns.select(rows))
     assert set(cosines["layer"]) == {"layers.0", "layers.1"}
     assert len(cosines) == 2 * len(ends)
 
@@ -172,9 +172,9 @@ def test_a_run_in_a_batch_is_the_run_alone_and_one_that_diverges_takes_no_other_
     make_small(monkeypatch)
     course, same = Course(SMALLEST, "validation"), Condition("CET", 2, 0.8, learning_rate=1e-2)
     lanes = [replace(same, learning_rate=1e200), same]
-    together = trained(course, lanes, tmp_path / "together", rl.STATIC, batch=2)
+    together = trained(course, lanes, tmp_path / "together", batch=2)
     assert together.final("diverged").tolist() == [1, 0]
-    alone = trained(course, [same], tmp_path / "alone", rl.STATIC)
+    alone = trained(course, [same], tmp_path / "alone")
     of_run = lambda table: table.rows[table.rows["run"] == next(iter(alone.records))]  # noqa: E731
     both = [of_run(table).query("metric != 'wall_s'") for table in (together, alone)]
     assert both[0][["metric", "step"]].to_numpy().tolist() == both[1][["metric", "step"]].to_numpy().tolist()

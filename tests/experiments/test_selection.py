@@ -12,7 +12,7 @@ import pytest
 from cetsim import sweep
 from experiments.common.conditions import Condition
 from experiments.common.options import Sweep, UserError
-from experiments.common.selection import complete
+from experiments.common.selection import Course, complete
 
 pytestmark = pytest.mark.slow
 
@@ -23,26 +23,29 @@ RATES = {"a": (0.1, 0.2), "b": (0.1, 0.2), "c": (0.1, 0.2), "d": (0.3,)}
 class Options(Sweep):
     """Three seeds of four things."""
 
-    out: Path = Path("here")
+    dataset, form = "none", "none"
 
     @property
     def name(self):
         return "things"
 
 
-class Counting:
+class Counting(Course):
     """Of a condition the learning rate is its score; what is trained is told, and some of it fails."""
 
-    def __init__(self, measured_on, trained, broken):
-        self.measured_on, self.trained, self.broken = measured_on, trained, broken
+    static = ("boundary",)
+
+    def __init__(self, options, measured_on, trained, broken):
+        super().__init__(options, measured_on)
+        self.trained, self.broken = trained, broken
 
     def config(self):
         return {"measured_on": self.measured_on}
 
-    def columns(self, condition):
-        return {}
+    def score(self, values):
+        return values["validation_accuracy"]
 
-    def training(self, mode):
+    def training(self, boundary):
         def begin(condition, key):
             seen = condition.trace, condition.learning_rate, condition.seed
             self.trained.append(seen)
@@ -60,9 +63,8 @@ def run(folder, trained=None, shard="1/1", broken=()):
     trained = [] if trained is None else trained
     options = Options(out=folder, shard=shard, selection_seed=99)
     groups = [[Condition(name, learning_rate=rate) for rate in rates] for name, rates in RATES.items()]
-    courses = {measured_on: Counting(measured_on, trained, broken) for measured_on in ("validation", "test")}
-    how = dict(static=("mode",), score=lambda values: values["validation_accuracy"], describe=lambda one: one.trace)
-    rows = complete(options, groups, courses, **how)
+    courses = {on: Counting(options, on, trained, broken) for on in ("validation", "test")}
+    rows = complete(courses, groups)
     if rows is None:
         return None, trained
     runs = rows.drop_duplicates("run")
@@ -92,7 +94,7 @@ def test_shards_share_the_work_and_the_first_reports(tmp_path):
         "import sys, pathlib, test_selection; print(test_selection.run(pathlib.Path(sys.argv[1]), shard=sys.argv[2]))"
     )
     root = Path(__file__).parents[2]
-    paths = {"PYTHONPATH": os.pathsep.join(map(str, (root, root / "tests")))}
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (root, root / "tests", Path(__file__).parent)))}
     shards = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "together"), shard], text=True, stdout=subprocess.PIPE,

@@ -19,11 +19,11 @@ pytestmark = pytest.mark.slow
 NAME = "streaming-vision"
 TINY = (
     *(NAME, "--delays", "0.4", "--order-delay", "0.4", "--orders", "2", "--hidden", "6", "--seeds", "1"),
-    *("--run-lengths", "1", "--interpolations", "1", "--update-everys", "128", "--steps", "2"),
+    *("--run-lengths", "1", "--interpolations", "1", "--segments", "128", "--steps", "2"),
 )
-PLACE = ("mode", "delay_s", "run_length", "interpolation", "update_every")
+PLACE = ("boundary", "delay_s", "run_length", "interpolation", "segment")
 OPTIONS = Options(
-    delays=(0.4, 4.0), order_delay=2.0, orders=(2, 10), run_lengths=(1, 8), interpolations=(1, 4), update_everys=(64,)
+    delays=(0.4, 4.0), order_delay=2.0, orders=(2, 10), run_lengths=(1, 8), interpolations=(1, 4), segments=(64,)
 )
 
 
@@ -44,9 +44,9 @@ def places(conditions):
 def test_every_trace_in_every_mode_at_every_delay_and_for_all_that_is_varied_at_one():
     conditions = conditions_of(OPTIONS)
     both = [
-        *((mode, delay, 1, 1, 128) for mode in ("reset", "carry") for delay in (0.4, 4.0, 2.0)),
-        *((mode, 2.0, 8, 1, 128) for mode in ("reset", "carry")),
-        *((mode, 2.0, 1, 4, 128) for mode in ("reset", "carry")),
+        *((boundary, delay, 1, 1, 128) for boundary in ("reset", "carry") for delay in (0.4, 4.0, 2.0)),
+        *((boundary, 2.0, 8, 1, 128) for boundary in ("reset", "carry")),
+        *((boundary, 2.0, 1, 4, 128) for boundary in ("reset", "carry")),
         ("carry", 2.0, 1, 1, 64),
     ]
     assert places(conditions) == dict.fromkeys(both, 4)
@@ -56,16 +56,16 @@ def test_every_trace_in_every_mode_at_every_delay_and_for_all_that_is_varied_at_
 
 
 def test_backprop_is_run_once_for_each_order_of_images_unless_batch_norm_tells_its_modes_apart():
-    shown = lambda c: (c.run_length, c.interpolation, c.update_every)  # noqa: E731
+    shown = lambda c: (c.run_length, c.interpolation, c.segment)  # noqa: E731
     backprop = [c for c in conditions_of(OPTIONS) if c.trace == "backprop"]
     assert [shown(c) for c in backprop] == [(1, 1, 128), (8, 1, 128), (1, 4, 128), (1, 1, 64)]
-    assert {(c.mode, c.delay_s, c.error_gate) for c in backprop} == {("reset", 0.0, 0.0)}
+    assert {(c.boundary, c.delay_s, c.error_gate) for c in backprop} == {("reset", 0.0, 0.0)}
     cnn = [c for c in conditions_of(replace(OPTIONS, network="cnn")) if c.trace == "backprop"]
-    assert [c.mode for c in cnn] == ["reset"] * 3 + ["carry"] * 4
+    assert [c.boundary for c in cnn] == ["reset"] * 3 + ["carry"] * 4
 
 
 def test_nothing_is_run_twice_and_what_is_not_varied_adds_nothing():
-    options = replace(OPTIONS, order_delay=4.0, update_everys=(128,))
+    options = replace(OPTIONS, order_delay=4.0, segments=(128,))
     conditions = conditions_of(options)
     assert len(set(conditions)) == len(conditions)
     plain = replace(options, run_lengths=(1,), interpolations=(1,))
@@ -74,13 +74,13 @@ def test_nothing_is_run_twice_and_what_is_not_varied_adds_nothing():
 
 
 def test_streams_alone_and_stretches_alone():
-    assert {place[0] for place in places(conditions_of(replace(OPTIONS, modes=("carry",))))} == {"carry"}
-    stretches = places(conditions_of(replace(OPTIONS, modes=("reset",))))
-    assert {(place[0], place[4]) for place in stretches} == {("reset", 128)}
+    assert {place[0] for place in places(conditions_of(replace(OPTIONS, boundaries=("carry",))))} == {"carry"}
+    segments = places(conditions_of(replace(OPTIONS, boundaries=("reset",))))
+    assert {(place[0], place[4]) for place in segments} == {("reset", 128)}
 
 
 def test_the_gate_closes_on_the_same_images_however_many_there_are_to_an_update():
-    gates = {c.update_every: c.error_gate for c in conditions_of(OPTIONS) if c.trace == "ET"}
+    gates = {c.segment: c.error_gate for c in conditions_of(OPTIONS) if c.trace == "ET"}
     assert gates == {128: 1e-8, 64: pytest.approx(4e-8)}  # errors of a mean over half as many are twice as large
 
 
@@ -88,9 +88,9 @@ def test_a_run_of_more_frequent_updates_sees_as_many_images():
     few = np.zeros((256, 1, 2, 2), np.float32), np.arange(256, dtype=np.int32) % 3
     course = vision.Course(replace(OPTIONS, steps=10), datasets.Dataset("few", *few, *few), "test")
     for condition in conditions_of(OPTIONS):
-        settings = course.supervised(**{name: getattr(condition, name) for name in vision.STATIC}).settings
+        settings = course.supervised(**{name: getattr(condition, name) for name in vision.Course.static}).settings
         assert settings.steps * settings.segment == 10 * 128
-        assert settings.segment == condition.update_every
+        assert settings.segment == condition.segment
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -105,12 +105,12 @@ def test_presets_pass_their_own_checks_and_are_named(preset):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--modes",), "--modes must be at least one, got none"),
-        (("--modes", "carry", "carry"), "--modes must be different from each other, got carry carry"),
-        (("--modes", "flow"), "invalid choice 'flow'"),
-        (("--mode", "carry"), "--mode"),  # of a single mode: not an option here
+        (("--boundaries",), "--boundaries must be at least one, got none"),
+        (("--boundaries", "carry", "carry"), "--boundaries must be different from each other, got carry carry"),
+        (("--boundaries", "flow"), "invalid choice 'flow'"),
+        (("--boundary", "carry"), "--boundary"),  # of a single boundary: not an option here
         (("--delays", "0.3"), "--delays must be multiples of the 0.2 s of an image, got 0.3"),
-        (("--delays", "30"), "--delays must be at most 25.4 s: signals later than the stretch of 128 x 0.2 s are lost"),
+        (("--delays", "30"), "--delays must be at most 25.4 s: signals later than the segment of 128 x 0.2 s are lost"),
         (("--order-delay", "30"), "--order-delay must be at most 25.4 s"),
         (("--order-delay", "0.5"), "--order-delay must be multiples of the 0.2 s of an image, got 0.5"),
         (("--selection-delay", "30"), "--selection-delay must be at most 25.4 s"),
@@ -119,14 +119,14 @@ def test_presets_pass_their_own_checks_and_are_named(preset):
         (("--run-lengths", "0"), "--run-lengths must be at least 1, got 0"),
         (("--run-lengths", "2", "2"), "--run-lengths must be different from each other, got 2 2"),
         (("--interpolations",), "--interpolations must be at least one, got none"),
-        (("--update-everys", "0"), "--update-everys must be at least 1, got 0"),
+        (("--segments", "0"), "--segments must be at least 1, got 0"),
         (
-            ("--update-everys", "100", "--steps", "3"),
-            "--update-everys must be divisors of the 384 images of a run, got",
+            ("--segments", "100", "--steps", "3"),
+            "--segments must be divisors of the 384 images of a run, got",
         ),
         (
-            ("--update-everys", "96", "--steps", "3", "--learning-rates", "1e-3", "1e-2", "--selection-steps", "2"),
-            "--update-everys must be divisors of the 256 images of a run, got 96",
+            ("--segments", "96", "--steps", "3", "--learning-rates", "1e-3", "1e-2", "--selection-steps", "2"),
+            "--segments must be divisors of the 256 images of a run, got 96",
         ),
         (("--plot-only",), "run the experiment first, without --plot-only"),
     ],
@@ -144,8 +144,8 @@ def test_runs_longer_than_the_rarest_class_has_images(capsys, tmp_path):
 
 
 def test_what_is_unusual_but_right():
-    Options(modes=("carry",), delays=(30.0,), order_delay=40.0).check()
-    Options(selection_steps=3, update_everys=(1000,), steps=125, learning_rates=(1e-3,)).check()  # no selection
+    Options(boundaries=("carry",), delays=(30.0,), order_delay=40.0).check()
+    Options(selection_steps=3, segments=(1000,), steps=125, learning_rates=(1e-3,)).check()  # no selection
 
 
 # From the command line to the figures.
@@ -170,7 +170,7 @@ def test_rows_say_how_images_came(tiny):
 def test_figures_are_redrawn_from_the_table_alone(tiny, tmp_path):
     folder = copied(tiny, tmp_path)
     table = output_of(*TINY, "--plot-only", "--out", tmp_path)
-    titles = ("reset, stretches start empty", "carry, time goes on", "carry less reset")
+    titles = ("reset, segments start empty", "carry, time goes on", "carry less reset")
     for text in ("Test accuracy in %", *(f"delay of the signal (s): {title}" for title in titles)):
         assert table.count(text) == 1
     assert "run of a class (images): " not in table  # not varied
@@ -185,11 +185,11 @@ def test_a_stream_of_blended_images_with_frequent_updates_runs(tmp_path):
     options = replace(OPTIONS, hidden=(4,), steps=2)
     course = vision.Course(options, datasets.Dataset("random", images, labels, images, labels), "test")
     condition = replace(conditions_of(options)[-1], learning_rate=1e-3, interpolation=2, run_length=5)
-    assert (condition.mode, condition.update_every) == ("carry", 64)
-    table = trained(course, [condition], tmp_path, vision.STATIC)
+    assert (condition.boundary, condition.segment) == ("carry", 64)
+    table = trained(course, [condition], tmp_path)
     assert table.final("diverged") == 0
     rows = table.rows
-    assert rows.loc[rows["metric"] == "test_accuracy", "step"].max() == 4  # updates of 64 images, in two stretches
+    assert rows.loc[rows["metric"] == "test_accuracy", "step"].max() == 4  # updates of 64 images, in two segments
 
 
 # What figures and tables are made from.
@@ -202,7 +202,7 @@ def rows_of(conditions, values=None, **more):
     return [
         same
         | {name: getattr(c, name) for name in fields}
-        | dict(run=f"{index}", seed=0, learning_rate=1e-3, step=256 // c.update_every, value=0.9)
+        | dict(run=f"{index}", seed=0, learning_rate=1e-3, step=256 // c.segment, value=0.9)
         | ({} if values is None else {"value": values[index]})
         | more
         for index, c in enumerate(conditions)
@@ -213,19 +213,19 @@ def test_each_comparison_varies_one_thing():
     ends = streaming_vision.select(tidy(rows_of(conditions_of(OPTIONS))), OPTIONS)
     delay = streaming_vision.order_delay(ends, OPTIONS)
     assert delay == 2.0
-    for varied, mode, values in (
+    for varied, boundary, values in (
         ("delay_s", "reset", [0.4, 2.0, 4.0]),
         ("run_length", "carry", [1, 8]),
         ("interpolation", "reset", [1, 4]),
-        ("update_every", "carry", [64, 128]),
-        ("update_every", "reset", [128]),
+        ("segment", "carry", [64, 128]),
+        ("segment", "reset", [128]),
     ):
-        line = streaming_vision.line(ends, varied, mode, delay)
+        line = streaming_vision.line(ends, varied, boundary, delay)
         late = line[line["trace"] != "backprop"]
         assert sorted(set(line[varied])) == values
         assert all(late[name].nunique() == 1 for name in PLACE if name != varied)
         assert line.groupby(["trace", "order"])[varied].nunique().eq(len(values)).all()  # of backprop too
-    assert set(ends["step"]) == {2}  # stretches, whatever the updates
+    assert set(ends["step"]) == {2}  # segments, whatever the updates
     assert set(ends.loc[ends["trace"] != "backprop", "error_gate"]) == {1e-8}
 
 
@@ -237,7 +237,7 @@ def report_of(capsys, rows, options):
 
 
 def test_the_cost_of_a_mode_is_taken_seed_by_seed(tmp_path, capsys):
-    single = dict(run_lengths=(1,), interpolations=(1,), update_everys=(128,), out=tmp_path)
+    single = dict(run_lengths=(1,), interpolations=(1,), segments=(128,), out=tmp_path)
     options = replace(OPTIONS, delays=(2.0,), orders=(2,), **single)
     conditions = [c for c in conditions_of(options) if c.trace == "CET"]
     rows = [row for seed, values in enumerate([(0.5, 0.7), (0.6, 0.7)])
@@ -275,9 +275,9 @@ def test_figures_of_what_there_is(tmp_path, capsys):
     for some, names in (
         (rows, everything),
         ([*rows, *lost], everything),  # a trace of which every run diverged
-        ([row for row in rows if row["mode"] == "carry"], everything),
-        ([row for row in rows if row["mode"] == "reset"], everything[:2]),
-        ([row for row in rows if row["interpolation"] == 1 or row["mode"] == "reset"], everything),
+        ([row for row in rows if row["boundary"] == "carry"], everything),
+        ([row for row in rows if row["boundary"] == "reset"], everything[:2]),
+        ([row for row in rows if row["interpolation"] == 1 or row["boundary"] == "reset"], everything),
         ([row for row in rows if row["delay_s"] in (0.0, 4.0)], everything[:1]),
         ([*backprop, rows[1]], everything[:1]),
     ):

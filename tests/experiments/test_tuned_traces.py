@@ -126,7 +126,7 @@ def test_plot_only_needs_nothing_but_results(tiny, tmp_path):
 
 def ended(run: str, peak: float, value: float, **more) -> dict:
     """A row of a run of ET that ended with this accuracy."""
-    row = dict(dataset="digits", network="MLP 64-8-10", form="activation", mode="reset", error_gate=1e-8, step=300)
+    row = dict(dataset="digits", network="MLP 64-8-10", form="activation", boundary="reset", error_gate=1e-8, step=300)
     row |= dict(trace="ET", order=1, delay_s=4.0, peak_s=peak, rise_s=0.0, ratio=0.0, learning_rate=1e-3, seed=0)
     return row | dict(run=run, metric="test_accuracy", value=value) | more
 
@@ -167,7 +167,7 @@ def test_families_without_a_sound_run_are_drawn_empty(tmp_path, capsys):
         (("--time-constants", "1", "0"), "--time-constants must be above 0, got 0"),
         (("--time-constants", "1", "2"), "--orders must be as many with --peaks as the 2 of --time-constants"),
         (("--orders", "2", "4"), "--orders must be as many with --peaks as the 12 of --time-constants: every family"),
-        (("--rises", "0.5"), "--rises must be with --depressions as many with --peaks as the 12 of --time-constants"),
+        (("--rises", "0.5"), "--rises must be as many with --depressions and --peaks as the 12 of --time-constants"),
         (("--rises", "0.5", "1"), "--rises must be above 0 and at most 0.99, got 1"),
         (("--depressions", "0", "1"), "--depressions must be 0 to 0.95, got 1"),
         (("--depressions", "-0.1"), "--depressions must be 0 to 0.95, got -0.1"),

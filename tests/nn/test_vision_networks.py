@@ -44,11 +44,11 @@ def cifar10(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "mode", [(), ("--mode", "carry", "--update-every", "64", "--steps", "1")], ids=["reset", "carry"]
+    "boundary", [(), ("--boundary", "carry", "--segment", "64", "--steps", "1")], ids=["reset", "carry"]
 )
-def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, mode):
+def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, boundary):
     arguments = ("behavioral-vision", "--preset", "cifar10", "--data-dir", str(cifar10), "--out", str(tmp_path))
-    run(*arguments, *TINY, "--selection-delay", "0.4", "--orders", "10", *mode)
+    run(*arguments, *TINY, "--selection-delay", "0.4", "--orders", "10", *boundary)
     rows = rows_of(tmp_path)
     tested = {row["trace"] for row in rows if row["metric"] == "test_accuracy"}
     assert tested == {"backprop", "ET", "CET", "delay line"}
@@ -67,7 +67,7 @@ def test_the_resnet_runs_on_small_images_of_many_classes(tmp_path):
     options = replace(PRESETS["tinyimagenet"], steps=1, selection_steps=1)
     course = vision.Course(options, datasets.Dataset("tinyimagenet", x, labels, x[:24], labels[:24]), "test")
     condition = set_to_delay(options, "CET", 10, 1.0, error_gate=1e-8, learning_rate=1e-3)
-    table = trained(course, [condition], tmp_path, vision.STATIC)
+    table = trained(course, [condition], tmp_path)
     assert course.network == "ResNet-20"
     assert table.final("diverged") == 0
     assert set(table.rows["metric"]) >= {"test_accuracy", "test_top5_accuracy", "alignment"}
