@@ -87,7 +87,9 @@ _QUICK = Options(
 PRESETS = {
     "demo": Options(),
     "quick": _QUICK,
-    "cifar10": replace(_QUICK, preset="cifar10", dataset="cifar10", network_steps=1170, examples=1000),
+    "cifar10": replace(
+        _QUICK, preset="cifar10", dataset="cifar10", network_steps=780, latents=256, steps=300, examples=500
+    ),
 }
 
 
