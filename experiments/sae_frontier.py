@@ -151,9 +151,8 @@ def train_network(options: Options, dataset) -> Network:
     model, _ = eqx.nn.make_with_state(make)(jax.random.key(0))
     model = eqx.nn.inference_mode(eqx.combine(state.params, eqx.filter(model, eqx.is_inexact_array, inverse=True)))
     buffers = () if flat else (state.buffers,)
-    example = (jnp.asarray(test_x[0]), *buffers)
-    found = interpret.sites(model, *example)
-    hidden = [name for name, site in found.items() if site.kind == "Lambda" and site.fault is None and site.shape]
+    found = interpret.sites(model, jnp.asarray(test_x[0]), *buffers)
+    hidden = [f"layers.{i}" for i, layer in enumerate(model.layers) if getattr(layer, "fn", None) is jax.nn.relu]
     sites = {name: -1 if len(found[name].shape) == 3 else None for name in hidden}
     return Network(model, buffers, sites, jnp.asarray(test_x), jnp.asarray(dataset.test_y))
 
