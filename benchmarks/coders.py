@@ -173,7 +173,8 @@ def compare(folders: dict[str, Path], data_dir: str | None, out: Path) -> None:
 
 
 def evaluated(folder: Path, name: str, data_dir: str | None) -> list[dict]:
-    """What our evaluation says of every coder of a network."""
+    """What our evaluation says of every coder of a network; programs are compiled once a kind."""
+    import equinox as eqx
     import jax
     import jax.numpy as jnp
 
@@ -182,14 +183,24 @@ def evaluated(folder: Path, name: str, data_dir: str | None) -> list[dict]:
 
     own, (train_set, (x, labels)) = NETWORKS[name], images_of(name, data_dir)
     model, state = trained_network(folder, name, train_set, (x, labels))
-    x, labels = jnp.asarray(x[: own["tested"]]), labels[: own["tested"]]
-    store, rows, site = si.Activations(folder / "test"), [], own["site"]
+    site, store, count = own["site"], si.Activations(folder / "test"), own["tested"]
+    vectors, mean = jnp.asarray(store.array(site)), jnp.asarray(store.mean(site))
+    quality, losses = eqx.filter_jit(si.quality), eqx.filter_jit(si.cross_entropies)
+    rows = []
     for path in sorted(folder.glob("*-*-*-*.npz")):
         whose, kind, k, seed = path.stem.split("-")
         start = si.Coder(own["width"], None, own["latents"], getattr(si, kind)(int(k)), key=jax.random.key(0),
                          sites=(site, site))  # fmt: skip
-        coder = with_fields(start, **{name: jnp.asarray(array) for name, array in np.load(path).items()})
-        values = si.evaluate(coder, store, model, x, labels, *state, axis=own["axis"], batch=500).values
+        coder = with_fields(start, **{field: jnp.asarray(array) for field, array in np.load(path).items()})
+        values = {field: float(value) for field, value in quality(coder, vectors).items()}
+        parts = [
+            losses(coder, model, jnp.asarray(x[i : i + 500]), labels[i : i + 500], mean, *state, axis=own["axis"])
+            for i in range(0, count, 500)
+        ]
+        for field in ("clean", "spliced", "zero", "mean"):
+            values[f"loss_{field}"] = sum(float(part[field]) for part in parts) / count
+        gap = values["loss_zero"] - values["loss_clean"]
+        values["loss_recovered"] = (values["loss_zero"] - values["loss_spliced"]) / gap
         rows.append({"network": name, "whose": whose, "sparsity": kind, "k": int(k), "seed": int(seed)} | values)
         print(path.stem, values["explained_variance"], values["dead"], flush=True)
     return rows

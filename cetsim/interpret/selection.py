@@ -16,7 +16,7 @@ def largest_of_rows(scores: Float[Array, "batch latents"], k) -> Float[Array, "b
 
     **Arguments:** `scores`: at least 0. `k`: at least 1, a whole number that may be traced.
     """
-    return _bisected(scores, k, lambda enough: enough.sum(axis=1, keepdims=True))
+    return _bisected(scores, k, _counted)
 
 
 def above_others_of_rows(scores: Float[Array, "batch latents"], k) -> Float[Array, "batch 1"]:
@@ -26,7 +26,7 @@ def above_others_of_rows(scores: Float[Array, "batch latents"], k) -> Float[Arra
 
     **Arguments:** as of `largest_of_rows`.
     """
-    return _bisected(scores, k, lambda enough: enough.sum(axis=1, keepdims=True), any_bound=True)
+    return _bisected(scores, k, _counted, any_bound=True)
 
 
 def largest_of_all(scores: Float[Array, "batch latents"], k) -> Float[Array, "1 1"]:
@@ -35,7 +35,18 @@ def largest_of_all(scores: Float[Array, "batch latents"], k) -> Float[Array, "1 
     **Arguments:** as of `largest_of_rows`.
     """
     # First along rows: a sum to a single number is not spread over cores.
-    return _bisected(scores, k, lambda enough: enough.sum(axis=1).sum()[None, None])
+    return _bisected(scores, k, lambda enough: _counted(enough).sum(dtype=jnp.int32)[None, None])
+
+
+def _counted(enough):
+    """How many of each row are true, `[rows, 1]`.
+
+    XLA vectorises sums over any axis but the last, and bytes fill its vectors best, here of sums up to 16: three times
+    as fast as a sum along rows.
+    """
+    parts = 16 if enough.shape[1] % 16 == 0 else 1
+    by_lane = enough.reshape(len(enough), parts, -1).sum(axis=1, dtype=jnp.int8)
+    return by_lane.sum(axis=1, keepdims=True, dtype=jnp.int32)
 
 
 def _bisected(scores, k, count, any_bound: bool = False):
@@ -45,13 +56,13 @@ def _bisected(scores, k, count, any_bound: bool = False):
     low = jnp.ones_like(count(bits > 0), kind)
     high = jnp.broadcast_to(bits.max().astype(kind) + 1, low.shape)
 
-    def halve(bounds):
+    def halved(bounds):
         low, high = bounds
         middle = low + (high - low) // 2
-        reach = count(bits >= middle)
+        reach = count(bits >= middle).astype(jnp.asarray(k).dtype)
         enough = reach >= k
         top = jnp.where(reach == k, middle + 1, high) if any_bound else high
         return jnp.where(enough, middle, low), jnp.where(enough, top, middle)
 
-    low, _ = jax.lax.while_loop(lambda bounds: jnp.any(bounds[1] - bounds[0] > 1), halve, (low, high))
+    low, _ = jax.lax.while_loop(lambda bounds: jnp.any(bounds[1] - bounds[0] > 1), halved, (low, high))
     return jax.lax.bitcast_convert_type(low, scores.dtype)
