@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from cetsim import checks, steps
 from cetsim.spiking.surrogates import AbstractSurrogate, FastSigmoid
@@ -57,7 +57,7 @@ class AbstractNeuron(eqx.Module):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the time constant: `()` for one shared by all neurons, `(neurons,)` for one each."""
-        return jnp.shape(self.log_time_constant if self.constant is None else self.constant)
+        return np.shape(self.log_time_constant if self.constant is None else self.constant)
 
     def init(self, shape: tuple[int, ...], dtype=float) -> NeuronState:
         """Neurons at rest: v = 0 and no spike before.
@@ -69,7 +69,7 @@ class AbstractNeuron(eqx.Module):
             raise ValueError(f"`shape` must end in the shape {self.shape} of the time constants, got {shape}")
         return NeuronState(*(jnp.zeros(shape, dtype) for _ in range(4)))
 
-    def step(self, state: NeuronState, current: Float[Array, "*neurons"]):
+    def step(self, state: NeuronState, current: Shaped[Array | np.ndarray, "*neurons"]):
         """One step of dt with the input current held over it; returns `(state, output)`."""
         if jnp.shape(current) != state.v.shape:
             raise ValueError(f"`current` must have the state's shape {state.v.shape}, got {jnp.shape(current)}")
@@ -230,8 +230,8 @@ def _dt(dt) -> float:
 def _time_constant(time_constant, dt: float, learned):
     """τ as a constant, out of an optimiser's reach, and log τ as a parameter; the one that it is not is None."""
     _require_resolved("time_constant", time_constant, dt)
-    if jnp.ndim(time_constant) > 1:
-        raise ValueError(f"`time_constant` must be one number or [neurons], got shape {jnp.shape(time_constant)}")
+    if np.ndim(time_constant) > 1:
+        raise ValueError(f"`time_constant` must be one number or [neurons], got shape {np.shape(time_constant)}")
     if checks.require_flag("learn_time_constant", learned):
         return None, jnp.log(steps.constant(time_constant))
     if checks.is_traced(time_constant):

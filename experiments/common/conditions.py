@@ -14,7 +14,7 @@ class Condition:
     **Fields:**
 
     - `trace`, `order`: kind of trace and its stages: ET, CET, balanced (a CET with all stages read), CET - ET, delay
-      line, double exponential; backprop and no delay.
+      line, double exponential, e-prop (an ET of the readout's own time constant); backprop and no delay.
     - `delay_s`: seconds by which credit is late: in all layers, or, where there are `layers`, from each to the next.
     - `learning_rate`, `seed`.
     - `peak_s`: where the trace is set: the peak of a cascade, the time constant of ET, the slower of two exponentials,
@@ -29,6 +29,8 @@ class Condition:
       remembered.
     - `method`, `learn_every`, `step_size`, `stretches`, `horizon`, `perturbation`: how the peak is learned, see
       `experiments/learned_delay.py`.
+    - `code`, `errors`: how images become spikes, and how errors pass a layer of neurons on their way down, see
+      `experiments/spiking_vision.py`.
     """
 
     trace: str = "backprop"
@@ -59,6 +61,8 @@ class Condition:
     stretches: int = 0
     horizon: int = 0
     perturbation: float = 0.0
+    code: str = ""
+    errors: str = "unrolled"
 
 
 DEFAULTS = {field.name: field.default for field in fields(Condition)}
