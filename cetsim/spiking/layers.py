@@ -166,6 +166,9 @@ class SpikingLayer(SuppliesActivation):
             seen = jnp.concatenate([state.own, jax.lax.stop_gradient(outputs)])[: len(rows)]
             traced, recurrent = eligibility.through(self, self.recurrent, m, seen, state.recurrent, emitted, slopes)
             output = output + derivative_of(traced)
+        for block in (self.inputs, self.recurrent):
+            if is_traced(block) and block.synapses.length is not None:  # errors of padding would reach back through v
+                output = jnp.where(m < block.synapses.length, output, jax.lax.stop_gradient(output))
         after = dataclasses.replace(after, inputs=inputs, recurrent=recurrent)
         return output, jax.lax.stop_gradient(after)
 

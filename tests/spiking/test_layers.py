@@ -248,10 +248,28 @@ def test_the_error_gate_closes_on_steps_of_small_errors():
 
 
 def test_padding_does_not_count():
-    layer, (x, target) = make(recurrent_delay=DT), segment()
-    grads, _ = gradient(layer, x, target, attached(length=17))
-    expected, _ = gradient(layer, x[:17], target[:17], attached())
-    assert_close(with_bias(grads.inputs), with_bias(expected.inputs))
+    model, (x, target) = Stack("ALIF"), segment()
+    grads, input_grad = gradient(model, x, target, attached(length=17))
+    expected, expected_input = gradient(model, x[:17], target[:17], attached())
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        assert_close(one, other)
+    assert_close(input_grad[:17], expected_input)
+    assert not np.any(input_grad[17:])
+
+
+def test_attached_layers_are_listed_saved_and_taken_off_again(tmp_path):
+    layer = make("ALIF", recurrent_delay=DT)
+    model = attached()(layer)
+    assert cetsim.layer_names(layer) == ["inputs", "recurrent"]
+    assert [(row.layer, row.kind) for row in cetsim.summary(model)] == [
+        ("inputs", "Synapses"),
+        ("recurrent", "Synapses"),
+    ]
+    cetsim.save(tmp_path / "model", model)
+    other = attached()(make("ALIF", seed=9, recurrent_delay=DT))
+    for found in (cetsim.load(tmp_path / "model", other), model):
+        for one, wanted in zip(jax.tree.leaves(cetsim.detach(found)), jax.tree.leaves(layer), strict=True):
+            np.testing.assert_array_equal(one, wanted)
 
 
 # Streams.
