@@ -2,14 +2,15 @@
 
 - Surrogates ψ of a spike: `FastSigmoid`, `ArcTan`, `Boxcar`, `Gaussian`, all an `AbstractSurrogate`.
 - Neurons: `LIF`, `ALIF`, `LeakyIntegrator`, all an `AbstractNeuron`, stepped from a `NeuronState`.
-- Layers: `SpikingLayer`, feedforward or recurrent, to which `cetsim.attach` gives traces; its `Synapses` and
+- Layers: `SpikingLayer`, feedforward or recurrent, to which `cetsim.attach` gives traces; its `SynapticWeights` and
   `LayerState`.
 - Codes: `rate_code` and `latency_code` make spikes of numbers, `firing_rate` counts them.
 """
 
 from cetsim.spiking.codes import firing_rate, latency_code, rate_code
-from cetsim.spiking.layers import ERRORS, FACTORS, LayerState, SpikingLayer, Synapses
-from cetsim.spiking.neurons import ALIF, LIF, AbstractNeuron, LeakyIntegrator, NeuronState
+from cetsim.spiking.layers import ERRORS, FACTORS, LayerState, SpikingLayer, SynapticWeights
+from cetsim.spiking.lif import ALIF, LIF
+from cetsim.spiking.neurons import AbstractNeuron, LeakyIntegrator, NeuronState
 from cetsim.spiking.surrogates import AbstractSurrogate, ArcTan, Boxcar, FastSigmoid, Gaussian
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
     "LeakyIntegrator",
     "NeuronState",
     "SpikingLayer",
-    "Synapses",
+    "SynapticWeights",
     "firing_rate",
     "latency_code",
     "rate_code",

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from cetsim import checks
 from cetsim.nn import TracedBlock
+from cetsim.spiking.lif import ALIF
 from cetsim.spiking.membrane import Membrane
-from cetsim.spiking.neurons import ALIF
 from cetsim.spiking.time import low_pass, own_step
 
 

@@ -19,7 +19,7 @@ ERRORS = ("unrolled", "instant")
 FACTORS = ("exact", "approximate")
 
 
-class Synapses(eqx.nn.Linear):
+class SynapticWeights(eqx.nn.Linear):
     """Weights of a layer, and a bias that is a synapse with an input of its own, behind the others."""
 
     def __call__(self, x: Float[Array, " inputs"], *, key=None):
@@ -78,8 +78,8 @@ class SpikingLayer(SuppliesActivation):
     **Reference:** Bellec et al. (2020), "A solution to the learning dilemma for recurrent networks of spiking neurons".
     """
 
-    inputs: Synapses | TracedBlock
-    recurrent: Synapses | TracedBlock | None
+    inputs: SynapticWeights | TracedBlock
+    recurrent: SynapticWeights | TracedBlock | None
     neuron: AbstractNeuron
     delay_steps: int = eqx.field(static=True)
     errors: str = eqx.field(static=True)
@@ -87,14 +87,14 @@ class SpikingLayer(SuppliesActivation):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        neuron: AbstractNeuron,
+        in_features,
+        out_features,
+        neuron,
         *,
         recurrent_delay=None,
-        use_bias: bool = True,
-        errors: str = "unrolled",
-        adaptation_factor: str = "exact",
+        use_bias=True,
+        errors="unrolled",
+        adaptation_factor="exact",
         key: Array,
     ):
         in_features = checks.require_whole("in_features", in_features)
@@ -105,7 +105,9 @@ class SpikingLayer(SuppliesActivation):
         checks.require_in("errors", errors, ERRORS)
         checks.require_in("adaptation_factor", adaptation_factor, FACTORS)
         of_inputs, of_recurrent = jax.random.split(key)
-        self.inputs = Synapses(in_features, out_features, checks.require_flag("use_bias", use_bias), key=of_inputs)
+        self.inputs = SynapticWeights(
+            in_features, out_features, checks.require_flag("use_bias", use_bias), key=of_inputs
+        )
         self.recurrent, self.delay_steps = None, 0
         if recurrent_delay is not None:
             recurrent_delay = checks.require_static("recurrent_delay", recurrent_delay)
@@ -114,7 +116,7 @@ class SpikingLayer(SuppliesActivation):
             )
             checks.require_whole_steps("recurrent_delay", recurrent_delay, neuron.dt)
             self.delay_steps = int(steps.from_seconds("recurrent_delay", recurrent_delay, neuron.dt))
-            self.recurrent = Synapses(out_features, out_features, False, key=of_recurrent)
+            self.recurrent = SynapticWeights(out_features, out_features, False, key=of_recurrent)
         self.neuron, self.errors, self.adaptation_factor = neuron, errors, adaptation_factor
 
     def init(self) -> LayerState:
