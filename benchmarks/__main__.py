@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import control, costs, sweeps
+from benchmarks import control, costs, spiking, sweeps
 
 EPOCHS_OF_MNIST = 2340  # steps of 128 images in five epochs
 
@@ -21,13 +21,14 @@ EPOCHS_OF_MNIST = 2340  # steps of 128 images in five epochs
 class Options:
     """Cost of the rule, 128 steps of time a batch, AdamW, next to plain backprop of the same network."""
 
-    parts: tuple[Literal["mlp", "cnn", "salient", "orders", "run", "rl", "lunarlander", "sweep"], ...] = (
+    parts: tuple[Literal["mlp", "cnn", "salient", "orders", "run", "rl", "lunarlander", "sweep", "spiking"], ...] = (
         *("mlp", "run", "salient", "cnn", "orders"),
     )
     """mlp: a step of the 784-512-512-10 MLP; cnn: of the CIFAR-10 CNN; salient: of the MLP on 16 of 1,280 images with
     credit minutes late; orders: mlp and cnn against order; run: a whole run; rl: frames a second of control;
     lunarlander: what its simulator takes of the time (both with the extra rl);
-    sweep: 32 runs in one sweep against them alone, checkpoints, overhead."""
+    sweep: 32 runs in one sweep against them alone, checkpoints, overhead; spiking: a step of a spiking network against
+    backprop through time."""
     json: Path | None = None
     """Also write the figures to this file."""
     rounds: int = 15
@@ -89,6 +90,8 @@ def main() -> int:
         figures += control.share_of_the_simulator(options.rounds)
     if "sweep" in options.parts:
         figures += sweeps.cost_of_a_sweep()
+    if "spiking" in options.parts:
+        figures += spiking.cost_of_a_spiking_step(options.rounds)
     if figures:
         show(figures, console)
     if "orders" in options.parts:

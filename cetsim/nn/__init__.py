@@ -2,7 +2,7 @@
 
 from cetsim.nn.attach import BOUNDARIES, FORMS, attach, detach, layer_names
 from cetsim.nn.batch_norm import BatchNorm
-from cetsim.nn.block import TracedBlock, streaming_init, streaming_value_and_grad
+from cetsim.nn.block import SuppliesActivation, TracedBlock, streaming_init, streaming_value_and_grad
 from cetsim.nn.cnn import cnn
 from cetsim.nn.conv import AvgPool2d, Conv2d
 from cetsim.nn.init import xavier
@@ -20,6 +20,7 @@ __all__ = [
     "BatchNorm",
     "Conv2d",
     "Summary",
+    "SuppliesActivation",
     "Synapses",
     "TracedBlock",
     "attach",

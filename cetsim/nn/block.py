@@ -1,5 +1,6 @@
 """A layer and its activation, learning through traces."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -22,6 +23,13 @@ class Absorbed(eqx.Module):
     def __call__(self, x, *, key=None):
         """Returns `x`."""
         return x
+
+
+class SuppliesActivation(eqx.Module):
+    """A module that gives the layers it holds an activation when it calls them, so that `attach` need not see one.
+
+    Once they are `TracedBlock`s it calls each of them by `with_activation`.
+    """
 
 
 class Recorder:
@@ -98,6 +106,10 @@ class TracedBlock(eqx.Module):
         )
 
     bias = weight
+
+    def with_activation(self, activation: Callable, affine=None) -> "TracedBlock":
+        """The block as a `SuppliesActivation` calls it: with an activation of this step, and around its layer."""
+        return dataclasses.replace(self, activation=activation, affine=self.affine if affine is None else affine)
 
     @property
     def synapses(self) -> Synapses:

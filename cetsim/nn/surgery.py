@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 from jax.tree_util import GetAttrKey, SequenceKey
 
-from cetsim.nn.block import Affine, TracedBlock, path_name
+from cetsim.nn.block import Affine, SuppliesActivation, TracedBlock, path_name
 
 Path = tuple
 
@@ -169,6 +169,9 @@ def _visit(node, path: Path, whole: bool = False, hidden: str | None = None):
         yield Site(path, node, hidden=hidden or "stands outside a Sequential or MLP, so that its activation is unknown")
     elif fault is not None:
         yield Site(path, node, fault=fault)
+    elif isinstance(node, SuppliesActivation):
+        for place in children(node, path):
+            yield from (site._replace(hidden=None) for site in _visit(place.node, place.path))
     elif _is_sequential(node) or (_is_mlp(node) and not mlp_fault(node, path)):
         yield from _along(chain(node, path), path, whole)
     else:

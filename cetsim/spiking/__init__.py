@@ -2,13 +2,21 @@
 
 - Surrogates ψ of a spike: `FastSigmoid`, `ArcTan`, `Boxcar`, `Gaussian`, all an `AbstractSurrogate`.
 - Neurons: `LIF`, `ALIF`, `LeakyIntegrator`, all an `AbstractNeuron`, stepped from a `NeuronState`.
+- Layers: `SpikingLayer`, feedforward or recurrent, to which `cetsim.attach` gives traces; its `SynapticWeights` and
+  `LayerState`.
+- Codes: `rate_code` and `latency_code` make spikes of numbers, `firing_rate` counts them.
 """
 
-from cetsim.spiking.neurons import ALIF, LIF, AbstractNeuron, LeakyIntegrator, NeuronState
+from cetsim.spiking.codes import firing_rate, latency_code, rate_code
+from cetsim.spiking.layers import ERRORS, FACTORS, LayerState, SpikingLayer, SynapticWeights
+from cetsim.spiking.lif import ALIF, LIF
+from cetsim.spiking.neurons import AbstractNeuron, LeakyIntegrator, NeuronState
 from cetsim.spiking.surrogates import AbstractSurrogate, ArcTan, Boxcar, FastSigmoid, Gaussian
 
 __all__ = [
     "ALIF",
+    "ERRORS",
+    "FACTORS",
     "LIF",
     "AbstractNeuron",
     "AbstractSurrogate",
@@ -16,6 +24,12 @@ __all__ = [
     "Boxcar",
     "FastSigmoid",
     "Gaussian",
+    "LayerState",
     "LeakyIntegrator",
     "NeuronState",
+    "SpikingLayer",
+    "SynapticWeights",
+    "firing_rate",
+    "latency_code",
+    "rate_code",
 ]

@@ -6,6 +6,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from cetsim import checks
@@ -18,10 +19,10 @@ class AbstractSurrogate(eqx.Module):
     """
 
     @abc.abstractmethod
-    def slope(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
+    def slope(self, u: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
         """ψ(u), in place of the derivative of H."""
 
-    def __call__(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, u: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
         """H(u): 1 where u > 0, else 0, whose derivative is ψ(u).
 
         **Arguments:** `u`: v - θ, in the units of v.

@@ -13,7 +13,7 @@ class Condition:
     **Fields:**
 
     - `trace`, `order`: kind of trace and its stages: ET, CET, balanced (a CET with all stages read), CET - ET, delay
-      line, double exponential; backprop and no delay.
+      line, double exponential, e-prop (an ET of the readout's own time constant); backprop and no delay.
     - `delay_s`: seconds by which credit is late: in all layers, or, where there are `layers`, from each to the next.
     - `learning_rate`, `seed`.
     - `peak_s`: where the trace is set: the peak of a cascade, the time constant of ET, the slower of two exponentials,
@@ -28,6 +28,8 @@ class Condition:
       `experiments/common/learned.py`.
     - `noise`, `rates_spread`, `readout`: of a cascade's stages, see `experiments/robustness.py`.
     - `centering`: of presynaptic activity, see `experiments/centering.py`.
+    - `code`, `errors`: how images become spikes, and how errors pass a layer of neurons on their way down, see
+      `experiments/spiking_vision.py`.
     """
 
     trace: str = "backprop"
@@ -62,6 +64,8 @@ class Condition:
     rates_spread: float = 0.0
     readout: str = ""
     centering: str = ""
+    code: str = ""
+    errors: str = "unrolled"
 
 
 # Runs are named by what fields were called when the first were made, and columns of tables are called so.

@@ -17,7 +17,7 @@ DATASETS = {"digits": "digits (8x8)", "mnist": "MNIST", "cifar10": "CIFAR-10", "
 SUBJECT = ("dataset", "network", "form", "boundary")  # what one figure is of
 NEEDED = ("trace", "order", "delay_s", "metric", "step", "value")
 _PAPERS_TASKS = {"LunarLander-v3": "LunarLander-v2", "MinAtar SpaceInvaders": "MinAtar/SpaceInvaders-v0"}
-_RANK = (*WITHOUT_DELAY, "delay line", "balanced", "CET - ET", "CET", "double exponential", "ET")
+_RANK = (*WITHOUT_DELAY, "delay line", "balanced", "CET - ET", "CET", "double exponential", "ET", "e-prop")
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -1,0 +1,118 @@
+"""Held against other simulators: the arrays in peers/ were made by the scripts beside this file."""
+
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cetsim
+from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FixedDelay, spiking
+
+PEERS = Path(__file__).parent / "peers"
+DT = 0.001
+AT_ONCE = dict(trace=DelayLine(0.0, dt=DT), delay=FixedDelay(0.0, DT))
+
+
+def load(name):
+    with np.load(PEERS / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
+def layer(neuron, inputs, recurrent=None, **options):
+    """A layer with these weights."""
+    late = None if recurrent is None else DT
+    made = spiking.SpikingLayer(
+        *inputs.shape[::-1], neuron, use_bias=False, recurrent_delay=late, key=jax.random.key(0), **options
+    )
+    made = eqx.tree_at(lambda m: m.inputs.weight, made, jnp.asarray(inputs))
+    return made if late is None else eqx.tree_at(lambda m: m.recurrent.weight, made, jnp.asarray(recurrent))
+
+
+def run(model, x, signal, **rule):
+    """Outputs, and the gradient of Σ signal · output, with traces if a rule is given."""
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad(has_aux=True)
+    def loss(model):
+        model = cetsim.attach(model, **rule) if rule else model
+        outputs = jax.vmap(model, axis_name="time")(x)
+        return jnp.sum(signal * outputs), outputs
+
+    (_, outputs), grads = loss(model)
+    return outputs, cetsim.detach(grads) if rule else grads
+
+
+def test_snntorch_has_the_same_spikes_potentials_and_gradients():
+    peer = {name: array.astype(float) for name, array in load("snntorch").items()}  # float32 there, float64 here
+    surrogate = spiking.FastSigmoid(float(peer["slope"]))
+    neurons = [spiking.LIF(-DT / np.log(beta), float(peer["threshold"]), DT, 0.0, surrogate) for beta in peer["beta"]]
+    model = eqx.nn.Sequential([layer(neuron, peer[f"weight_{i}"]) for i, neuron in enumerate(neurons)])
+    x = peer["x"]
+    for i, neuron in enumerate(neurons):
+        currents = jnp.asarray(x @ peer[f"weight_{i}"].T)
+        _, (v, spikes) = jax.lax.scan(
+            lambda state, now, neuron=neuron: (lambda s, z: (s, (s.v, z)))(*neuron.step(state, now)),
+            neuron.init(currents.shape[1:]),
+            currents,
+        )
+        np.testing.assert_allclose(v, peer[f"v_{i}"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(spikes, peer[f"spikes_{i}"])
+        assert 0.02 < np.mean(spikes) < 0.9
+        x = peer[f"spikes_{i}"]
+    for rule in ({}, AT_ONCE):
+        outputs, grads = run(model, jnp.asarray(peer["x"]), peer["signal"], **rule)
+        np.testing.assert_array_equal(outputs, peer["spikes_1"])
+        for i in (0, 1):
+            np.testing.assert_allclose(grads.layers[i].inputs.weight, peer[f"gradient_{i}"], rtol=1e-5, atol=2e-6)
+
+
+def test_braintrace_has_the_same_eligibility_online():
+    """Its D_RTRL of recurrent LIF neurons is e-prop; its EProp filters the eligibility as an exponential trace does."""
+    peer = load("braintrace")
+    inputs = peer["x"].shape[1]
+    inside, outside = peer["weight"][:, :inputs], peer["weight"][:, inputs:]
+    tau = -DT / np.log(float(peer["decay"]))
+    surrogate = spiking.FastSigmoid(float(peer["steepness"]))
+    model = layer(spiking.LIF(tau, float(peer["threshold"]), DT, 0.0, surrogate), inside, outside)
+    outputs, grads = run(model, jnp.asarray(peer["x"]), peer["signal"], **AT_ONCE)
+    np.testing.assert_array_equal(outputs, peer["recurrent_outputs"])
+    both = np.concatenate([grads.inputs.weight, grads.recurrent.weight], axis=1)
+    np.testing.assert_allclose(both, peer["recurrent_gradient"], rtol=1e-9, atol=1e-11)
+    trace = ExponentialTrace.from_decay(float(peer["kappa"]), DT, read="after", normalization="peak")
+    model = layer(spiking.LeakyIntegrator(tau, DT), inside)
+    outputs, grads = run(model, jnp.asarray(peer["x"]), peer["signal"], trace=trace, delay=FixedDelay(0.0, DT))
+    np.testing.assert_allclose(outputs, peer["filtered_outputs"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(grads.inputs.weight, peer["filtered_gradient"], rtol=1e-9, atol=1e-11)
+
+
+def test_steps_converge_to_brian2s_equations_at_the_claimed_order():
+    """Inputs are held at the middle of a step, order 2 for v and x̂; e at its value at the step's end, order 1."""
+    peer, errors = load("brian2"), []
+    tau, every = float(peer["tau"]), float(peer["every"])
+    surrogate = spiking.FastSigmoid(float(peer["steepness"]))
+    grains = (1, 2, 4, 8)
+    for grain in grains:
+        dt = every / grain
+        middle = (np.arange(grain * (len(peer["v"]) - 1)) + 0.5) * dt
+        current, x = 0.9 + 0.8 * np.sin(2 * np.pi * 6 * middle), 0.5 + 0.5 * np.cos(2 * np.pi * 4 * middle)
+        membrane = spiking.LeakyIntegrator(tau, dt)
+        order = 3
+        trace = CascadingTrace.from_rate(float(peer["rate"]), order, dt=dt, read="after")
+
+        def body(state, now, membrane=membrane, trace=trace):
+            neuron, filtered, cascade = state
+            neuron, v = membrane.step(neuron, now[0])
+            filtered, x = membrane.step(filtered, now[1])
+            cascade, h = trace.step(cascade, surrogate.slope(v - float(peer["threshold"])) * x)
+            return (neuron, filtered, cascade), (v, x, h)
+
+        start = membrane.init(()), membrane.init(()), trace.init(())
+        _, rows = jax.lax.scan(body, start, np.stack([current, x], axis=1))
+        rows = [np.asarray(row)[grain - 1 :: grain] for row in rows]
+        wanted = [peer[name][1:] for name in ("v", "filtered", "h3")]
+        errors.append([np.max(np.abs(row - want)) for row, want in zip(rows, wanted, strict=True)])
+    orders = np.log2(np.array(errors)[:-1] / np.array(errors)[1:])
+    np.testing.assert_allclose(orders[:, :2], 2.0, atol=0.1)
+    np.testing.assert_allclose(orders[-1, 2], 1.0, atol=0.1)
