@@ -138,22 +138,7 @@ def test_noise_adds_up_over_stages_as_the_two_numbers_say():
 
 @pytest.mark.slow
 def test_the_experiment_ends_with_tables_and_a_figure(tmp_path):
-    small = (
-        "--steps",
-        3,
-        "--seeds",
-        1,
-        "--hidden",
-        8,
-        "--balanced",
-        3,
-        "--noises",
-        0.1,
-        "--spreads",
-        0.2,
-        "--norms",
-        2,
-    )
+    small = "robustness --steps 3 --seeds 1 --hidden 8 --balanced 3 --noises 0.1 --spreads 0.2 --norms 2 --delay 2"
     text = output_of(*small.split(), "--out", tmp_path)
     for words in ("noise of every stage", "spread of the rates", "balanced 3, informed", "last of 3", "‖c‖", "norm 2"):
         assert words in text
