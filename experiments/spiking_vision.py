@@ -17,10 +17,8 @@ import numpy as np
 import optax
 import pandas as pd
 
-from cetsim import nn, spiking, sweep
-from cetsim.delays import FixedDelay
+from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FixedDelay, nn, spiking, sweep
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
-from cetsim.traces import CascadingTrace, DelayLine, ExponentialTrace
 from experiments.common import checks, plots, tables, vision
 from experiments.common.checks import STRETCH
 from experiments.common.conditions import Condition
