@@ -17,10 +17,8 @@ import numpy as np
 import optax
 import pandas as pd
 
-from cetsim import nn, spiking, sweep
-from cetsim.delays import FixedDelay
+from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FixedDelay, nn, spiking, sweep
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
-from cetsim.traces import CascadingTrace, DelayLine, ExponentialTrace
 from experiments.common import checks, plots, tables, vision
 from experiments.common.checks import SEGMENT
 from experiments.common.conditions import Condition
@@ -52,7 +50,7 @@ class Options(Orders, Vision):
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s."""
     hidden: tuple[int, ...] = (256,)
     """Number of hidden neurons, one layer."""
-    learning_rates: tuple[float, ...] = (3e-3,)
+    learning_rates: tuple[float, ...] = (3e-2,)
     """Peak learning rates to choose from, per condition, on held-out training images (one: no choice)."""
     batch_conditions: int = 1
     """Conditions trained at once."""
@@ -67,11 +65,12 @@ class Options(Orders, Vision):
 
 
 PRESETS = {
-    "demo": Options(hidden=(64,), codes=("latency",), delays=(1.0,), orders=(6,), steps=60, seeds=1),
+    "demo": Options(hidden=(64,), codes=("latency",), delays=(1.0,), orders=(6,), steps=100, seeds=1),
     "quick": Options(
-        preset="quick", dataset="mnist", delays=(0.2, 2.0, 10.0), orders=(10,), balanced=(10,), steps=468, seeds=3
+        preset="quick", dataset="mnist", delays=(0.2, 2.0, 10.0), orders=(10,), balanced=(10,), steps=468, seeds=3,
+        learning_rates=(1e-2,),
     ),
-}
+}  # fmt: skip
 
 
 class Network(eqx.Module):
