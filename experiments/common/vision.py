@@ -62,6 +62,7 @@ class Course(selection.Course):
     `probes` are conditions that train nothing: their alignment is measured at the weights of every run on `"test"`.
     """
 
+    hyperparameters = staticmethod(hyperparameters)  # of a condition, as arrays
     static = ("boundary", "segment", "run_length", "interpolation", "layers", "derivative")
 
     def __init__(self, options: Vision, dataset: datasets.Dataset, measured_on: str, probes: Sequence[Condition] = ()):
@@ -83,8 +84,8 @@ class Course(selection.Course):
     def supervised(self, boundary, segment, run_length, interpolation, derivative, layers) -> SupervisedRun:
         """The run of conditions that have these fields."""
         options, network = self.options, self.options.network
-        shown = InputOrder(run_length, interpolation, network != "mlp")
-        fixed = dict(warmup=options.warmup, input_order=shown, derivative=derivative)
+        input_order = InputOrder(run_length, interpolation, network != "mlp")
+        fixed = dict(warmup=options.warmup, input_order=input_order, derivative=derivative)
         settings = Settings(self.steps * options.unit // segment, segment, options.form, boundary, **fixed)
         known = dict(statistics="running" if boundary == "carry" or layers else "stretch")  # to batch norm
 
@@ -104,7 +105,7 @@ class Course(selection.Course):
         ends, at = self.points(run.settings.steps)
         measured = self.evaluations(run, at, salient=static["layers"] > 0)
         advance, chunk = eqx.Partial(_advance, run, unrolled), UNROLLED if unrolled else None
-        return sweep.Training(run.init, advance, measured, run.settings.steps, ends, hyperparameters, chunk)
+        return sweep.Training(run.init, advance, measured, run.settings.steps, ends, self.hyperparameters, chunk)
 
     def points(self, steps: int, unit: int = 1) -> tuple[list[int], list[int]]:
         """Multiples of a unit after which the training loss is recorded, and those after which all else is."""
