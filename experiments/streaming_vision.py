@@ -36,7 +36,7 @@ class Options(SelectionDelay, Orders, Gate, Vision):
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
     boundaries: Annotated[tuple[Literal["reset", "carry"], ...], checks.WORDS] = ("reset", "carry")
-    """Modes compared, reset and carry."""
+    """Boundaries compared, reset and carry."""
     delays: tuple[float, ...] = (0.4, 4.0)
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless all is carried. A stream takes
     the longer per step the longer its trace remembers: at 10 s twice as long for CET(2)."""

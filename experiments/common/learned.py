@@ -112,8 +112,9 @@ def loss_after(run: SupervisedRun, rule: Condition, state: TrainState) -> Float[
 
 def coming(run: SupervisedRun, state: TrainState, segments: int) -> tuple[Array, Array]:
     """Images and labels of the segments that the network sees next, `[segments, images, ...]`."""
-    shown, batch = run.settings.shown, run.settings.segment
-    return shown.show(shown.frames(state.order, run.labels, state.step, segments, batch), run.x, run.labels)
+    input_order, segment = run.settings.shown, run.settings.segment
+    frames = input_order.frames(state.order, run.labels, state.step, segments, segment)
+    return input_order.show(frames, run.x, run.labels)
 
 
 def with_weights(state: TrainState, weights: Float[Array, " lags"]) -> TrainState:

@@ -62,6 +62,7 @@ class Course(selection.Course):
     `probes` are conditions that train nothing: their alignment is measured at the weights of every run on `"test"`.
     """
 
+    hyperparameters = staticmethod(hyperparameters)  # of a condition, as arrays
     static = ("boundary", "segment", "run_length", "interpolation", "layers", "derivative")
     hyperparameters = staticmethod(hyperparameters)  # of a condition, as arrays
 
@@ -84,8 +85,8 @@ class Course(selection.Course):
     def supervised(self, boundary, segment, run_length, interpolation, derivative, layers) -> SupervisedRun:
         """The run of conditions that have these fields."""
         options, network = self.options, self.options.network
-        shown = InputOrder(run_length, interpolation, network != "mlp")
-        fixed = dict(warmup=options.warmup, input_order=shown, derivative=derivative)
+        input_order = InputOrder(run_length, interpolation, network != "mlp")
+        fixed = dict(warmup=options.warmup, input_order=input_order, derivative=derivative)
         settings = Settings(self.steps * options.unit // segment, segment, options.form, boundary, **fixed)
         known = dict(statistics="running" if boundary == "carry" or layers else "segment")  # to batch norm
 

@@ -171,8 +171,8 @@ SMALLEST = Options(environments=2, rollout=8, hidden=(4,), frames=64, selection_
 def test_a_run_in_a_batch_is_the_run_alone_and_one_that_diverges_takes_no_other_with_it(monkeypatch, tmp_path):
     make_small(monkeypatch)
     course, same = Course(SMALLEST, "validation"), Condition("CET", 2, 0.8, learning_rate=1e-2)
-    lanes = [replace(same, learning_rate=1e200), same]
-    together = trained(course, lanes, tmp_path / "together", batch=2)
+    slots = [replace(same, learning_rate=1e200), same]
+    together = trained(course, slots, tmp_path / "together", batch=2)
     assert together.final("diverged").tolist() == [1, 0]
     alone = trained(course, [same], tmp_path / "alone")
     of_run = lambda table: table.rows[table.rows["run"] == next(iter(alone.records))]  # noqa: E731
