@@ -256,6 +256,19 @@ def test_padding_does_not_count():
     assert not np.any(input_grad[17:])
 
 
+def test_a_batch_inside_or_outside_of_time_adds_up():
+    layer, rows = make("ALIF", recurrent_delay=DT), [segment(seed) for seed in (1, 2)]
+    x, target = (jnp.stack(arrays) for arrays in zip(*rows, strict=True))
+    outside = lambda model: jnp.sum(target * jax.vmap(over_time(model))(x))  # noqa: E731
+    inside = jax.vmap(lambda model, x: jax.vmap(model)(x), (None, 1), 1, axis_name="time")
+    losses = (outside, lambda model: jnp.sum(target * inside(model, x)))
+    found = [jit(eqx.filter_grad(lambda layer, loss=loss: loss(attached()(layer))))(layer) for loss in losses]
+    expected = jax.tree.map(jnp.add, *(gradient(layer, *row, attached())[0] for row in rows))
+    for grads in found:
+        for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+            assert_close(one, other)
+
+
 def test_attached_layers_are_listed_saved_and_taken_off_again(tmp_path):
     layer = make("ALIF", recurrent_delay=DT)
     model = attached()(layer)
