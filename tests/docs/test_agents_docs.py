@@ -14,7 +14,7 @@ BASELINES, TRAINING, KEEPING, LOOKING, REAL = page("guides/agents.md")
 def test_an_agent_beside_its_baselines(capsys):
     """With two updates a run in place of all."""
     pytest.importorskip("gymnax", reason="needs gymnax: pip install 'cetsim[rl]'")
-    exec(compile(BASELINES.replace("1600", "2"), "agents.md", "exec"), {})
+    exec(compile(BASELINES.replace("1000", "2"), "agents.md", "exec"), {})
     lines = [line.partition(": ") for line in capsys.readouterr().out.splitlines()]
     assert [name for name, _, _ in lines] == ["no delay", "perfect memory", "CET(10)", "ET"]
     assert all(5 < float(value) <= 500 for _, _, value in lines)
