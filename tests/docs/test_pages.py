@@ -141,8 +141,8 @@ def own_names(module) -> list[str]:
 def test_the_drawing_of_the_rule_can_be_made_again(tmp_path):
     runpy.run_path(str(ROOT / "docs" / "assets" / "rule.py"))["draw"](tmp_path / "rule.svg")
     ours, committed = (path.read_text() for path in (tmp_path / "rule.svg", ROOT / "docs" / "assets" / "rule.svg"))
-    assert ours.count("<path") == committed.count("<path")
-    assert "2506" not in committed
+    assert "<svg" in committed
+    assert ours.count("<g id=") == committed.count("<g id=")
 
 
 def test_every_committed_figure_is_in_the_gallery_with_its_command():
