@@ -28,7 +28,7 @@ def on_post_build(config):
 
 
 def public(module) -> list[str]:
-    """Names of a module's `__all__`, or of the functions and classes it defines; modules have pages of their own."""
+    """Names of a module's `__all__`, or of what it defines; modules have pages of their own."""
     if module.exports is None:
         return [name for name, member in module.members.items() if is_own(name, member)]
     kept = {str(name): module.members[str(name)] for name in module.exports}

@@ -1,17 +1,23 @@
 """The examples of docs/guides/agents.md run, one after the other, and do what the text around them says."""
 
-import re
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
+from pages import page
 from PIL import Image
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "agents.md").read_text()
-TRAINING, REAL, KEEPING, LOOKING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+BASELINES, TRAINING, KEEPING, LOOKING, REAL = page("guides/agents.md")
+
+
+def test_an_agent_beside_its_baselines(capsys):
+    """With two updates a run in place of all."""
+    pytest.importorskip("gymnax", reason="needs gymnax: pip install 'cetsim[rl]'")
+    exec(compile(BASELINES.replace("1000", "2"), "agents.md", "exec"), {})
+    lines = [line.partition(": ") for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _, _ in lines] == ["no delay", "perfect memory", "CET(10)", "ET"]
+    assert all(5 < float(value) <= 500 for _, _, value in lines)
 
 
 def test_an_agent_is_trained_kept_and_looked_at(tmp_path, monkeypatch, capsys):
@@ -19,9 +25,11 @@ def test_an_agent_is_trained_kept_and_looked_at(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     names = {}
     small = TRAINING.replace("1000", "3").replace("episodes=20", "episodes=2")
-    for source in (small, REAL.replace(", 10)", ", 1)"), KEEPING, LOOKING):
+    for source in (small, KEEPING, LOOKING):
         exec(compile(source, "agents.md", "exec"), names)
+    exec(compile(REAL.replace(", 10)", ", 1)"), "agents.md", "exec"), {})
     printed = capsys.readouterr().out
+    assert "the agent is as it was: True" in printed
     assert "Gaussian(low=(-2.0,), high=(2.0,))" in printed
     for a, b in zip(jax.tree.leaves(names["agent"]), jax.tree.leaves(names["state"].agent), strict=True):
         np.testing.assert_array_equal(a, b)

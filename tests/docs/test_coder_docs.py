@@ -1,20 +1,16 @@
 """The code of docs/interpret-coders.md runs, one piece after the other, and does what the text around it says."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
+from pages import page
 
 pytestmark = pytest.mark.slow
-
-PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "interpret-coders.md").read_text()
 
 
 def test_the_guide(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
-    for source in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+    for source in page("guides/interpret-coders.md"):
         exec(compile(source, "interpret-coders.md", "exec"), names)
     found = names["found"].values
     assert found["explained_variance"] > 0.6
@@ -30,4 +26,6 @@ def test_the_guide(tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(names["again"](x), names["coder"](x))
     assert len(names["table"].runs) == 4
     assert np.all((names["shared"] >= 0) & (names["shared"] <= 1))
-    assert "layers.1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "layers.1" in printed
+    assert "the same coder: True" in printed

@@ -1,23 +1,22 @@
 """The code of docs/interpret.md runs, block after block, and does what the text around it says."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
+from pages import page
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "interpret.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+BLOCKS = page("guides/interpret.md")
 
 
 def test_the_guide_runs_from_training_to_what_breaks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = {}
+    names, printed = {}, ""
     for block in BLOCKS:
         exec(compile(block.replace("1000", "300"), "interpret.md", "exec"), names)
-    printed = capsys.readouterr().out
+        text = capsys.readouterr().out
+        assert text
+        printed += text
     assert "layers.1  Lambda  float" in printed
     accuracy = (names["logits"].argmax(-1) == names["digits"].test_y).mean()
     assert accuracy > 0.7  # learned, though credit came late

@@ -1,18 +1,19 @@
 """The examples of docs/sweeps.md run, one after the other, and do what the text around them says."""
 
-import re
+import contextlib
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pages import page
 
 from cetsim import sweep
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "sweeps.md").read_text()
-OWN, LAYERS, CHOOSING, CONTROL, SUBMITIT, LOGGING = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+IMAGES, OWN, LAYERS, CHOOSING, CONTROL, SUBMITIT, LOGGING = page("guides/sweeps.md")
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +22,27 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def run(source, names=None):
-    exec(compile(source, "sweeps.md", "exec"), names := {"__name__": "__main__"} | (names or {}))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(source, "sweeps.md", "exec"), names := {"__name__": "__main__"} | (names or {}))
+    assert printed.getvalue().strip()
     return names
+
+
+def test_a_sweep_of_orders_and_delays():
+    """Shorter than on the page, in float64."""
+    names = run(IMAGES.replace("300", "20"))
+    assert len(names["table"]) == 24
+    accuracy = names["table"].final("accuracy").reshape(2, 2, 2, 3)
+    assert accuracy[1, 0, 1].mean() > accuracy[0, 1, 0].mean()
+    assert list(sweep.load("results/orders").records) == list(names["table"].records)
+
+
+def test_whole_runs_in_a_batch_end_within_the_spread_of_seeds_of_those_alone():
+    names = run(IMAGES.replace("300", "60").replace("order=(2, 10)", "order=(10,)"))
+    together = names["table"].final("accuracy").reshape(-1, 3)
+    alone = sweep.run("results/alone", names["conditions"], names["training"], batch=1).final("accuracy").reshape(-1, 3)
+    assert np.all(np.abs(together - alone).max(axis=1) <= together.std(axis=1, ddof=1))
 
 
 def test_a_training_of_ones_own():

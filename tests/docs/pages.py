@@ -1,0 +1,52 @@
+"""The programs that README and the pages of docs/ print, and what they say that these print."""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "figures" not in path.parts)]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+GOES_ON = "goes on from the program above"
+FENCE = re.compile(r"^```python(?: title=\"(.*?)\")?\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+
+
+class Program(NamedTuple):
+    """A block of code with all that stands before it where it goes on, and what the page says that it prints."""
+
+    page: str
+    number: int
+    source: str
+    before: str
+    printed: str | None
+
+    @property
+    def name(self) -> str:
+        """Page and number of the block."""
+        return f"{self.page}:{self.number}"
+
+
+def programs(path: Path) -> list[Program]:
+    """The blocks of a page; one that is titled so goes on from those before it."""
+    found, before = [], ""
+    for number, (title, source, printed) in enumerate(FENCE.findall(path.read_text())):
+        before = before if title == GOES_ON else ""
+        found.append(Program(path.relative_to(ROOT).as_posix(), number, source, before, printed or None))
+        before += source
+    return found
+
+
+def page(name: str) -> list[str]:
+    """Sources of a page's blocks, such as of `guides/agents.md`."""
+    return [program.source for program in programs(ROOT / "docs" / name)]
+
+
+def cells(path: Path) -> list[str]:
+    """Sources of a notebook's code cells."""
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def prose(path: Path) -> str:
+    """A page without its code."""
+    return re.sub(r"^ *```.*?^ *```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
