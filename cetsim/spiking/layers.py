@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Shaped
 from cetsim import checks, steps
 from cetsim.nn import SuppliesActivation, TracedBlock
 from cetsim.spiking import eligibility
-from cetsim.spiking.eligibility import Emitted, derivative_of, is_traced, plain, without_derivative
+from cetsim.spiking.eligibility import Emitted, is_traced, plain, with_derivative_of, without_derivative
 from cetsim.spiking.neurons import AbstractNeuron, NeuronState
 from cetsim.spiking.time import all_steps, own_step
 
@@ -163,11 +163,11 @@ class SpikingLayer(SuppliesActivation):
         inputs = recurrent = None
         if is_traced(self.inputs):
             traced, inputs = eligibility.through(self, self.inputs, m, rows, state.inputs, emitted, slopes)
-            output = output + derivative_of(traced)
+            output = with_derivative_of(output, traced)
         if is_traced(self.recurrent):
             seen = jnp.concatenate([state.own, jax.lax.stop_gradient(outputs)])[: len(rows)]
             traced, recurrent = eligibility.through(self, self.recurrent, m, seen, state.recurrent, emitted, slopes)
-            output = output + derivative_of(traced)
+            output = with_derivative_of(output, traced)
         for block in (self.inputs, self.recurrent):
             if is_traced(block) and block.synapses.length is not None:  # errors of padding would reach back through v
                 output = jnp.where(m < block.synapses.length, output, jax.lax.stop_gradient(output))
