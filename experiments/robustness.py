@@ -57,7 +57,7 @@ class Options(Gate, Vision):
     """demo: digits; quick: MNIST; both in minutes."""
     delay: float = 10.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s, below 25.6 s."""
-    balanced: Annotated[tuple[int, ...], checks.BALANCED] = (6, 10)
+    balanced: Annotated[tuple[int, ...], checks.BALANCED._replace(empty=False)] = (6, 10)
     """Orders of the cascades, 3 to 64."""
     noises: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = (0.01, 0.03, 0.1)
     """Noise of every stage, as shares of its signal's root mean square."""

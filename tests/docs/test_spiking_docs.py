@@ -1,4 +1,4 @@
-"""The examples of docs/spiking.md run, one after the other, and do what the text around them says."""
+"""The examples of docs/guides/spiking.md run, one after the other, and do what the text around them says."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-PAGE = (Path(__file__).parents[2] / "docs" / "spiking.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "spiking.md").read_text()
 
 
 def test_the_guide_runs_and_its_network_learns():
