@@ -5,7 +5,7 @@ import itertools
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from cetsim import checks
 from cetsim import steps as counting
@@ -57,6 +57,10 @@ class Events(eqx.Module):
     def only(self, rows: Shaped[Array, "events ..."]) -> Shaped[Array, "events ..."]:
         """Rows, one an event, with those of empty places set to 0."""
         return jnp.where(self.happened.reshape(-1, *(1,) * (rows.ndim - 1)), rows, jnp.zeros_like(rows))
+
+    def shares(self) -> Float[Array, " events"]:
+        """Weights, one an event, that make a mean over the places of events one over those that happened."""
+        return self.only(jnp.ones(self.times.shape)) * (self.times.shape[0] / jnp.maximum(1, self.happened.sum()))
 
 
 def _check_times(times: np.ndarray, steps: int, happened) -> None:

@@ -57,9 +57,8 @@ class Hyperparameters(eqx.Module):
             checks.require_instance("trace", one_trace, AbstractTrace, "one of cetsim's traces, or a tuple of them")
         checks.require_instance("delay", delay, AbstractDelay | LayerwiseDelay, "one of cetsim's delays")
         checks.require_instance("salience", salience, AbstractGate | None, "one of cetsim.gates's gates, or None")
-        self.learning_rate, self.error_gate, self.weight_decay = (
-            jnp.asarray(value, dtype=float) for value in numbers.values()
-        )
+        floats = [jnp.asarray(value, dtype=float) for value in numbers.values()]
+        self.learning_rate, self.error_gate, self.weight_decay = floats
         self.trace, self.delay, self.salience = trace, delay, salience
 
 
@@ -72,8 +71,7 @@ class Settings:
     - `steps`: updates of a whole run.
     - `segment`: images a segment, one a step of time.
     - `form`, `boundary`: see `attach`.
-    - `warmup`: share of the run in which the learning rate rises; it then falls along a cosine to `floor` times its
-      peak.
+    - `warmup`: share of the run in which the learning rate rises; then a cosine takes it to `floor` times its peak.
     - `clip`: largest global norm of a gradient.
     - `window`: steps that a stream remembers (see `attach`); None takes the trace's own at `init`, where its parameters
       must then be concrete.
@@ -246,7 +244,7 @@ class SupervisedRun(eqx.Module):
             losses, _ = _losses(model, x, labels, state.buffers)
             (rows, events, _), _ = self._select(state, losses)
             model, x, labels = eqx.nn.inference_mode(model), x[rows], labels[rows]
-            truth = eqx.filter_grad(_loss, has_aux=True)(model, x, labels, state.buffers, _share(events))[0]
+            truth = eqx.filter_grad(_loss, has_aux=True)(model, x, labels, state.buffers, events.shares())[0]
             _, update, _ = self._gradient(model, state, None, x, labels, events)
             return metrics.alignment(update, truth)
         arrived = delay.arrived(x.shape[0]) if over == "arrived" else jnp.ones(x.shape[0])
@@ -288,11 +286,7 @@ class SupervisedRun(eqx.Module):
         x, labels, model = x[rows], labels[rows], eqx.nn.inference_mode(model)
         _, grads, stream = self._gradient(model, seen, state.stream, x, labels, events)
         skip = ~jnp.any(events.happened) if stream is None else jnp.zeros((), bool)  # a stream learns from the past too
-        counts = {
-            "gate_state": gate_state,
-            "skipped": state.skipped + skip.astype(int),
-            "missed": state.missed + missed,
-        }
+        counts = dict(gate_state=gate_state, skipped=state.skipped + skip.astype(int), missed=state.missed + missed)
         after = self._updated(state, loss := jnp.mean(losses), grads, buffers=buffers, stream=stream, **counts)
         kept = {
             name: jax.tree.map(lambda old, new: jnp.where(skip, old, new), getattr(state, name), getattr(after, name))
@@ -345,7 +339,7 @@ class SupervisedRun(eqx.Module):
 
     def _gradient(self, model, state: TrainState, stream: dict | None, x, labels, events: Events | None = None):
         """Loss and buffers, update of the rule, and what is carried on."""
-        delay, weights = self._delay(state), 1.0 if events is None else _share(events)
+        delay, weights = self._delay(state), 1.0 if events is None else events.shares()
         if stream is not None:
             differentiate = nn.streaming_value_and_grad(_loss, has_aux=True)
             windows = {name: layer.gain.shape[0] for name, layer in stream.items()}  # of traces that are traced here
@@ -360,9 +354,8 @@ class SupervisedRun(eqx.Module):
 
     def _optimizer(self, hyper: Hyperparameters) -> optax.GradientTransformation:
         rate = lambda step: hyper.learning_rate * self.settings.schedule(step)  # noqa: E731
-        return optax.chain(
-            optax.clip_by_global_norm(self.settings.clip), optax.adamw(rate, weight_decay=hyper.weight_decay)
-        )
+        clip = optax.clip_by_global_norm(self.settings.clip)
+        return optax.chain(clip, optax.adamw(rate, weight_decay=hyper.weight_decay))
 
     def _frames(self, state: TrainState, steps: int) -> Frames:
         """What the next segments show, `[steps, segment]`."""
@@ -373,11 +366,6 @@ def _loss(model, x, labels, buffers, weights=1.0):
     """Mean over the steps of a segment, and the buffers after it."""
     losses, buffers = _losses(model, x, labels, buffers)
     return jnp.mean(weights * losses), buffers
-
-
-def _share(events: Events):
-    """Weights that make a mean over the places of events one over those that happened."""
-    return events.only(jnp.ones(events.times.shape)) * (events.times.shape[0] / jnp.maximum(1, events.happened.sum()))
 
 
 def _losses(model, x, labels, buffers):

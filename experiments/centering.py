@@ -27,7 +27,7 @@ import pandas as pd
 from cetsim.supervised import SupervisedRun
 from experiments.common import checks, plots, tables, vision
 from experiments.common.conditions import Condition, set_to_delay
-from experiments.common.options import Gate, Orders, Vision
+from experiments.common.options import MNIST, Gate, Orders, Vision
 
 HOW = {"": "plain", "weights": "weights centred", "bias": "bias follows"}
 _COLOURS = {"": "#555555", "weights": "#E69F00", "bias": "#009E73"}
@@ -60,11 +60,8 @@ class Options(Orders, Gate, Vision):
 
 PRESETS = {
     "demo": Options(steps=400, learning_rates=(1e-3,), seeds=2),
-    "quick": Options(
-        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1, steps=936,
-        learning_rates=(1e-3,),
-    ),
-}  # fmt: skip
+    "quick": Options(preset="quick", steps=936, learning_rates=(1e-3,), **MNIST),
+}
 
 
 def conditions(options: Options) -> list[list[Condition]]:

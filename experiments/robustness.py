@@ -38,7 +38,7 @@ from experiments.common import checks, crosstalk, plots, tables, vision
 from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import hyperparameters
-from experiments.common.options import Gate, Vision
+from experiments.common.options import MNIST, Gate, Vision
 
 RHO, ETA = 10.0, 1e-4  # those of `CascadingTrace(readout="balanced")`
 KNOWN, RAISE, CHANGE, BOUND = "informed", "none lowers", "one change", "norm"
@@ -76,11 +76,8 @@ class Options(Gate, Vision):
 
 PRESETS = {
     "demo": Options(steps=400, learning_rates=(1e-3,), seeds=2),
-    "quick": Options(
-        preset="quick", dataset="mnist", hidden=(512, 512), form="authors_linear", batch_conditions=1, steps=936,
-        learning_rates=(1e-3,),
-    ),
-}  # fmt: skip
+    "quick": Options(preset="quick", steps=936, learning_rates=(1e-3,), **MNIST),
+}
 
 
 def conditions(options: Options) -> list[list[Condition]]:
