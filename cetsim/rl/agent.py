@@ -19,7 +19,6 @@ from cetsim.rl.policies import Categorical, Gaussian
 from cetsim.rl.settings import Hyperparameters, Settings
 from cetsim.traces import AbstractTrace
 
-EPS = 1e-5  # of Adam
 TAIL = 1e-4  # area of a kernel that may be forgotten
 LAM_KEY = 1  # folded into an agent's key
 
@@ -240,7 +239,12 @@ class Learner(eqx.Module):
         return jax.tree.map(spread, one)
 
     def _adam(self) -> optax.GradientTransformation:
-        return optax.chain(optax.clip_by_global_norm(self.settings.clip), optax.scale_by_adam(eps=EPS))
+        clip = optax.clip_by_global_norm(self.settings.clip)
+        if self.settings.clip_each:
+            of = lambda name, part: jax.tree.map(lambda _: name, part)  # noqa: E731
+            labels = lambda params: Networks(of("actor", params.actor), of("critic", params.critic))  # noqa: E731
+            clip = optax.partition({"actor": clip, "critic": clip}, labels)
+        return optax.chain(clip, optax.scale_by_adam(eps=self.settings.epsilon))
 
     def _plain_loss(self, model: Networks, hyper: Hyperparameters, rollout: Rollout, targets):
         """What is learned by ordinary backprop: the entropy bonus, and the critic unless it is late."""

@@ -89,7 +89,8 @@ class Settings:
     - `critic`: `"mlp"`, with these hidden layers, or, where observations are images, `"conv"` (see
       `cetsim.rl.images.critic`; the paper's in SpaceInvaders), which learns by ordinary backprop only.
     - `form`: of the rule, see `cetsim.credit.synaptic_factors`; the authors' is `"authors_linear"`.
-    - `clip`: largest global norm of actor's and critic's gradient together.
+    - `clip`: largest global norm of actor's and critic's gradient together, or of each if `clip_each`.
+    - `epsilon`: added to the square root in Adam's denominator.
     - `actor_gradient`: whether the actor's gradient is the `"mean"` over steps and environments, as those of the critic
       and the entropy bonus are (the paper's), or the `"sum"` over steps and the mean over environments, which makes it
       larger by `rollout` than the others under the one clip.
@@ -117,6 +118,8 @@ class Settings:
     critic: str = "mlp"
     form: str = "activation"
     clip: float = 0.5
+    clip_each: bool = False
+    epsilon: float = 1e-5
     actor_gradient: str = "mean"
     anneal: str = "none"
     random_lam: tuple[float, float] | None = None
@@ -130,11 +133,12 @@ class Settings:
         for name in ("updates", "environments", "rollout", *(["window"] if self.window is not None else [])):
             object.__setattr__(self, name, checks.require_whole(name, getattr(self, name)))
         object.__setattr__(self, "hidden", tuple(checks.require_whole("hidden", units) for units in self.hidden))
-        for name in ("reset_cascade", "late_critic", "late_flag"):
+        for name in ("clip_each", "reset_cascade", "late_critic", "late_flag"):
             object.__setattr__(self, name, checks.require_flag(name, getattr(self, name)))
         checks.require_in("form", self.form, credit.FORMS)
-        checks.require_above("clip", self.clip, 0.0)
-        object.__setattr__(self, "clip", checks.require_static("clip", self.clip))
+        for name in ("clip", "epsilon"):
+            checks.require_above(name, getattr(self, name), 0.0)
+            object.__setattr__(self, name, checks.require_static(name, getattr(self, name)))
         checks.require_in("critic", self.critic, CRITICS)
         if self.critic == "conv" and self.late_critic:
             raise ValueError("`critic` must be 'mlp' where it is late, got 'conv'")
