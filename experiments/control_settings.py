@@ -34,6 +34,9 @@ _MORE = {
     "actor and critic clipped each": dict(clip_each=True),
     "Adam's ε 1e-8": dict(epsilon=1e-8),
     "critic at 10 times the rate": dict(critic_rate=10.0),
+    "TD errors less their running mean": dict(center_td=0.9),
+    "late critic": dict(late_critic=True),
+    "synapses forget at an episode's end": dict(reset_cascade=True),
 }
 _OURS = {name: getattr(rl.Agent, name) for name in _AUTHORS}
 CHANGES = {

@@ -105,6 +105,9 @@ class Settings:
     - `late_critic`: whether the critic too learns through traces from late TD errors.
     - `late_flag`: whether the ends of episodes come one step later still and cut λ-traces there, as in the authors'
       code.
+    - `center_td`: decay, per update, of a running mean of TD errors that the actor's synapses are not sent, in [0, 1);
+      None sends TD errors as they are. It leaves less for a blurred trace to multiply activity of wrong moments with,
+      but is no baseline: of a TD error at once it takes what says that going on is good.
     - `window`: steps of the past that layers keep the factors of. None takes what costs less, the kernel's own window
       (all but 1e-4 of its area) or the stages of every synapse, for which traces must be concrete at `init`.
 
@@ -127,6 +130,7 @@ class Settings:
     reset_cascade: bool = False
     late_critic: bool = False
     late_flag: bool = False
+    center_td: float | None = None
     window: int | None = None
 
     def __post_init__(self):
@@ -144,6 +148,13 @@ class Settings:
             raise ValueError("`critic` must be 'mlp' where it is late, got 'conv'")
         checks.require_in("actor_gradient", self.actor_gradient, ACTOR_GRADIENTS)
         checks.require_in("anneal", self.anneal, ANNEALED)
+        if self.center_td is not None:
+            object.__setattr__(self, "center_td", checks.require_static("center_td", self.center_td))
+            checks.require_within("center_td", self.center_td, "[0, 1)")
+            if self.late_critic:
+                raise ValueError(
+                    "`center_td` must be None where the critic is late, which learns from TD errors as they are"
+                )
         if self.random_lam is not None:
             low, high = self.random_lam
             if not 0 <= low <= high <= 1:

@@ -102,6 +102,8 @@ class Agent:
     """Whether the critic too learns through traces from late TD errors."""
     late_flag: bool = False
     """Whether ends of episodes cut λ-traces one step late, as in the authors' code."""
+    center_td: float | None = None
+    """Decay per update of the running mean of TD errors that is taken off them; by default none is."""
     discount: Annotated[float, PROBABILITY] = 0.99
     """Discount γ, 0 to 1."""
     lam: Annotated[float, PROBABILITY] = 0.95
