@@ -30,17 +30,17 @@ _WORDS = {
     "anneal": "falling rate of the critic",
 }  # fmt: skip
 _MORE = {
-    "sum of gradients, entropy × 128": dict(actor_gradient="sum", entropy=1.28),
-    "actor and critic clipped each": dict(clip_each=True),
-    "Adam's ε 1e-8": dict(epsilon=1e-8),
-    "critic at 10 times the rate": dict(critic_rate=10.0),
     "TD errors less their running mean": dict(center_td=0.9),
-    "late critic": dict(late_critic=True),
+    "critic at 10 times the rate": dict(critic_rate=10.0),
+    "actor and critic clipped each": dict(clip_each=True),
+    "sum of gradients, entropy × 128": dict(actor_gradient="sum", entropy=1.28),
     "synapses forget at an episode's end": dict(reset_cascade=True),
+    "late critic": dict(late_critic=True),
+    "Adam's ε 1e-8": dict(epsilon=1e-8),
 }
 _OURS = {name: getattr(rl.Agent, name) for name in _AUTHORS}
 CHANGES = {
-    "ours": {"": {}} | {f"+ {_WORDS[name]}": {name: value} for name, value in _AUTHORS.items()} | _MORE,
+    "ours": {"": {}} | _MORE | {f"+ {_WORDS[name]}": {name: value} for name, value in _AUTHORS.items()},
     "authors": {"": _AUTHORS} | {f"- {_WORDS[name]}": _AUTHORS | {name: _OURS[name]} for name in _AUTHORS},
 }
 TD_MEAN = "mean of TD errors"
@@ -124,30 +124,28 @@ def td_mean(run, state, key) -> jax.Array:
 
 
 def settings(options: Options) -> list[tuple[str, str, Options]]:
-    """Whose setting, what is changed of it, in words, and the options that say so."""
+    """Whose setting, what is changed of it, in words, and the options that say so; those without a change first."""
     found = []
     for base in options.bases:
         changes = CHANGES[base] if options.changes == "all" else {"": CHANGES[base][""]}
         found += [(base, words, replace(options, **changed)) for words, changed in changes.items()]
-    return found
+    return sorted(found, key=lambda setting: setting[1] != "")
 
 
 def run(options: Options) -> pd.DataFrame:
-    """Trains what is not finished: each setting without delay and at all delays, then at the long ones."""
+    """Trains what is not finished: all settings at one delay after the other, then without delay, then at long ones."""
     cascades = lambda delays: [("CET", order, delay) for delay in delays for order in options.orders]  # noqa: E731
     longer = replace(options, frames=2 * options.frames, seeds=1, delays=options.long_delays)
-    work = [(options, [(*rl.UNDELAYED, 0.0), *cascades(options.delays)]), (longer, cascades(options.long_delays))]
+    work = [(options, one) for one in (*cascades(options.delays), (*rl.UNDELAYED, 0.0))]
+    work += [(longer, one) for one in cascades(options.long_delays)]
     records, fresh = {}, options.fresh
-    for number, (these, wanted) in enumerate(work):
-        runs = [(one, seed) for seed in range(these.seeds) for one in wanted]
+    for number, (these, one) in enumerate(work):
         for place, (base, change, changed) in enumerate(settings(these)):
-            if not runs:
-                continue
             with users_errors():
                 course = Course(changed, "test", base, change)
-            rate, stage = options.learning_rates[0], f"{number}-{base}-{place}"
-            conditions = [Condition(*one, rate, seed, boundary="carry") for one, seed in runs]
-            table = selection.train(course, conditions, stage=stage, batch=options.batch_conditions, fresh=fresh)
+            rate, stage = options.learning_rates[0], f"{number}-{place}"
+            runs = [Condition(*one, rate, seed, boundary="carry") for seed in range(these.seeds)]
+            table = selection.train(course, runs, stage=stage, batch=options.batch_conditions, fresh=fresh)
             records, fresh = records | table.records, False
     return selection.reported(sweep.Table(records), options)
 
