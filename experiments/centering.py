@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import pandas as pd
 
 from cetsim.supervised import SupervisedRun
-from experiments.common import checks, plots, tables, vision
+from experiments.common import captions, checks, plots, tables, vision
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import MNIST, Gate, Orders, Vision
 
@@ -132,7 +132,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     for key in tables.traces(ends):
         own = tables.of_trace(ends, key)
         body.append((tables.label(*key), [tables.cell(own.loc[own["centering"] == how, "value"]) for how in HOW]))
-    print(tables.text(f"Test accuracy in %, {tables.settings(ends)}", ["", *HOW.values()], body, width=20))
+    print(tables.text(f"Test accuracy in %, {captions.settings(ends)}", ["", *HOW.values()], body, width=20))
     return draw(ends, options.folder)
 
 
@@ -150,5 +150,8 @@ def draw(ends: pd.DataFrame, folder: Path) -> list[Path]:
         axis.set_xticks(range(len(keys)), [tables.label(*key) for key in keys])
         axis.set(ylabel="test accuracy (%)", ylim=(0, 100))
         late = ends.loc[ends["trace"] != "backprop", "delay_s"].max()
-        note = f"{tables.settings(ends)}, credit {late:g} s late.{plots.seeds(ends, 'Bar: mean; dots: seeds.')}"
-        return plots.save(figure, folder, "centering", note + tables.left_out(ends), axis)
+        note = f"{captions.settings(ends)}; signals {late:g} s late. "
+        note += "Weights centred: they learn from activity less its mean over a segment; "
+        note += "bias follows: and biases make up for what that does to the output."
+        note += captions.seeds(ends, "Bar: mean; dots: seeds.")
+        return plots.save(figure, folder, "centering", note + captions.left_out(ends), axis)
