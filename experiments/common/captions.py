@@ -42,6 +42,9 @@ _AGENTS = {  # by option of an agent, and its value where it has several
     "discount": "discount γ is {}",
     "lam": "λ is {}",
     "entropy": "weight of the entropy bonus is {}",
+    "clip_each": "the gradients of actor and critic are clipped each",
+    "epsilon": "Adam's ε is {}",
+    "center_td": "the actor gets TD errors less their running mean (decay {} an update)",
 }  # fmt: skip
 
 
