@@ -39,12 +39,12 @@ _AGENTS = {  # by option of an agent, and its value where it has several
     "late_critic": "the critic learns late too",
     "late_flag": "episodes end one step late for the λ-traces",
     "random_lam": "λ of each synapse is drawn from {}",
+    "center_td": "TD errors less a running mean of decay {}",
+    "clip_each": "gradients of actor and critic are clipped each",
+    "epsilon": "Adam's ε is {}",
     "discount": "discount γ is {}",
     "lam": "λ is {}",
     "entropy": "weight of the entropy bonus is {}",
-    "clip_each": "the gradients of actor and critic are clipped each",
-    "epsilon": "Adam's ε is {}",
-    "center_td": "the actor gets TD errors less their running mean (decay {} an update)",
 }  # fmt: skip
 
 
