@@ -85,6 +85,7 @@ from cetsim.interpret.suppression import (
     frequency_matched,
     group_accuracy,
     group_differences,
+    mean_activations,
     retrained,
     suppress,
 )
@@ -122,6 +123,7 @@ __all__ += [
     "load_coder",
     "load_prisma",
     "load_saelens",
+    "mean_activations",
     "percentiles",
     "quality",
     "record",

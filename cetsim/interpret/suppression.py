@@ -1,7 +1,7 @@
 """Suppression: which latents hold what a network should not go by, and what switching them off does to each group.
 
 A *group* is the examples of one label with one attribute, such as sevens in red. Where label and attribute agree in
-most of the training set, a network may go by the attribute, and errs in the groups where they disagree. Latents are ranked
+most of the training set, a network may go by the attribute, and errs in groups where they disagree. Latents are ranked
 by how far their mean activation differs between groups of equal label; the first m are set to 0, with all else kept:
 
     x' = x - Σ_{k in the first m} f_k(x) d_k
@@ -64,6 +64,23 @@ def group_accuracy(predicted, labels, attributes, before=None) -> GroupAccuracy:
         had = np.asarray(before) == labels
         lost = (had & ~right).sum(-1) / max(1, had.sum())
     return GroupAccuracy(right.mean(-1), by_group, by_group.min(-1), lost, groups)
+
+
+def mean_activations(model, site: str, coder, x, *state, axis: int | None = None, batch: int = 256):
+    """Each latent's mean over an image's positions, and the share of all positions at which it is above zero.
+
+    **Arguments:** as of `suppress`.
+
+    **Returns:** `[images, latents]`, `[latents]`.
+
+    **Raises:** ValueError for a site or coder that do not go together.
+    """
+    require_sites(plain(model), [site])
+    require_reads(coder, site)
+    x, batch = checks.require_examples(x, fetch=False), checks.require_whole("batch", batch)
+    parts = [_activity(model, coder, x[i : i + batch], state, site=site, axis=axis) for i in range(0, len(x), batch)]
+    mean, active = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(2))
+    return mean, active.mean(0)
 
 
 def group_differences(activations, labels, attributes) -> np.ndarray:
@@ -204,6 +221,16 @@ def _predicted(model, coder, readout, x, masks, state, *, tokens, site, axis, si
         return jax.vmap(readout)(outputs_of(model, site, left, shape, x, state, axis)).argmax(-1)
 
     return jax.lax.map(without, masks, batch_size=side_by_side)
+
+
+@eqx.filter_jit
+def _activity(model, coder, x, state, *, site, axis):
+    """Means over positions of the latents, and of whether they are active, `[images, latents]` both."""
+    model, x = eqx.nn.inference_mode(model), as_seen(x, model)
+    _, vectors, _ = seen(model, site, coder, x, state, axis)
+    f = on_vectors(coder.encode, vectors)
+    f = f.reshape(len(f), -1, f.shape[-1])
+    return f.mean(1), (f > 0).mean(1, dtype=f.dtype)
 
 
 def _fitted(x, labels, weights, classes: int, l2: float) -> tuple[np.ndarray, np.ndarray]:

@@ -88,6 +88,16 @@ def test_differences_of_groups_of_equal_label():
         interpret.group_differences(f, labels, labels)
 
 
+def test_mean_activations_over_positions():
+    model, shape, _ = networks.transformer()
+    x, coder = networks.images(shape, 5), networks.coder(networks.WIDTH)
+    vectors = np.asarray(networks.captured(interpret.capture(model, "blocks.0"), None, x)[1]["blocks.0"])
+    f = np.array([[np.asarray(coder.encode(jnp.asarray(token))) for token in image] for image in vectors])
+    mean, frequency = interpret.mean_activations(model, "blocks.0", coder, x, batch=2)
+    np.testing.assert_allclose(mean, f.mean(1), rtol=1e-10)
+    np.testing.assert_allclose(frequency, (f > 0).mean((0, 1)), rtol=1e-10)
+
+
 def test_controls():
     frequency = np.linspace(0, 1, 40)
     chosen = np.array([3, 20, 39])
