@@ -20,7 +20,6 @@ from cetsim import datasets, interpret
 from experiments.common import checks, inside, plots, tables
 from experiments.common.options import Files
 
-KINDS = {"latents": "latents", "neurons": "neurons"}
 COLUMNS = {"experiment": "steering", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the network
 EQUAL_CHANGE = 0.2  # of a direction's own concept, at which directions are compared
 _STYLES = {
@@ -57,7 +56,7 @@ class Options(Files):
     """Latents, and neurons, that are steered: drawn from those that are active on test images."""
     images: Annotated[int, checks.COUNT] = 100
     """Test images over which effects are averaged."""
-    strengths: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    strengths: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = (0.5, 1.0, 2.0, 4.0, 8.0)
     """What a latent is set to, in units of the 99th percentile of its activations above 0; ascending."""
     seeds: Annotated[int, checks.COUNT] = 3
     """Number of networks, with coders of their own."""
@@ -161,8 +160,9 @@ def effects(kind: str, strengths, delta, random, options: Options) -> list[dict]
         others = reached.clip(0)
         others[np.arange(len(others)), target] = 0
         arrived = ~np.isnan(reached[:, 0])
-        numbers = {"reach": arrived.mean(), "others_rise": others[arrived].sum(1).mean() if arrived.any() else None}
-        rows += [{"metric": n + name, "value": v if v is None else float(v), "kind": kind} for n, v in numbers.items()]
+        numbers = {"reach": arrived.mean()}
+        numbers |= {"others_rise": others[arrived].sum(1).mean()} if arrived.any() else {}
+        rows += [{"metric": n + name, "value": float(v), "kind": kind} for n, v in numbers.items()]
     return rows
 
 

@@ -77,6 +77,13 @@ def recorded(folder: Path, network: Network, site: str, x):
     return interpret.record(folder / name, network.model, site, x, *network.state, axis=network.sites[site])
 
 
+def captured(network: Network, site: str, x, batch: int = 500) -> np.ndarray:
+    """What a site says of images, `[images, ...]`."""
+    seen = interpret.capture(network.model, site, stop_at=site)
+    run = eqx.filter_jit(lambda x: jax.vmap(lambda one: seen(one, *network.state)[0])(x))
+    return np.concatenate([np.asarray(run(jnp.asarray(x[i : i + batch]))) for i in range(0, len(x), batch)])
+
+
 def outputs(network: Network, x, batch: int = 500) -> np.ndarray:
     """What the network says of images."""
     call = lambda one: network.model(one, *network.state)  # noqa: E731
