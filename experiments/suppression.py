@@ -90,10 +90,6 @@ class Part(NamedTuple):
     attributes: np.ndarray
     kinds: np.ndarray
 
-    def first(self, count: int) -> "Part":
-        """At most so many of them."""
-        return Part(*(own[:count] for own in self))
-
 
 class Task(NamedTuple):
     """A network that goes by a shortcut, and images to find out by."""
