@@ -325,6 +325,6 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
             f"{name}, credit {options.delay:g} s late, {options.latents} latents. Below: hollow, r > {ALONE:g}; full, "
         )
         note += (
-            f"those of which less than a fifth is left at backprop.{plots.seeds(rows, ' Lines: means; dots: seeds.')}"
+            f"those of which less than a fifth is left at backprop.{plots.seeds(rows, 'Lines: means; dots: seeds.')}"
         )
         return plots.save(figure, options.folder, "features", note, axes[0, 0], columns=4)

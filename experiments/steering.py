@@ -148,7 +148,7 @@ def effects(kind: str, strengths, delta, random, options: Options) -> list[dict]
             "steerable": own.steerable().mean(), "steerable_random": null.steerable().mean(),
             "above_random": own.steerable(threshold).mean(), "threshold": threshold, "score": own.score.mean(),
             "score_random": null.score.mean(), "power": own.power.mean(), "concepts": len(top),
-            "directional": own.directional.mean(), "specificity": np.nanmean(own.specificity),
+            "directional": own.directional.mean(),
         }  # fmt: skip
         rows += [{"metric": n, "value": float(v), "kind": kind, "strength": strength} for n, v in numbers.items()]
     for name, moved in (("", delta), ("_random", random)):
@@ -156,7 +156,9 @@ def effects(kind: str, strengths, delta, random, options: Options) -> list[dict]
         reached = np.full(moved.shape[::2], np.nan)
         for concept in np.unique(target):
             rows_of = target == concept
-            reached[rows_of] = interpret.at_target_change(strengths[rows_of], moved[rows_of], concept, EQUAL_CHANGE)[1]
+            reached[rows_of] = interpret.at_target_change(
+                strengths[rows_of], moved[rows_of], int(concept), EQUAL_CHANGE
+            )[1]
         others = reached.clip(0)
         others[np.arange(len(others)), target] = 0
         arrived = ~np.isnan(reached[:, 0])
@@ -181,7 +183,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         body = []
         for (kind, strength), own in of_site.dropna(subset=["strength"]).groupby(["kind", "strength"]):
             cells = [cell(own, metric) for metric in ("steerable", "steerable_random", "above_random")]
-            cells += [cell(own, "threshold", 1, 3), cell(own, "score", 1, 3), cell(own, "concepts", 1, 1)]
+            cells += [cell(own, "threshold", 1, 4), cell(own, "score", 1, 4), cell(own, "concepts", 1, 1)]
             body.append((f"{kind} at {strength:g}", cells))
         head = ["", "S > 0.1, %", "random, %", "> 95 % of random", "threshold", "mean S", "concepts"]
         print(tables.text(f"{name}, {site}: directions that steer", head, body, 18))
@@ -219,12 +221,11 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
                             axis.plot(own["strength"], 100 * own["value"], ".", **dots)
                 axis.set_xscale("log", base=2)
                 axis.xaxis.set_major_formatter("{x:g}")
-                axis.set_ylim(-3, 103)
             axes[0, column].set_title(site, loc="left")
             axes[-1, column].set_xlabel("strength (99th percentiles)")
         for axis, text in zip(axes[:, 0], panels.values(), strict=True):
             axis.set_ylabel(text)
         note = f"{name}, {options.latents} latents; {options.features} of them and of the neurons, "
         note += f"{options.images} images."
-        note += plots.seeds(rows, " Line: mean; dots: seeds.")
+        note += plots.seeds(rows, "Line: mean; dots: seeds.")
         return plots.save(figure, options.folder, "steering", note, axes[0, 0], columns=4)

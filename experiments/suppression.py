@@ -259,5 +259,5 @@ def draw(test: pd.DataFrame, options: Options, name: str) -> list[Path]:
             axis.set_title(words, loc="left")
         for axis in axes[-1]:
             axis.set_xlabel("number off")
-        note = f"{name}, {options.latents} latents.{plots.seeds(test, ' Lines: means; dots: seeds.')}"
+        note = f"{name}, {options.latents} latents.{plots.seeds(test, 'Lines: means; dots: seeds.')}"
         return plots.save(figure, options.folder, "suppression", note, axes[0, 0], columns=5)

@@ -65,7 +65,7 @@ def test_directions_along_which_latents_would_best_write(monkeypatch):
 
 
 def test_networks_begin_alike_and_one_stops_at_the_accuracy_of_another():
-    options = experiment.Options(hidden=(24,), network_steps=50, delay=2.0)
+    options = experiment.Options(hidden=(24,), network_steps=100, delay=0.4, learning_rate=3e-3)
     data = datasets.load("digits")
     x, test_x = (own.reshape(len(own), -1) for own in (data.train_x, data.test_x))
     data = data._replace(train_x=x, test_x=test_x)
