@@ -96,7 +96,7 @@ class Options(Files):
 PRESETS = {
     "demo": Options(pairs=("CET(10)", "ET", "another seed"), delay=4.0),
     "quick": Options(
-        preset="quick", dataset="mnist", hidden=(512, 512), network_steps=1404, latents=1024, k=16, steps=400,
+        preset="quick", dataset="mnist", hidden=(512, 512), network_steps=1404, latents=512, k=16, steps=400,
         batch=256, seeds=3,
     ),
 }  # fmt: skip

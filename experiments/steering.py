@@ -113,7 +113,7 @@ def measure(options: Options, data, network: inside.Network, run) -> list[dict]:
     folder = options.folder / "activations"
     store = inside.recorded(folder, network, site, x)
     coder = inside.train_coder(store, site, options.latents, options.k, options.steps, options.batch, seed)
-    test = inside.recorded(folder, network, site, test_x)
+    test = inside.recorded(folder, network, site, test_x, "test")
     found = interpret.evaluate(coder, test).values
     accuracy = (inside.outputs(network, test_x).argmax(1) == data.test_y[: len(test_x)]).mean()
     rows = [{"metric": "accuracy", "value": float(accuracy)}]

@@ -71,9 +71,9 @@ def train_coder(store, site: str, latents: int, k: int, steps: int, batch: int, 
     return run.coder(eqx.filter_jit(run.advance)(state, steps)[0])
 
 
-def recorded(folder: Path, network: Network, site: str, x):
-    """Activations of images at a site, kept in a folder."""
-    name = f"{site}-{interpret.store.digest(network.model)}-{len(x)}"
+def recorded(folder: Path, network: Network, site: str, x, part: str = "train"):
+    """Activations of images of a part of the data at a site, kept in a folder."""
+    name = f"{site}-{interpret.store.digest(network.model)}-{part}-{len(x)}"
     return interpret.record(folder / name, network.model, site, x, *network.state, axis=network.sites[site])
 
 
