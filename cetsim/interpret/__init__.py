@@ -59,14 +59,36 @@ __all__ = [
     "sites",
 ]
 
-# Sparse coders.
+# Sparse coders, steering, suppression.
 from cetsim.interpret.coder import Coder
 from cetsim.interpret.crosscoder import Crosscoder, latent_scaling
 from cetsim.interpret.evaluation import Evaluation, evaluate, quality
 from cetsim.interpret.formats import load_coder, load_prisma, load_saelens, save_coder
 from cetsim.interpret.sparsity import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from cetsim.interpret.splicing import cross_entropies, recovered
+from cetsim.interpret.steering import (
+    Neurons,
+    RandomDirections,
+    Readout,
+    Steerability,
+    at_target_change,
+    calibrated,
+    disentanglement,
+    percentiles,
+    steer,
+    steerability,
+)
 from cetsim.interpret.store import Activations, record
+from cetsim.interpret.suppression import (
+    GroupAccuracy,
+    first_of,
+    frequency_matched,
+    group_accuracy,
+    group_differences,
+    mean_activations,
+    retrained,
+    suppress,
+)
 from cetsim.interpret.training import CoderRun, CoderState, Hyperparameters, Settings
 
 __all__ += [
@@ -78,19 +100,37 @@ __all__ += [
     "Crosscoder",
     "Evaluation",
     "Gated",
+    "GroupAccuracy",
     "Hyperparameters",
     "JumpReLU",
+    "Neurons",
+    "RandomDirections",
     "ReLU",
+    "Readout",
     "Settings",
+    "Steerability",
     "TopK",
+    "at_target_change",
+    "calibrated",
     "cross_entropies",
+    "disentanglement",
     "evaluate",
+    "first_of",
+    "frequency_matched",
+    "group_accuracy",
+    "group_differences",
     "latent_scaling",
     "load_coder",
     "load_prisma",
     "load_saelens",
+    "mean_activations",
+    "percentiles",
     "quality",
     "record",
     "recovered",
+    "retrained",
     "save_coder",
+    "steer",
+    "steerability",
+    "suppress",
 ]
