@@ -59,7 +59,9 @@ __all__ = [
     "sites",
 ]
 
-# Sparse coders.
+# Sparse coders, transformers and published weights into them.
+from cetsim.interpret import weights
+from cetsim.interpret.clip import Clip, TextTransformer
 from cetsim.interpret.coder import Coder
 from cetsim.interpret.crosscoder import Crosscoder, latent_scaling
 from cetsim.interpret.evaluation import Evaluation, evaluate, quality
@@ -68,29 +70,39 @@ from cetsim.interpret.sparsity import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from cetsim.interpret.splicing import cross_entropies, recovered
 from cetsim.interpret.store import Activations, record
 from cetsim.interpret.training import CoderRun, CoderState, Hyperparameters, Settings
+from cetsim.interpret.transformer import Attention
+from cetsim.interpret.vit import VisionTransformer
+from cetsim.interpret.weights import Family, models
 
 __all__ += [
     "Activations",
+    "Attention",
     "BatchTopK",
+    "Clip",
     "Coder",
     "CoderRun",
     "CoderState",
     "Crosscoder",
     "Evaluation",
+    "Family",
     "Gated",
     "Hyperparameters",
     "JumpReLU",
     "ReLU",
     "Settings",
+    "TextTransformer",
     "TopK",
+    "VisionTransformer",
     "cross_entropies",
     "evaluate",
     "latent_scaling",
     "load_coder",
     "load_prisma",
     "load_saelens",
+    "models",
     "quality",
     "record",
     "recovered",
     "save_coder",
+    "weights",
 ]

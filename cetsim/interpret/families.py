@@ -85,9 +85,7 @@ def fused(tensors: Tensors, source: str, targets: tuple[str, ...], bias: bool = 
     return arrays
 
 
-def block(
-    tensors: Tensors, names: Names, source: str, target: str, *, qkv_bias=True, scales=False, gate=False
-) -> dict:
+def block(tensors: Tensors, names: Names, source: str, target: str, *, qkv_bias=True, scales=False, gate=False) -> dict:
     """Arrays of a block; `gate`: whether its perceptron is a SwiGLU whose gate and other half stand in one array."""
     heads = tuple(f"{target}.attention.{part}_proj" for part in ("query", "key", "value"))
     if names.query == names.key:

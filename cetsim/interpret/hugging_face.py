@@ -18,7 +18,7 @@ OF_VJEPA2 = dict(
 )  # fmt: skip
 
 
-def made(config: dict, arrays: dict) -> dict:
+def common(config: dict, arrays: dict) -> dict:
     """What all of these models are made with."""
     return {
         "width": config["hidden_size"],
@@ -41,11 +41,17 @@ def dinov2(tensors: Tensors, config: dict, image) -> Read:
     """DINOv2, with registers or without, with a classifier (of the class token and the patches' mean) or without."""
     config = OF_DINOV2 | config
     at = next((name for name in ("dinov2.", "dinov2_with_registers.") if tensors.any(name)), "")
-    names, how = families.DINOV2, "antialiased" if f"{at}embeddings.register_tokens" in tensors else "bicubic"
+    registers = "registers" in config.get("model_type", "") or f"{at}embeddings.register_tokens" in tensors
+    names, how = families.DINOV2, "antialiased" if registers else "bicubic"
     if gate := config["use_swiglu_ffn"]:
         names = names._replace(first="mlp.weights_in", last="mlp.weights_out")
-    read = _image(tensors, config, image, names, at, how, "cls_mean", scales=True, gate=gate)
-    return Read(read.made | {"layer_scale": 1.0} | ({"mlp": "swiglu"} if gate else {}), read.arrays)
+    made, arrays = _image(tensors, config, image, names, at, how, "cls_mean", scales=True, gate=gate)
+    made |= {"layer_scale": 1.0} | ({"mlp": "swiglu"} if gate else {})
+    if registers:
+        tokens = tensors.take(f"{at}embeddings.register_tokens")
+        arrays["registers"] = None if tokens is None else tokens[0]
+        made["registers"] = 1 if tokens is None else len(tokens[0])
+    return Read(made, arrays)
 
 
 def _image(tensors, config, image, names, at: str, how: str, classified: str, **options) -> Read:
@@ -59,10 +65,7 @@ def _image(tensors, config, image, names, at: str, how: str, classified: str, **
     arrays |= places(table, {"cls": prefix}, grid(old, patch), grid(new, patch), how)
     arrays |= linear(tensors, f"{at}layernorm", "norm")
     tensors.drop(f"{at}embeddings.mask_token")  # in front of training by masks alone
-    own = made(config, arrays) | {"image": (config["num_channels"], *new), "patch": patch}
-    if (registers := f"{at}embeddings.register_tokens") in tensors:
-        arrays["registers"] = tensors.take(registers)[0]
-        own["registers"] = len(arrays["registers"])
+    own = common(config, arrays) | {"image": (config["num_channels"], *new), "patch": patch}
     head, more = _head(tensors, at, classified)
     return Read(own | head, arrays | more)
 
@@ -97,7 +100,7 @@ def vivit(tensors: Tensors, config: dict, image) -> Read:
     cells = grid((video[0], *size), tubelet)
     arrays |= places(table, {"cls": prefix}, cells, cells, "bicubic") | linear(tensors, f"{at}layernorm", "norm")
     head, more = _head(tensors, at, "cls")
-    return Read(made(config, arrays) | {"image": video, "patch": tubelet} | head, arrays | more)
+    return Read(common(config, arrays) | {"image": video, "patch": tubelet} | head, arrays | more)
 
 
 def vjepa2(tensors: Tensors, config: dict, image) -> Read:
@@ -118,4 +121,4 @@ def vjepa2(tensors: Tensors, config: dict, image) -> Read:
         "image": (config["frames_per_clip"], config["in_chans"], *size),
         "patch": (config["tubelet_size"], *pair(config["patch_size"])),
     }
-    return Read(made(config, arrays) | sizes | {"position": "rotary", "class_token": False, "pool": "none"}, arrays)
+    return Read(common(config, arrays) | sizes | {"position": "rotary", "class_token": False, "pool": "none"}, arrays)

@@ -1,6 +1,7 @@
 """ViTs as timm and DINO name them."""
 
 import math
+import re
 
 from cetsim.interpret import families
 from cetsim.interpret.families import Read, fused, grid, linear, pair, patches, places, square
@@ -22,16 +23,17 @@ def dino(tensors: Tensors, config: dict, image) -> Read:
 
 def _read(tensors: Tensors, config: dict, image, how: str) -> Read:
     name, args = config.get("architecture", ""), config.get("model_args", {})
-    arrays = patches(tensors, "patch_embed.proj", bias="patch_embed.proj.bias" in tensors)
+    arrays = patches(tensors, "patch_embed.proj", bias=not args.get("pre_norm", tensors.any("norm_pre.")))
     if arrays["embed.linear.weight"] is None:
         tensors.require_all()
     width, channels, *patch = tensors.arrays["patch_embed.proj.weight"].shape
-    places_, size = _places(tensors, args, image, patch, how)
-    parts = _parts(tensors)
+    patch = tuple(patch)
+    places_, size = _places(tensors, config, image, patch, how)
+    parts = _parts(tensors, args)
     arrays |= places_ | families.blocks(tensors, families.TIMM, "blocks.", tensors.count("blocks."), **parts)
     made = {
         "image": (channels, *size),
-        "patch": tuple(patch),
+        "patch": patch,
         "width": width,
         "depth": tensors.count("blocks."),
         "heads": args.get("num_heads", HEADS.get(width, max(1, width // 64))),
@@ -56,28 +58,37 @@ def _read(tensors: Tensors, config: dict, image, how: str) -> Read:
     made["pool"] = POOLS[pool]
     if made["pool"] == "attention":
         arrays |= _attention_pool(tensors)
-    if tensors.any("head."):
-        bias = "head.bias" in tensors
-        arrays |= linear(tensors, "head", "head", bias)
+    if config.get("num_classes", tensors.any("head.")):
+        arrays |= linear(tensors, "head", "head")
         weight = arrays["head.weight"]
-        made |= {"classes": 1 if weight is None else len(weight), "head_bias": bias}
+        made |= {"classes": 1 if weight is None else len(weight)}
     return Read(made, arrays)
 
 
-def _parts(tensors: Tensors) -> dict:
-    """What stands in the first block."""
+def _parts(tensors: Tensors, args: dict) -> dict:
+    """What stands in each block."""
     first, last = (tensors.arrays.get(f"blocks.0.mlp.{part}.weight") for part in ("fc1", "fc2"))
     return {
-        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
-        "scales": "blocks.0.ls1.gamma" in tensors,
+        "qkv_bias": args.get("qkv_bias", True),
+        "scales": bool(args.get("init_values", tensors.any("blocks.0.ls1."))),
         "gate": first is not None and last is not None and len(first) == 2 * last.shape[1],
     }
 
 
-def _places(tensors: Tensors, args: dict, image, patch, how: str) -> tuple[dict, tuple[int, int]]:
+def _places(tensors: Tensors, config: dict, image, patch: tuple, how: str) -> tuple[dict, tuple[int, int]]:
     """Tokens in front and positions, and the size of the image."""
-    prefix = {ours: name for ours, name in (("cls", "cls_token"), ("registers", "reg_token")) if name in tensors}
-    prefix = {ours: tensors.take(name) for ours, name in prefix.items()}
+    args = config.get("model_args", {})
+    named = re.search(r"_reg\d", config.get("architecture", "")) is not None
+    # Without arguments, the arrays tell; timm's own defaults have a class token.
+    read = how == "dino" or config.get("global_pool") == "token" or bool(args)
+    has = {
+        "cls_token": args.get("class_token", read or "cls_token" in tensors),
+        "reg_token": args.get("reg_tokens", named or "reg_token" in tensors),
+    }
+    ours = {"cls_token": "cls", "reg_token": "registers"}
+    prefix = {ours[name]: tensors.take(name) for name, there in has.items() if there}
+    if tensors.missing:
+        tensors.require_all()
     if (table := tensors.take("pos_embed")) is None:
         tensors.require_all()
     behind = table.shape[1] - sum(tokens.shape[1] for tokens in prefix.values())

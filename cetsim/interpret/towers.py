@@ -27,15 +27,17 @@ def clip(tensors: Tensors, config: dict, image) -> dict[str, Read]:
     if tensors.any("text_model."):
         parts["text"] = _clip_text(tensors, OF_CLIP_TEXT | config.get("text_config", config))
     tensors.drop(*(f"{tower}_model.embeddings.position_ids" for tower in ("vision", "text")))  # of older files
-    return parts | _numbers(tensors, len(parts))
+    return parts | _numbers(tensors, len(parts), "logit_scale")
 
 
-def _numbers(tensors: Tensors, towers: int) -> dict:
+def _numbers(tensors: Tensors, towers: int, *names: str) -> dict:
     """What both towers share, where both are there."""
-    if towers < 2:
-        return {}
-    names = ("logit_scale", "logit_bias") if "logit_bias" in tensors else ("logit_scale",)
-    return {name: tensors.take(name) for name in names}
+    return {name: tensors.take(name) for name in names} if towers == 2 else {}
+
+
+def _both(tensors: Tensors) -> bool:
+    """Whether both towers are there, which then end in a projection."""
+    return tensors.any("vision_model.") and tensors.any("text_model.")
 
 
 def _made(config: dict, arrays: dict) -> dict:
@@ -57,8 +59,8 @@ def _grids(config: dict, image) -> tuple:
 
 
 def _projection(tensors: Tensors, source: str, bias: bool) -> tuple[dict, dict]:
-    """The layer behind a tower, if the file has it."""
-    if not tensors.any(f"{source}."):
+    """The layer behind a tower; one that is alone may have none."""
+    if not _both(tensors) and not tensors.any(f"{source}."):
         return {}, {}
     arrays = linear(tensors, source, "head", bias)
     return {"classes": 1 if arrays["head.weight"] is None else len(arrays["head.weight"]), "head_bias": bias}, arrays
@@ -113,7 +115,7 @@ def siglip(tensors: Tensors, config: dict, image) -> dict[str, Read]:
         head, more = _projection(tensors, "text_model.head", bias=True)
         parts["text"] = Read(made | {"pool": "last", "causal": False} | head, arrays | more)
     tensors.drop(*(f"{tower}_model.embeddings.position_ids" for tower in ("vision", "text")))
-    return parts | _numbers(tensors, len(parts))
+    return parts | _numbers(tensors, len(parts), "logit_scale", "logit_bias")
 
 
 def _siglip_vision(tensors: Tensors, config: dict, image) -> Read:
@@ -149,7 +151,8 @@ def open_clip(tensors: Tensors, config: dict, image) -> dict[str, Read]:
     _refuse_other_kinds(tensors.path, vision, text)
     parts = {"vision": _open_clip_vision(tensors, vision, image, mlp), "text": _open_clip_text(tensors, text, mlp)}
     tensors.drop("attn_mask")
-    return parts | _numbers(tensors, 2)
+    shared = ("logit_scale", "logit_bias") if config.get("init_logit_bias") is not None else ("logit_scale",)
+    return parts | _numbers(tensors, 2, *shared)
 
 
 # With these values a tower is of the default kind.

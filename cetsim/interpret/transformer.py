@@ -1,4 +1,4 @@
-"""Transformer blocks whose attention is taken apart into sites: queries, keys, values, patterns and results of heads."""
+"""Transformer blocks whose attention is taken apart: queries, keys, values, patterns and results of heads are sites."""
 
 import functools
 

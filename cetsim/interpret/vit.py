@@ -213,8 +213,9 @@ def initial(module, key):
     """The module with the weights of its layers Xavier-uniform and their biases 0, as for the first ViT."""
     is_linear = lambda node: isinstance(node, Linear)  # noqa: E731
     leaves, structure = jax.tree.flatten(module, is_leaf=is_linear)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(structure, [_xavier(*pair) if is_linear(pair[0]) else pair[0] for pair in zip(leaves, keys, strict=True)])  # noqa: E501
+    pairs = zip(leaves, jax.random.split(key, len(leaves)), strict=True)
+    new = [_xavier(leaf, leaf_key) if is_linear(leaf) else leaf for leaf, leaf_key in pairs]
+    return jax.tree.unflatten(structure, new)
 
 
 def _xavier(layer: Linear, key):

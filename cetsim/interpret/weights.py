@@ -161,7 +161,8 @@ def _found(path_or_name) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith((".safetensors", "/")):
         raise ValueError(f"there is no {name}; a name on the hub is 'owner/model'")
     hub = require("huggingface_hub", extra="hub")
-    return Path(hub.snapshot_download(name, allow_patterns=["*.safetensors", "*.safetensors.index.json", "*config.json"]))  # noqa: E501
+    wanted = ["*.safetensors", "*.safetensors.index.json", "*config.json"]
+    return Path(hub.snapshot_download(name, allow_patterns=wanted))
 
 
 def _filled(path, kind: type, read: Read):
@@ -179,5 +180,5 @@ def _filled(path, kind: type, read: Read):
         if leaf.shape != read.arrays[name].shape:
             said = f"must have shape {list(leaf.shape)} by the configuration, got {list(read.arrays[name].shape)}"
             raise ValueError(f"{path}: {name} {said}")
-    filled = [jnp.asarray(read.arrays.get(path_name(place), leaf)) if path_name(place) in wanted else leaf for place, leaf in leaves]  # noqa: E501
-    return jax.tree.unflatten(structure, filled)
+    arrays = {name: jnp.asarray(read.arrays[name]) for name in wanted}
+    return jax.tree.unflatten(structure, [arrays.get(path_name(place), leaf) for place, leaf in leaves])
