@@ -2,8 +2,8 @@
 
 A pattern is seen for 0.1 s, then nothing for a pause, then a pattern again; while it is there, and for 0.1 s after it,
 the network says whether it is the same. It must hold the first one over the pause. By e-prop's factorisation a synapse
-sees only what its own neuron keeps: a GRU's gate keeps much, a leaky neuron what its leak leaves, a vanilla one nothing,
-so that nothing of what it did before the pause is ever credited, although its weights may still hold a pattern.
+sees only what its own neuron keeps: a GRU's gate keeps much, a leaky neuron what its leak leaves, a vanilla one
+nothing, so that nothing of what it did before the pause is ever credited, although its weights may hold a pattern.
 """
 
 from dataclasses import dataclass, replace

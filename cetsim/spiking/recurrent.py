@@ -3,9 +3,10 @@
 A change of weight w of neuron j acts on its own state at once and, through what j keeps of its state, on its own later
 ones; that it also acts through other neurons is left out (e-prop's factorisation). So every synapse has an eligibility
 
-    e_ji(t) = a_j(t) e_ji(t-1) + φ_j(t) x_i(t)      a = ∂h_j(t)/∂h_j(t-1), recurrent weights held      φ = ∂h_j(t)/∂z_j(t)
+    e_ji(t) = a_j(t) e_ji(t-1) + φ_j(t) x_i(t)      a = ∂h_j(t)/∂h_j(t-1)      φ = ∂h_j(t)/∂z_j(t)
 
-which is what its trace takes, z the input of a gate. It needs no future and no other neuron.
+which is what its trace takes, z the input of a gate, a without recurrent weights. It needs no future and no other
+neuron.
 """
 
 import equinox as eqx
@@ -27,7 +28,8 @@ class RecurrentLayer(SuppliesActivation):
     """A vanilla RNN or a GRU, `[in_features] -> [out_features]`, its state 0 before the first step.
 
         "rnn":  h(t) = α h(t-1) + (1 - α) tanh(W x(t) + b + U h(t-1))
-        "gru":  h(t) = u h(t-1) + (1 - u) n      n = tanh(W_n x + b_n + r U_n h(t-1))      r, u: sigmoids, as n without r
+        "gru":  h(t) = u h(t-1) + (1 - u) n      n = tanh(W_n x(t) + b_n + r U_n h(t-1))
+                r = σ(W_r x(t) + b_r + U_r h(t-1))      u = σ(W_u x(t) + b_u + U_u h(t-1))
 
     It acts on one step, inside `jax.vmap(model, axis_name="time")`, and scans over the steps itself. Plainly
     differentiated it is backprop through time. With traces (`cetsim.attach`) its weights learn by the local rule of
