@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pandas as pd
 
-from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FixedDelay, nn, spiking, sweep
+from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FixedDelay, attach, spiking, sweep
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from experiments.common import captions, checks, plots, tables, vision
 from experiments.common.checks import SEGMENT
@@ -117,7 +117,7 @@ class SpikingRun(SupervisedRun):
         key = jax.random.fold_in(jax.random.fold_in(state.order, 2**30), state.step)
 
         def loss(model):
-            traced = nn.attach(model, state.hyper.trace, state.hyper.delay, error_gate=state.hyper.error_gate)
+            traced = attach(model, state.hyper.trace, state.hyper.delay, error_gate=state.hyper.error_gate)
             logits = self.logits(traced, x, key)
             every = jnp.broadcast_to(labels[:, None], logits.shape[:2])
             return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, every)), state.buffers
