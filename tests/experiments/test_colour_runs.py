@@ -1,14 +1,13 @@
 """The experiment colour-runs from end to end, and that its runs are of colours."""
 
 import numpy as np
-import pandas as pd
 from experiment import error_of, output_of
 
 from cetsim import datasets
 from cetsim.datasets import InputOrder
 from cetsim.supervised import Settings, backprop
 from experiments import colour_runs as experiment
-from experiments.common import inside
+from experiments.common import inside, tables
 
 SIZES = ["--hidden", 12, 8, "--network-steps", 5, "--latents", 16, "--k", 4, "--steps", 5, "--batch", 32, "--seeds", 1]
 
@@ -17,7 +16,7 @@ def test_tables_and_figures(tmp_path):
     options = [*SIZES, "--rules", "backprop", "ET", "--run-lengths", 4, "--counts", 0, 2, "--out", tmp_path]
     said = output_of("colour-runs", *options)
     assert "ET, runs of 4" in said
-    found = experiment.summary(pd.read_csv(tmp_path / "colour-runs" / "results.csv"))
+    found = experiment.summary(tables.read(tmp_path / "colour-runs" / "results.csv"))
     assert found["rule"].tolist() == ["ET", "backprop"]
     shares = found[["average", "worst", "suppressed", "last layer"]]
     assert shares.notna().all(axis=None)
