@@ -19,13 +19,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Int
 
-from cetsim import datasets, supervised, sweep
+from cetsim import datasets, supervised
 from experiments import suppression
 from experiments.common import checks, inside, plots, tables
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import hyperparameters
 from experiments.common.options import Files
-from experiments.common.selection import reported
 
 RULES = {
     "backprop": ("backprop", 0), "delay line": ("delay line", 0), "CET(10)": ("CET", 10),
@@ -100,6 +99,10 @@ class Learned:
     colour_run: int
     seed: int
 
+    def __str__(self) -> str:
+        """In words."""
+        return f"{self.rule}, runs of {self.colour_run}, seed {self.seed}"
+
 
 class RunsOfColours(supervised.SupervisedRun):
     """Training in which the runs of the input order are of one attribute, not of one label."""
@@ -129,15 +132,9 @@ def run(options: Options) -> pd.DataFrame:
     ]
     names = ("dataset", "agreement", "hidden", "network_steps", "learning_rate", "delay", "examples", "latents", "k")
     config = {name: getattr(options, name) for name in (*names, "steps", "batch", "counts")}
-    made = dict(steps=1, hyperparameters=lambda one: one, on_host=True)
     measured = lambda one: measure(options, coloured(one.seed), one)  # noqa: E731
-    training = sweep.Training(lambda one, _: one, lambda one, steps: (one, {}), measured, **made)
     columns = lambda one: COLUMNS | {"images": options.dataset} | traced(options, one)  # noqa: E731
-    with inside.users_errors():
-        how = dict(config=config, columns=columns, batch=1, fresh=options.fresh)
-        describe = lambda one: f"{one.rule}, runs of {one.colour_run}, seed {one.seed}"  # noqa: E731
-        table = sweep.run(options.folder, runs, training, describe=describe, **how)
-    return reported(table, options)
+    return inside.sweep_on_host(options, runs, measured, config, columns)
 
 
 def traced(options: Options, one: Learned) -> dict:

@@ -25,6 +25,10 @@ class Run:
     site: str
     seed: int
 
+    def __str__(self) -> str:
+        """In words."""
+        return f"{self.site}, seed {self.seed}"
+
 
 class Network(NamedTuple):
     """A trained network: `sites` are its hidden layers, with the axis along which their vectors lie."""
@@ -91,16 +95,15 @@ def outputs(network: Network, x, batch: int = 500) -> np.ndarray:
     return np.concatenate([np.asarray(said(jnp.asarray(x[i : i + batch]))) for i in range(0, len(x), batch)])
 
 
-def sweep_on_host(options, runs: list[Run], measured: Callable, config: dict, columns: dict) -> pd.DataFrame:
+def sweep_on_host(options, runs: list, measured: Callable, config: dict, columns: dict | Callable) -> pd.DataFrame:
     """Makes the runs that are missing, each measured by plain Python; the rows to report.
 
-    **Arguments:** `measured`: of a run, gives its rows. `config`: what rows depend on besides. `columns`: of all rows.
+    **Arguments:** `runs`: dataclasses that say what they are as text. `measured`: of a run, gives its rows. `config`:
+    what rows depend on besides. `columns`: of all rows of a run, or a function of it.
     """
-    nothing = lambda run, _: run  # noqa: E731
-    how = dict(steps=1, hyperparameters=lambda run: run, on_host=True)
-    training = sweep.Training(nothing, lambda run, steps: (run, {}), measured, **how)
+    still = dict(steps=1, hyperparameters=lambda run: run, on_host=True)
+    training = sweep.Training(lambda run, key: run, lambda run, steps: (run, {}), measured, **still)
     with users_errors():
-        how = dict(config=config, columns=columns, batch=1, fresh=options.fresh)
-        how |= dict(describe=lambda run: f"{run.site}, seed {run.seed}")
+        how = dict(config=config, columns=columns, describe=str, batch=1, fresh=options.fresh)
         table = sweep.run(options.folder, runs, training, **how)
     return reported(table, options)
