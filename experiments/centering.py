@@ -15,7 +15,7 @@ import pandas as pd
 
 from cetsim import nn
 from cetsim.supervised import Hyperparameters, SupervisedRun
-from experiments.common import checks, plots, tables, vision
+from experiments.common import captions, checks, plots, tables, vision
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Vision
 
@@ -110,7 +110,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         body.append(
             (tables.label(*key), [tables.cell(of_key.loc[of_key["centering"] == how, "value"]) for how in ways])
         )
-    print(tables.text(f"Test accuracy in %, {tables.settings(ends)}", ["", *ways.values()], body, width=20))
+    print(tables.text(f"Test accuracy in %, {captions.settings(ends)}", ["", *ways.values()], body, width=20))
     return draw(ends, ways, options.folder)
 
 
@@ -128,5 +128,9 @@ def draw(ends: pd.DataFrame, ways: dict[str, str], folder: Path) -> list[Path]:
         axis.set_xticks(range(len(keys)), [tables.label(*key) for key in keys])
         axis.set(ylabel="test accuracy (%)", ylim=(0, 100))
         late = ends.loc[ends["trace"] != "backprop", "delay_s"].max()
-        note = f"{tables.settings(ends)}, credit {late:g} s late.{plots.seeds(ends, 'Bar: mean; dots: seeds.')}"
-        return plots.save(figure, folder, "centering", note + tables.left_out(ends), axis)
+        note = f"{captions.settings(ends)}; signals {late:g} s late. "
+        note += "Weights centred: they learn from activity less its mean over a segment; "
+        note += "bias follows: and biases make up for what that does to the output."
+        note += " Running mean: the same with a mean of the past." * ("running" in ways)
+        note += captions.seeds(ends, "Bar: mean; dots: seeds.")
+        return plots.save(figure, folder, "centering", note + captions.left_out(ends), axis)

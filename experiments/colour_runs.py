@@ -21,7 +21,7 @@ from jaxtyping import Array, Int
 
 from cetsim import datasets, supervised
 from experiments import suppression
-from experiments.common import checks, inside, plots, tables
+from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import hyperparameters
 from experiments.common.options import Files
@@ -212,6 +212,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
             axis.xaxis.set_major_formatter("{x:g}")
             axis.set_xlabel("images of one colour in a row")
         axes[0, 0].set_ylabel("worst-group accuracy (%)")
-        note = f"{name}, credit {options.delay:g} s late, 0.2 s an image."
-        note += plots.seeds(found, "Line: mean; dots: seeds.")
+        seeds = captions.plural(found["seed"].nunique(), "seed")
+        note = f"{name}, credit {options.delay:g} s late, 0.2 s an image, {seeds}."
+        note += captions.seeds(found, "Line: mean; dots: seeds.")
         return plots.save(figure, options.folder, "colour-runs", note, axes[0, 0], columns=5)

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from cetsim import sweep
-from experiments.common import checks, plots, rl, selection, tables
+from experiments.common import captions, checks, plots, rl, selection, tables
 from experiments.common.conditions import Condition
 from experiments.common.selection import users_errors
 
@@ -194,7 +194,7 @@ def draw_returns(ends: pd.DataFrame, names: list[tuple[str, str]], delays: list[
         seeds = ", ".join(f"{count} at {delay:g} s" for delay, count in counts.items() if delay)
         note = f"{ends['dataset'].iloc[0]}, {tables.label('CET', options.orders[0])}, one learning rate of "
         note += f"{options.learning_rates[0]:g} for actor and critic. Dots: seeds ({seeds}); line: mean."
-        return plots.save(figure, options.folder, options.name, note + tables.left_out(ends))
+        return plots.save(figure, options.folder, options.name, note + captions.left_out(ends))
 
 
 def draw_course(rows: pd.DataFrame, options: Options) -> list[Path]:

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from cetsim import datasets, interpret, supervised
-from experiments.common import checks, inside, plots, tables
+from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import hyperparameters
 from experiments.common.options import Files
@@ -317,10 +317,8 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
             lower.set_xticks(range(len(pairs)), pairs, rotation=30, ha="right")
         axes[0, 0].set_ylabel("latents (%)")
         axes[1, 0].set_ylabel("the other's alone (%)")
-        note = (
-            f"{name}, credit {options.delay:g} s late, {options.latents} latents. Below: hollow, r > {ALONE:g}; full, "
-        )
-        note += (
-            f"those of which less than a fifth is left at backprop.{plots.seeds(rows, 'Lines: means; dots: seeds.')}"
-        )
+        seeds = captions.plural(rows["seed"].nunique(), "seed")
+        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Below: hollow, r > {ALONE:g}; "
+        note += "full, those of which less than a fifth is left at backprop."
+        note += captions.seeds(rows, "Lines: means; dots: seeds.")
         return plots.save(figure, options.folder, "features", note, axes[0, 0], columns=4)

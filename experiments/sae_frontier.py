@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pandas as pd
 
 from cetsim import datasets, interpret, sweep
-from experiments.common import checks, inside, plots, tables
+from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.options import Files
 from experiments.common.selection import reported, users_errors
 
@@ -260,8 +260,9 @@ def draw(ends: pd.DataFrame, options: Options) -> list[Path]:
                 axis.xaxis.set_major_formatter("{x:g}")
                 if column == 0:
                     axis.set_ylabel(name)
-            axes[0, column].set_title(site, loc="left")
+            axes[0, column].set_title(f"hidden layer {column + 1} ({site})", loc="left")
             axes[-1, column].set_xlabel("active latents of a vector (L0)")
-        note = f"{tables.DATASETS[options.dataset]}, {options.latents} latents, {options.steps:,} steps of "
-        note += f"{options.batch} vectors.{plots.seeds(ends, ' Line: mean; dots: seeds.')}"
+        note = f"{tables.DATASETS[options.dataset]}, a network trained by backprop; sparse autoencoders of "
+        note += f"{options.latents} latents, {options.steps:,} steps of {options.batch} vectors, "
+        note += f"{captions.plural(ends['seed'].nunique(), 'seed')}.{captions.seeds(ends, 'Line: mean; dots: seeds.')}"
         return plots.save(figure, options.folder, "sae-frontier", note, axes[0, 0], columns=5)

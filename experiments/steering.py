@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from cetsim import datasets, interpret
-from experiments.common import checks, inside, plots, tables
+from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.options import Files
 
 COLUMNS = {"experiment": "steering", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the network
@@ -226,6 +226,6 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
         for axis, text in zip(axes[:, 0], panels.values(), strict=True):
             axis.set_ylabel(text)
         note = f"{name}, {options.latents} latents; {options.features} of them and of the neurons, "
-        note += f"{options.images} images."
-        note += plots.seeds(rows, "Line: mean; dots: seeds.")
+        note += f"{options.images} images, {captions.plural(rows['seed'].nunique(), 'seed')}."
+        note += captions.seeds(rows, "Line: mean; dots: seeds.")
         return plots.save(figure, options.folder, "steering", note, axes[0, 0], columns=4)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from cetsim import datasets, interpret
 from cetsim.datasets import shortcuts
-from experiments.common import checks, inside, plots, tables
+from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.options import Files
 
 COLUMNS = {"experiment": "suppression", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the network
@@ -271,5 +271,6 @@ def draw(test: pd.DataFrame, options: Options, name: str) -> list[Path]:
             axis.set_title(words, loc="left")
         for axis in axes[-1]:
             axis.set_xlabel("number off")
-        note = f"{name}, {options.latents} latents.{plots.seeds(test, 'Lines: means; dots: seeds.')}"
+        seeds = captions.plural(test["seed"].nunique(), "seed")
+        note = f"{name}, {options.latents} latents, {seeds}.{captions.seeds(test, 'Lines: means; dots: seeds.')}"
         return plots.save(figure, options.folder, "suppression", note, axes[0, 0], columns=5)

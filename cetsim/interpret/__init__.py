@@ -59,7 +59,9 @@ __all__ = [
     "sites",
 ]
 
-# Sparse coders, steering, suppression.
+# Sparse coders, steering, suppression, transformers and published weights into them.
+from cetsim.interpret import weights
+from cetsim.interpret.clip import Clip, TextTransformer
 from cetsim.interpret.coder import Coder
 from cetsim.interpret.crosscoder import Crosscoder, latent_scaling
 from cetsim.interpret.evaluation import Evaluation, evaluate, quality
@@ -90,15 +92,21 @@ from cetsim.interpret.suppression import (
     suppress,
 )
 from cetsim.interpret.training import CoderRun, CoderState, Hyperparameters, Settings
+from cetsim.interpret.transformer import Attention
+from cetsim.interpret.vit import VisionTransformer
+from cetsim.interpret.weights import Family, models
 
 __all__ += [
     "Activations",
+    "Attention",
     "BatchTopK",
+    "Clip",
     "Coder",
     "CoderRun",
     "CoderState",
     "Crosscoder",
     "Evaluation",
+    "Family",
     "Gated",
     "GroupAccuracy",
     "Hyperparameters",
@@ -109,7 +117,9 @@ __all__ += [
     "Readout",
     "Settings",
     "Steerability",
+    "TextTransformer",
     "TopK",
+    "VisionTransformer",
     "at_target_change",
     "calibrated",
     "cross_entropies",
@@ -124,6 +134,7 @@ __all__ += [
     "load_prisma",
     "load_saelens",
     "mean_activations",
+    "models",
     "percentiles",
     "quality",
     "record",
@@ -133,4 +144,5 @@ __all__ += [
     "steer",
     "steerability",
     "suppress",
+    "weights",
 ]

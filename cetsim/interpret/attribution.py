@@ -135,11 +135,11 @@ def ablation(
     **Raises:** as `activation_patching`, and ValueError for values of other sites or shapes.
     """
     checks.require_in("by", by, ABLATIONS)
-    _, own = capture(model, _as_tuple(names))(x, *state)
+    _, clean = capture(model, _as_tuple(names))(x, *state)
     if by == "zero":
-        targets = {name: jnp.zeros_like(value) for name, value in own.items()}
+        targets = {name: jnp.zeros_like(value) for name, value in clean.items()}
     else:
-        targets = _references(by, own, values or {}, key)
+        targets = _references(by, clean, values or {}, key)
     return Effects(*_one_at_a_time(model, metric, targets, (x, *state), axes, batch))
 
 
@@ -300,32 +300,31 @@ def _axes_of(values: dict, axes: Axes) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"`axes` must name sites of {', '.join(values)}, got {', '.join(axes.keys() - values.keys())}")
     found = {}
     for name, value in values.items():
-        own = axes.get(name) if isinstance(axes, dict) else axes
-        own = ((0,) if value.ndim > 1 else ()) if own is None else tuple(own)
-        if any(not -value.ndim <= axis < value.ndim for axis in own) or len({axis % value.ndim for axis in own}) < len(
-            own
-        ):
-            raise ValueError(f"site {name!r}: `axes` must be axes of its value, {list(value.shape)}, got {own}")
-        found[name] = tuple(axis % value.ndim for axis in own)
+        chosen = axes.get(name) if isinstance(axes, dict) else axes
+        chosen = ((0,) if value.ndim > 1 else ()) if chosen is None else tuple(chosen)
+        within = all(-value.ndim <= axis < value.ndim for axis in chosen)
+        if not within or len({axis % value.ndim for axis in chosen}) < len(chosen):
+            raise ValueError(f"site {name!r}: `axes` must be axes of its value, {list(value.shape)}, got {chosen}")
+        found[name] = tuple(axis % value.ndim for axis in chosen)
     return found
 
 
-def _references(by: str, own: dict, values: dict, key) -> dict:
+def _references(by: str, clean: dict, values: dict, key) -> dict:
     """What each site's value is replaced by."""
     if (key is None) != (by == "mean"):
         raise ValueError(f"`key` goes with by='resample' alone, got by={by!r} and {'no' if key is None else 'a'} key")
     counts = set()
-    for name, value in own.items():
+    for name, value in clean.items():
         given = np.shape(values.get(name, 0.0))
         if given[1:] != value.shape or given[:1] in ((), (0,)):
             raise ValueError(f"`values` of site {name!r} must be [examples, *{list(value.shape)}], got {list(given)}")
         counts.add(given[0])
     if by == "mean":
-        return {name: jnp.mean(values[name], axis=0) for name in own}
+        return {name: jnp.mean(values[name], axis=0) for name in clean}
     if len(counts) > 1:
         raise ValueError(f"`values` must be of the same examples at all sites, got {sorted(counts)} of them")
     chosen = jax.random.randint(key, (), 0, counts.pop())
-    return {name: jnp.asarray(values[name])[chosen] for name in own}
+    return {name: jnp.asarray(values[name])[chosen] for name in clean}
 
 
 def _require_one_shape(first, second) -> None:

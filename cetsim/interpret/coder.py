@@ -29,7 +29,7 @@ class Coder(eqx.Module):
     - `sites`: names of the sites of inputs and outputs, kept to tell what the coder is of.
 
     **Attributes:** `W_enc` `[inputs, latents]`, `b_enc` `[latents]`, `W_dec` `[latents, outputs]`, `b_dec` `[outputs]`,
-    `b_in` `[inputs]` (None in an SAE, where it is `b_dec`), `W_skip` `[inputs, outputs]` or None, `own`: what the
+    `b_in` `[inputs]` (None in an SAE, where it is `b_dec`), `W_skip` `[inputs, outputs]` or None, `learned`: what the
     sparsity learns, `threshold`: of a `BatchTopK` at inference.
 
     **Raises:** ValueError for sizes below 1, a `k` above the latents, or `skip` in an SAE.
@@ -41,7 +41,7 @@ class Coder(eqx.Module):
     b_dec: Float[Array, " outputs"]
     b_in: Float[Array, " inputs"] | None
     W_skip: Float[Array, "inputs outputs"] | None
-    own: dict[str, Array]
+    learned: dict[str, Array]
     threshold: Float[Array, ""]
     sparsity: AbstractSparsity
     sites: tuple[str, str] | None = eqx.field(static=True)
@@ -62,7 +62,7 @@ class Coder(eqx.Module):
         self.b_enc, self.b_dec = jnp.zeros(latents), jnp.zeros(outputs)
         self.b_in = jnp.zeros(inputs) if transcodes else None
         self.W_skip = jnp.zeros((inputs, outputs)) if skip else None
-        self.own, self.threshold, self.sites = sparsity.init(latents), jnp.zeros(()), require_names(sites, 2)
+        self.learned, self.threshold, self.sites = sparsity.init(latents), jnp.zeros(()), require_names(sites, 2)
 
     @property
     def latents(self) -> int:
@@ -84,7 +84,7 @@ class Coder(eqx.Module):
 
         **Raises:** ValueError for vectors of another width.
         """
-        return self.sparsity.activate(self.preactivation(x), self.b_enc, self.own, 1.0, self.threshold)
+        return self.sparsity.activate(self.preactivation(x), self.b_enc, self.learned, 1.0, self.threshold)
 
     def decode(self, f: Float[Array, "... latents"], x=None) -> Float[Array, "... outputs"]:
         """x̂, what latents stand for.
@@ -115,7 +115,7 @@ class Coder(eqx.Module):
         """
         n = jnp.where(self.norms > 0, self.norms, 1)
         scaled = dict(W_dec=self.W_dec / n[:, None], W_enc=self.W_enc * n, b_enc=self.b_enc * n)
-        return with_fields(self, own=self.sparsity.rescaled(self.own, n), **scaled)
+        return with_fields(self, learned=self.sparsity.rescaled(self.learned, n), **scaled)
 
     def unscaled(self, scale_in, scale_out=None) -> "Coder":
         """The coder of x and y that does what this one does for `scale_in` x and `scale_out` y.
@@ -130,7 +130,7 @@ class Coder(eqx.Module):
             b_dec=self.b_dec / c,
             b_in=None if self.b_in is None else self.b_in / a,
             W_skip=None if self.W_skip is None else self.W_skip * (a / c),
-            own=self.sparsity.rescaled(self.own, 1 / c),
+            learned=self.sparsity.rescaled(self.learned, 1 / c),
             threshold=self.threshold / c,
         )
 
@@ -148,7 +148,7 @@ def centred_product(x, b, w):
 def with_fields(module, **fields):
     """The module with other values of some fields; one that is None stays None."""
     fields = {name: value for name, value in fields.items() if value is not None}
-    return eqx.tree_at(lambda own: [getattr(own, name) for name in fields], module, list(fields.values()))
+    return eqx.tree_at(lambda tree: [getattr(tree, name) for name in fields], module, list(fields.values()))
 
 
 def unit_rows(w):

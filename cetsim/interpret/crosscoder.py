@@ -36,8 +36,8 @@ class Crosscoder(eqx.Module):
     - `sites`: names of the sites.
 
     **Attributes:** tuples of one a site: `W_enc` `[width, latents]`, `W_dec` `[latents, width]`, `b_dec` `[width]`,
-    `scales`: what a site's values are multiplied with where sites are compared. And `b_enc`, `own`, `threshold` as of
-    `Coder`.
+    `scales`: what a site's values are multiplied with where sites are compared. And `b_enc`, `learned`, `threshold` as
+    of `Coder`.
 
     **Raises:** ValueError for sizes below 1, one site, or a `k` above the latents.
     """
@@ -47,7 +47,7 @@ class Crosscoder(eqx.Module):
     W_dec: tuple[Float[Array, "latents width"], ...]
     b_dec: tuple[Float[Array, " width"], ...]
     scales: tuple[Float[Array, ""], ...]
-    own: dict[str, Array]
+    learned: dict[str, Array]
     threshold: Float[Array, ""]
     sparsity: AbstractSparsity
     sites: tuple[str, ...] | None = eqx.field(static=True)
@@ -63,7 +63,7 @@ class Crosscoder(eqx.Module):
         self.W_enc = tuple(w.T for w in self.W_dec)
         self.b_enc, self.b_dec = jnp.zeros(latents), tuple(jnp.zeros(width) for width in widths)
         self.scales, self.threshold = tuple(jnp.ones(()) for _ in widths), jnp.zeros(())
-        self.own, self.sites = sparsity.init(latents), require_names(sites, len(widths))
+        self.learned, self.sites = sparsity.init(latents), require_names(sites, len(widths))
 
     @property
     def latents(self) -> int:
@@ -90,9 +90,9 @@ class Crosscoder(eqx.Module):
         if len(x) != len(self.W_enc):
             raise ValueError(f"the crosscoder reads {len(self.W_enc)} sites, got {len(x)}")
         z = self.b_enc
-        for own, w, b in zip(x, self.W_enc, self.b_dec, strict=True):
-            require_width(own, len(b))
-            z = z + centred_product(own, b, w)
+        for x_s, w, b in zip(x, self.W_enc, self.b_dec, strict=True):
+            require_width(x_s, len(b))
+            z = z + centred_product(x_s, b, w)
         return z
 
     def encode(self, x: tuple) -> Float[Array, "... latents"]:
@@ -100,11 +100,11 @@ class Crosscoder(eqx.Module):
 
         **Raises:** ValueError for another number of sites, or vectors of other widths.
         """
-        return self.sparsity.activate(self.preactivation(x), self.b_enc, self.own, self.norms, self.threshold)
+        return self.sparsity.activate(self.preactivation(x), self.b_enc, self.learned, self.norms, self.threshold)
 
     def decode(self, f: Float[Array, "... latents"], x=None) -> tuple:
         """x̂, what latents stand for at each site; `x` plays no part."""
-        return tuple(own + b for own, b in zip(self.predict(f), self.b_dec, strict=True))
+        return tuple(part + b for part, b in zip(self.predict(f), self.b_dec, strict=True))
 
     def predict(self, f, x=None):
         """`decode` without the biases."""
@@ -122,7 +122,7 @@ class Crosscoder(eqx.Module):
             W_enc=tuple(w * s for w, s in pairs(self.W_enc)),
             W_dec=tuple(w / s for w, s in pairs(self.W_dec)),
             b_dec=tuple(b / s for b, s in pairs(self.b_dec)),
-            scales=tuple(own * s for own, s in pairs(self.scales)),
+            scales=tuple(scale * s for scale, s in pairs(self.scales)),
         )
 
 
@@ -146,7 +146,7 @@ def latent_scaling(crosscoder: Crosscoder, x: tuple, reference: int = 1, other: 
     if widths[reference] != widths[other]:
         raise ValueError(f"`latent_scaling` compares sites of one width, got {widths[reference]} and {widths[other]}")
     f = crosscoder.encode(x)
-    errors = [own - y for own, y in zip(x, crosscoder.decode(f), strict=True)]
+    errors = [x_s - y for x_s, y in zip(x, crosscoder.decode(f), strict=True)]
     power = (f**2).sum(0) * (directions**2).sum(1)
 
     def beta(site):

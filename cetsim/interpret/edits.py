@@ -245,7 +245,7 @@ def _fitting(name: str, array, value):
     """The array, in the value's dtype, if its shape goes with the value's."""
     sizes = value.shape[len(value.shape) - array.ndim :] if array.ndim <= value.ndim else ()
     full = array.ndim in (0, value.ndim) or (array.ndim == 1 and value.ndim == 2)
-    if not full or any(own not in (1, size) for own, size in zip(array.shape, sizes, strict=True)):
+    if not full or any(length not in (1, size) for length, size in zip(array.shape, sizes, strict=True)):
         raise ValueError(f"`{name}` must have the shape of the value, {list(value.shape)}, got {list(array.shape)}")
     return array.astype(value.dtype)
 

@@ -46,7 +46,7 @@ def quality(coder: Coder | Crosscoder, x, y=None, dense: float = DENSE, batch: i
     **Returns:** `explained_variance`, `l0`, `cosine`, `dead`, `dense` (shares of the latents).
     """
     y = x if y is None else y
-    mean = jax.tree.map(lambda own: own.mean(0), y)
+    mean = jax.tree.map(lambda part: part.mean(0), y)
     count = len(jax.tree.leaves(x)[0])
     whole = count // batch * batch
 
@@ -103,11 +103,11 @@ def evaluate(coder: Coder | Crosscoder, store: Activations, model=None, x=None, 
         store.require_model(model)
         labels = checks.require_labels(labels, store.examples)
         losses = summed_losses(coder, model, x, labels, state, axis, logit_scale, store.mean(sites[1]), batch)
-        sums = [own | more for own, more in zip(sums, losses, strict=True)]
-    total = {name: sum(own[name] for own in sums) for name in sums[0]}
+        sums = [of_batch | more for of_batch, more in zip(sums, losses, strict=True)]
+    total = {name: sum(of_batch[name] for of_batch in sums) for name in sums[0]}
     names = sites if joint else ()
     values = _measured(total, dense, names)
-    others = [{n: total[n] - own[n] for n in total} for own in sums] if len(sums) > 1 else []
+    others = [{n: total[n] - of_batch[n] for n in total} for of_batch in sums] if len(sums) > 1 else []
     left_out = [_measured(other, dense, names) for other in others]
     errors = {}
     for name in values if left_out else ():
@@ -125,14 +125,14 @@ def _sums(coder, x, y, mean) -> dict[str, Array]:
     ŷ = coder.decode(f, x)
     pairs = list(zip(*map(jax.tree.leaves, (y, ŷ, mean)), strict=True))
     units = [jnp.asarray(scale, f.dtype) ** 2 for scale in getattr(coder, "scales", (1.0,))]
-    norm = lambda own: jnp.linalg.norm(own, axis=-1)  # noqa: E731
+    norm = lambda vectors: jnp.linalg.norm(vectors, axis=-1)  # noqa: E731
     cosines = [jnp.sum(a * b, -1) / jnp.maximum(norm(a) * norm(b), jnp.finfo(a.dtype).tiny) for a, b, _ in pairs]
     errors = [jnp.sum((a - b) ** 2) * u for (a, b, _), u in zip(pairs, units, strict=True)]
     spreads = [jnp.sum((a - m.astype(a.dtype)) ** 2) * u for (a, _, m), u in zip(pairs, units, strict=True)]
     return {
         "error": jnp.stack(errors),
         "spread": jnp.stack(spreads),
-        "cosine": sum(own.sum() for own in cosines) / len(cosines),
+        "cosine": sum(of_site.sum() for of_site in cosines) / len(cosines),
         "fired": jnp.sum(f > 0, axis=0).astype(f.dtype),
         "vectors": jnp.asarray(len(f), f.dtype),
     }
@@ -192,7 +192,7 @@ def _sums_of_store(coder, store: Activations, batch: int) -> list[dict]:
         }
 
     parts = zip(*(store.batches(name, batch * tokens) for name in sites), strict=True)
-    as_float = lambda own: np.asarray(own, float)  # noqa: E731
+    as_float = lambda values: np.asarray(values, float)  # noqa: E731
     return [jax.tree.map(as_float, sums(coder, *map(jnp.asarray, part))) for part in parts]
 
 

@@ -25,7 +25,7 @@ def save_coder(path, coder: Coder | Crosscoder) -> None:
     **Raises:** ValueError for what is no coder. OSError where the file cannot be written.
     """
     checks.require_instance("coder", coder, Coder | Crosscoder, "a Coder or a Crosscoder")
-    arrays = {f"own.{name}": np.asarray(value) for name, value in coder.own.items()}
+    arrays = {f"learned.{name}": np.asarray(value) for name, value in coder.learned.items()}
     for name in ("W_enc", "W_dec", "b_enc", "b_dec", "b_in", "W_skip", "threshold", "scales"):
         value = getattr(coder, name, None)
         if isinstance(value, tuple):
@@ -55,7 +55,8 @@ def load_coder(path) -> Coder | Crosscoder:
             raise ValueError(f"it has the schema {about['schema']}, this version reads {SCHEMA}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} was not written by cetsim's save_coder: {error}") from error
-    own = {name.removeprefix("own."): arrays.pop(name) for name in [*arrays] if name.startswith("own.")}
+    of_kind = [name for name in arrays if name.startswith("learned.")]
+    learned = {name.removeprefix("learned."): arrays.pop(name) for name in of_kind}
     if joint:
         count = sum(name.startswith("b_dec.") for name in arrays)
         wanted = [f"{name}.{i}" for name in _PER_SITE for i in range(count)] + ["b_enc", "threshold"]
@@ -69,7 +70,7 @@ def load_coder(path) -> Coder | Crosscoder:
         fields, (latents, width) = arrays, _matrix(path, arrays["W_dec"])
         inputs = _matrix(path, arrays["W_enc"])[0]
         like = _coder(path, inputs, width, latents, sparsity, arrays, sites)
-    return _filled(path, like, fields | {"own": own})
+    return _filled(path, like, fields | {"learned": learned})
 
 
 def load_saelens(folder) -> Coder:
@@ -124,12 +125,12 @@ def _like_saelens(folder: Path, kind: str, config: dict, arrays: dict) -> Coder:
     """A coder of arrays by SAELens's names."""
     arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     transcodes, skips = "transcoder" in kind, "skip" in kind
-    own = {"gated": ["b_gate", "b_mag", "r_mag"], "jumprelu": ["b_enc", "threshold"]}
-    wanted = ["W_enc", "W_dec", "b_dec", *own.get(kind.partition("_")[0], ["b_enc"]), *(["W_skip"] if skips else [])]
+    biases = {"gated": ["b_gate", "b_mag", "r_mag"], "jumprelu": ["b_enc", "threshold"]}
+    wanted = ["W_enc", "W_dec", "b_dec", *biases.get(kind.partition("_")[0], ["b_enc"]), *(["W_skip"] if skips else [])]
     _require(folder, arrays, wanted, ["scaling_factor", *(["b_enc"] if kind == "gated" else [])])
     (inputs, latents), width = _matrix(folder, arrays["W_enc"]), _matrix(folder, arrays["W_dec"])[1]
     sparsity, learned = _sparsity(folder, kind, config, arrays, latents)
-    fields = {name: arrays[name] for name in ("W_enc", "W_dec", "b_dec")} | {"own": learned}
+    fields = {name: arrays[name] for name in ("W_enc", "W_dec", "b_dec")} | {"learned": learned}
     fields["b_enc"] = arrays["b_gate" if kind == "gated" else "b_enc"]
     if skips:
         fields["W_skip"] = arrays["W_skip"].T
@@ -174,15 +175,16 @@ def _coder(path, inputs: int, width: int, latents: int, sparsity, fields: dict, 
 def _filled(path, like, fields: dict):
     """The coder with other arrays, of the same shapes."""
     old = {name: getattr(like, name) for name in fields}
-    for (where, own), (_, new) in zip(_leaves(old), _leaves(fields), strict=False):
-        if own.shape != new.shape:
-            raise ValueError(f"{path}: {where} must have shape {list(own.shape)}, got {list(new.shape)}")
+    for (where, held), (_, new) in zip(_leaves(old), _leaves(fields), strict=False):
+        if held.shape != new.shape:
+            raise ValueError(f"{path}: {where} must have shape {list(held.shape)}, got {list(new.shape)}")
     if [where for where, _ in _leaves(old)] != [where for where, _ in _leaves(fields)]:
         found = [where for where, _ in _leaves(fields)]
         raise ValueError(f"{path} must hold {', '.join(where for where, _ in _leaves(old))}, got {', '.join(found)}")
     for where, new in _leaves(fields):
-        if np.isnan(new).any():
-            raise ValueError(f"{path}: {where} must be numbers, got nan")
+        if not jnp.issubdtype(new.dtype, jnp.floating) or np.isnan(new).any():
+            got = "nan" if jnp.issubdtype(new.dtype, jnp.floating) else str(new.dtype)
+            raise ValueError(f"{path}: {where} must be floating point numbers, got {got}")
     return with_fields(like, **jax.tree.map(jnp.asarray, fields))
 
 

@@ -24,7 +24,7 @@ def batch_rows(key: Array, step, batch: int, rows: int) -> Int[Array, " batch"]:
     epoch, within = position // rows, position % rows
     first = epoch[0]
     bits = [jax.random.bits(jax.random.fold_in(key, e), (ROUNDS,), jnp.uint32) for e in (first, first + 1)]
-    permuted = [permutation(within, own, rows) for own in bits]
+    permuted = [permutation(within, of_epoch, rows) for of_epoch in bits]
     return jnp.where(epoch == first, *permuted)
 
 

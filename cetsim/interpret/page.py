@@ -97,7 +97,7 @@ def page(
 
     **Returns:** the path.
 
-    **Raises:** ValueError for arrays that do not go together.
+    **Raises:** ValueError for arrays that do not go together, and latents none of which was ever active.
     """
     images, count = require_images(images, latents), len(latents.top)
     by_rows = {"labels": (labels, len(images)), "pictures": (pictures, count), "effects": (effects, count)}
@@ -122,6 +122,8 @@ def page(
 def _shown(latents: Latents, which) -> list[int]:
     count = len(latents.top)
     if which is None:
+        if latents.dead.all():
+            raise ValueError(f"at least one of the {count} latents must be active to be shown, got none above zero")
         often = np.argsort(-latents.frequency, kind="stable")[:MOST]
         return sorted(int(latent) for latent in often if not latents.dead[latent])
     which = [checks.require_whole("which", latent, least=0) for latent in which]

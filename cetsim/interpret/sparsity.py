@@ -43,25 +43,29 @@ class AbstractSparsity(eqx.Module):
         return {}
 
     @abstractmethod
-    def train(self, z: Float[Array, "batch latents"], b_enc, own: dict, norms) -> Activity:
+    def train(self, z: Float[Array, "batch latents"], b_enc, learned: dict, norms) -> Activity:
         """Latents of a batch in training.
 
-        **Arguments:** `z`: preactivations. `b_enc`: their bias, `[latents]`. `own`: as of `init`. `norms`: of the
+        **Arguments:** `z`: preactivations. `b_enc`: their bias, `[latents]`. `learned`: as of `init`. `norms`: of the
         decoder's rows, `[latents]`, summed over sites.
         """
 
     @abstractmethod
     def activate(
-        self, z: Float[Array, "... latents"], b_enc, own: dict, norms, threshold
+        self, z: Float[Array, "... latents"], b_enc, learned: dict, norms, threshold
     ) -> Float[Array, "... latents"]:
         """Latents of single vectors after training; `threshold`: a running mean of the smallest score kept."""
 
-    def rescaled(self, own: dict, scale) -> dict:
-        """`own` of latents that are `scale` times as large."""
-        return own
+    def rescaled(self, learned: dict, scale) -> dict:
+        """`learned` of latents that are `scale` times as large."""
+        return learned
 
     def check(self, latents: int) -> None:
-        """Raises ValueError for numbers that do not go with so many latents."""
+        """Raises ValueError for numbers that do not go with so many latents, where they are not traced."""
+
+    def fits(self, latents: int):
+        """Whether numbers go with so many latents, traced ones too."""
+        return True
 
 
 class ReLU(AbstractSparsity):
@@ -78,12 +82,12 @@ class ReLU(AbstractSparsity):
     def __init__(self, l1=1.0):
         self.l1 = _weight("l1", l1)
 
-    def train(self, z, b_enc, own, norms) -> Activity:
+    def train(self, z, b_enc, learned, norms) -> Activity:
         """See `AbstractSparsity`."""
         f = jax.nn.relu(z)
         return Activity(f, self.l1.astype(f.dtype) * (f * norms).sum(-1).mean(), _none(f))
 
-    def activate(self, z, b_enc, own, norms, threshold):
+    def activate(self, z, b_enc, learned, norms, threshold):
         """See `AbstractSparsity`."""
         return jax.nn.relu(z)
 
@@ -104,12 +108,12 @@ class TopK(AbstractSparsity):
     def __init__(self, k=32):
         self.k = _count(k)
 
-    def train(self, z, b_enc, own, norms) -> Activity:
+    def train(self, z, b_enc, learned, norms) -> Activity:
         """See `AbstractSparsity`."""
         f, _ = _kept(jax.nn.relu(z), norms, lambda scores: above_others_of_rows(scores, self.k))
         return Activity(f, jnp.zeros((), f.dtype), _none(f))
 
-    def activate(self, z, b_enc, own, norms, threshold):
+    def activate(self, z, b_enc, learned, norms, threshold):
         """See `AbstractSparsity`."""
         rows = z.reshape(-1, z.shape[-1])
         return _kept(jax.nn.relu(rows), norms, lambda scores: above_others_of_rows(scores, self.k))[0].reshape(z.shape)
@@ -117,6 +121,10 @@ class TopK(AbstractSparsity):
     def check(self, latents: int) -> None:
         """See `AbstractSparsity`."""
         _require_k(self.k, latents)
+
+    def fits(self, latents: int):
+        """See `AbstractSparsity`."""
+        return jnp.all(self.k <= latents)
 
 
 class BatchTopK(TopK):
@@ -130,13 +138,13 @@ class BatchTopK(TopK):
     **Reference:** Bussmann, Leask and Nanda (2024), arXiv:2412.06410.
     """
 
-    def train(self, z, b_enc, own, norms) -> Activity:
+    def train(self, z, b_enc, learned, norms) -> Activity:
         """See `AbstractSparsity`."""
         f, smallest = _kept(jax.nn.relu(z), norms, lambda scores: largest_of_all(scores, self.k * len(z)))
         silent = jnp.all(f == 0)
         return Activity(f, jnp.zeros((), f.dtype), jnp.where(silent, jnp.nan, smallest[0, 0]))
 
-    def activate(self, z, b_enc, own, norms, threshold):
+    def activate(self, z, b_enc, learned, norms, threshold):
         """See `AbstractSparsity`."""
         return jnp.where(z * norms >= threshold.astype(z.dtype), jax.nn.relu(z), 0)
 
@@ -168,19 +176,19 @@ class JumpReLU(AbstractSparsity):
         """`log_threshold`: ln θ, so that θ stays above 0."""
         return {"log_threshold": jnp.broadcast_to(jnp.log(self.initial), (latents,))}
 
-    def train(self, z, b_enc, own, norms) -> Activity:
+    def train(self, z, b_enc, learned, norms) -> Activity:
         """See `AbstractSparsity`."""
-        theta, width = jnp.exp(own["log_threshold"]).astype(z.dtype), self.bandwidth.astype(z.dtype)
+        theta, width = jnp.exp(learned["log_threshold"]).astype(z.dtype), self.bandwidth.astype(z.dtype)
         l0 = jump_step(z, theta, width).sum(-1).mean()
         return Activity(jump(z, theta, width), self.l0.astype(z.dtype) * l0, _none(z))
 
-    def activate(self, z, b_enc, own, norms, threshold):
+    def activate(self, z, b_enc, learned, norms, threshold):
         """See `AbstractSparsity`."""
-        return jnp.where(z > jnp.exp(own["log_threshold"]).astype(z.dtype), z, 0)
+        return jnp.where(z > jnp.exp(learned["log_threshold"]).astype(z.dtype), z, 0)
 
-    def rescaled(self, own: dict, scale) -> dict:
+    def rescaled(self, learned: dict, scale) -> dict:
         """See `AbstractSparsity`."""
-        return {"log_threshold": own["log_threshold"] + jnp.log(scale).astype(own["log_threshold"].dtype)}
+        return {"log_threshold": learned["log_threshold"] + jnp.log(scale).astype(learned["log_threshold"].dtype)}
 
 
 class Gated(AbstractSparsity):
@@ -204,20 +212,20 @@ class Gated(AbstractSparsity):
         """`r`: log of the ratio of the two encoders' weights. `b_mag`: bias of the magnitudes."""
         return {"r": jnp.zeros(latents), "b_mag": jnp.zeros(latents)}
 
-    def train(self, z, b_enc, own, norms) -> Activity:
+    def train(self, z, b_enc, learned, norms) -> Activity:
         """See `AbstractSparsity`."""
         gate = jax.nn.relu(z)
         penalty = self.l1.astype(z.dtype) * (gate * norms).sum(-1).mean()
-        return Activity(self.activate(z, b_enc, own, norms, None), penalty, _none(z), gate)
+        return Activity(self.activate(z, b_enc, learned, norms, None), penalty, _none(z), gate)
 
-    def activate(self, z, b_enc, own, norms, threshold):
+    def activate(self, z, b_enc, learned, norms, threshold):
         """See `AbstractSparsity`."""
-        magnitude = (z - b_enc) * jnp.exp(own["r"]) + own["b_mag"]
+        magnitude = (z - b_enc) * jnp.exp(learned["r"]) + learned["b_mag"]
         return jnp.where(z > 0, jax.nn.relu(magnitude), 0)
 
-    def rescaled(self, own: dict, scale) -> dict:
+    def rescaled(self, learned: dict, scale) -> dict:
         """See `AbstractSparsity`."""
-        return own | {"b_mag": own["b_mag"] * scale}
+        return learned | {"b_mag": learned["b_mag"] * scale}
 
 
 SPARSITIES = (ReLU, TopK, BatchTopK, JumpReLU, Gated)

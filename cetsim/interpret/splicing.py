@@ -39,12 +39,12 @@ def cross_entropies(coder: Coder, model, x, labels, mean, *state, sites=None, ax
         outputs = {"clean": output} | {
             name: edited(model, {site_out: Set(target)})(x, *state) for name, target in targets.items()
         }
-        logits = {name: scale * (own[0] if state else own) for name, own in outputs.items()}
+        logits = {name: scale * (output[0] if state else output) for name, output in outputs.items()}
         entropy = optax.softmax_cross_entropy_with_integer_labels
-        return {name: entropy(own, label) for name, own in logits.items()}, jnp.abs(logits["clean"]).max()
+        return {name: entropy(values, label) for name, values in logits.items()}, jnp.abs(logits["clean"]).max()
 
     losses, largest = jax.vmap(one)(as_seen(x, model), labels)
-    return jax.tree.map(lambda own: own.sum(0), losses) | {"largest": largest.max()}
+    return jax.tree.map(lambda loss: loss.sum(0), losses) | {"largest": largest.max()}
 
 
 def summed_losses(coder, model, x, labels, state, axis, logit_scale, mean, batch: int) -> list[dict]:
@@ -58,11 +58,14 @@ def summed_losses(coder, model, x, labels, state, axis, logit_scale, mean, batch
     found = []
     for start in range(0, len(x), batch):
         some = slice(start, start + batch)
-        own = sums(coder, model, jnp.asarray(x[some]), labels[some], state)
-        found.append({name: np.asarray(value, float) for name, value in own.items()})
-    if logit_scale is None and max(own["largest"] for own in found) <= 1:
+        of_batch = sums(coder, model, jnp.asarray(x[some]), labels[some], state)
+        found.append({name: np.asarray(value, float) for name, value in of_batch.items()})
+        if not np.isfinite(found[-1]["clean"]):
+            where, got = f"{start} to {min(some.stop, len(x)) - 1}", found[-1]["clean"]
+            raise ValueError(f"the model's loss must be finite, got {got} on examples {where}")
+    if logit_scale is None and max(of_batch["largest"] for of_batch in found) <= 1:
         raise ValueError(
             "the model's outputs all lie from -1 to 1, as cosines do: give `logit_scale`, its own inverse temperature "
             "(1.0 if they are logits)"
         )
-    return [{name: value for name, value in own.items() if name != "largest"} for own in found]
+    return [{name: value for name, value in of_batch.items() if name != "largest"} for of_batch in found]

@@ -26,6 +26,7 @@ from cetsim.interpret.capture import capture
 SCHEMA = 1
 TOKENS = ("all", "cls", "patches")
 MEMORY = 2**28
+_FIELDS = ("sites", "widths", "dtypes", "tokens", "classes", "examples", "per_shard", "model")
 
 
 class Activations:
@@ -44,12 +45,11 @@ class Activations:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        try:
-            about = json.loads((self.folder / "store.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.folder} must hold a recording of activations: {error}") from error
+        about = _described(self.folder)
         if about.get("schema") != SCHEMA:
             raise ValueError(f"{self.folder} was written by another version, schema {about.get('schema')}")
+        if missing := [name for name in _FIELDS if name not in about]:
+            raise ValueError(f"{self.folder} must hold a recording of activations: it lacks {', '.join(missing)}")
         self._set(about)
         self._shards = {
             name: [_opened(self.folder, i, part, about) for part in _parts(about)] for i, name in enumerate(self.sites)
@@ -198,6 +198,20 @@ def record(folder, model, sites, x, *state, tokens: str = "all", classes: int = 
     return Activations(folder)
 
 
+def take_of_runs(store: Activations, sites, rows, site):
+    """Vectors by number from a store; there may be an axis of runs in front, of length 1 where all agree."""
+    rows, site = np.asarray(rows), np.asarray(site)
+    runs = np.broadcast_shapes(rows.shape[:-1], site.shape)
+    rows, site = np.broadcast_to(rows, (*runs, rows.shape[-1])), np.broadcast_to(site, runs)
+    found = []
+    for role in sites:
+        read = np.empty((*rows.shape, store.widths[role[0]]), np.float32)
+        for run in np.ndindex(*runs):
+            read[run] = store.take(role[int(site[run])], rows[run])
+        found.append(read)
+    return found
+
+
 def digest(model) -> str:
     """16 digits that tell a model's weights and structure from others."""
     arrays, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(model, eqx.is_array))
@@ -276,12 +290,23 @@ def _digest_of_data(x, state) -> str:
     return found.hexdigest()[:16] + (digest(state) if state else "")
 
 
+def _described(folder: Path) -> dict:
+    """What a folder says of the recording in it."""
+    try:
+        about = json.loads((folder / "store.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} must hold a recording of activations: {error}") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"{folder} must hold a recording of activations, got {checks.shown(about)} in store.json")
+    return about
+
+
 def _claimed(folder: Path, about: dict) -> Path:
     """The folder with the description of this recording, or an error where it has another."""
     folder.mkdir(parents=True, exist_ok=True)
     described = folder / "store.json"
     if described.exists():
-        old = json.loads(described.read_text())
+        old = _described(folder)
         if differing := [name for name in about if old.get(name) != about[name]]:
             raise ValueError(
                 f"{folder} holds a recording with another {', '.join(differing)}: choose another folder, or remove it"

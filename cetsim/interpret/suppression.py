@@ -13,8 +13,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
-import scipy.special
 
 from cetsim import checks
 from cetsim.interpret.edits import _decoder, _token_mask, _tokens
@@ -245,6 +243,8 @@ def _fitted(x, labels, weights, classes: int, l2: float) -> tuple[np.ndarray, np
         return value, np.concatenate([(slope.T @ x + l2 * w).ravel(), slope.sum(0)])
 
     start = np.zeros(classes * (x.shape[1] + 1))
+    import scipy.optimize  # here, since it changes the filters of warnings
+
     best = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=dict(maxiter=500))
     return best.x[: classes * x.shape[1]].reshape(classes, -1), best.x[classes * x.shape[1] :]
 

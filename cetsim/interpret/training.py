@@ -26,7 +26,7 @@ from cetsim.interpret.evaluation import quality
 from cetsim.interpret.order import batch_rows
 from cetsim.interpret.selection import largest_of_rows
 from cetsim.interpret.sparsity import AbstractSparsity
-from cetsim.interpret.store import Activations
+from cetsim.interpret.store import Activations, take_of_runs
 
 
 class Hyperparameters(eqx.Module):
@@ -37,6 +37,9 @@ class Hyperparameters(eqx.Module):
     - `learning_rate`: of Adam, above 0; None for 2e-4 / √(latents / 2¹⁴).
     - `sparsity`: its numbers may differ, its kind gives another program; None for the run's.
     - `site`: which of the run's `inputs`, by number.
+
+    Numbers that are traced, as in a sweep, cannot be refused: a `k` above the latents, or a `site` that the run has
+    not, makes the coder nan, which is recorded as divergence.
 
     **Raises:** ValueError for an argument outside its range.
     """
@@ -192,7 +195,8 @@ class CoderRun(eqx.Module):
         weights, order = jax.random.split(key)
         coder = self._make(self._sparsity(hyper), weights)
         x = self._batch(hyper, order, jnp.zeros((), int))
-        medians = [geometric_median(own) for own in x]
+        right = self._sparsity(hyper).fits(self.settings.latents) & (hyper.site < len(self.sites[0]))
+        medians = [jnp.where(right, geometric_median(part), jnp.nan) for part in x]  # what is traced cannot be refused
         if self.joint:
             coder = with_fields(coder, b_dec=tuple(medians))
         else:
@@ -247,8 +251,8 @@ class CoderRun(eqx.Module):
 
         **Arguments:** `x`: what `arrays` gives of a test store, `[candidates, vectors, width]` for each role.
         """
-        own = tuple(role[state.hyper.site] for role in x)
-        return quality(self.coder(state), own if self.joint else own[0], own if self.joint else own[-1])
+        parts = tuple(role[state.hyper.site] for role in x)
+        return quality(self.coder(state), *((parts, parts) if self.joint else (parts[0], parts[-1])))
 
     def arrays(self, store: Activations) -> tuple[Array, ...]:
         """The vectors of another store, such as a test set's, at the run's sites."""
@@ -273,7 +277,7 @@ class CoderRun(eqx.Module):
         return self.sparsity if hyper.sparsity is None else hyper.sparsity
 
     def _scales(self, hyper: Hyperparameters):
-        return [own[hyper.site] for own in self.scales]
+        return [of_role[hyper.site] for of_role in self.scales]
 
     def _batch(self, hyper: Hyperparameters, order, step) -> tuple[Array, ...]:
         """The scaled vectors of a step, one array for each role."""
@@ -283,9 +287,9 @@ class CoderRun(eqx.Module):
         else:
             shapes = [jax.ShapeDtypeStruct((len(rows), self.store.widths[role[0]]), np.float32) for role in self.sites]
             found = jax.pure_callback(
-                partial(_read, self.store, self.sites), shapes, rows, hyper.site, vmap_method="expand_dims"
+                partial(take_of_runs, self.store, self.sites), shapes, rows, hyper.site, vmap_method="expand_dims"
             )
-        return tuple(own * s.astype(own.dtype) for own, s in zip(found, self._scales(hyper), strict=True))
+        return tuple(part * s.astype(part.dtype) for part, s in zip(found, self._scales(hyper), strict=True))
 
     def _loss(self, weights, rest, x: tuple, dead):
         """The loss of a batch, and what was seen of it."""
@@ -293,7 +297,7 @@ class CoderRun(eqx.Module):
         read, target = (x, x) if self.joint else (x[0], x[-1])
         z = coder.preactivation(read)
         norms = coder.norms if self.joint else 1.0  # rows have norm 1
-        activity = coder.sparsity.train(z, coder.b_enc, coder.own, norms)
+        activity = coder.sparsity.train(z, coder.b_enc, coder.learned, norms)
         f = activity.latents
         error = jax.tree.map(jnp.subtract, target, coder.decode(f, read))
         value = _squares(error)
@@ -344,24 +348,10 @@ def _paced(updates, weights):
     vectors' entries: about 1, as these are scaled. Without this pace they would hardly move in a run of usual length.
     """
     pace = sum(leaf.shape[0] for leaf in jax.tree.leaves(weights.W_enc)) ** 0.5
-    fields = {name: jax.tree.map(lambda u: u * pace, getattr(updates, name)) for name in ("b_enc", "own")}
+    fields = {name: jax.tree.map(lambda u: u * pace, getattr(updates, name)) for name in ("b_enc", "learned")}
     for name in ("b_dec", "b_in"):
         fields[name] = jax.tree.map(lambda u: u * len(u) ** 0.5, getattr(updates, name, None))
     return with_fields(updates, **fields)
-
-
-def _read(store: Activations, sites, rows, site):
-    """Vectors by number from a store; there may be an axis of runs in front, of length 1 where all agree."""
-    rows, site = np.asarray(rows), np.asarray(site)
-    runs = np.broadcast_shapes(rows.shape[:-1], site.shape)
-    rows, site = np.broadcast_to(rows, (*runs, rows.shape[-1])), np.broadcast_to(site, runs)
-    found = []
-    for role in sites:
-        own = np.empty((*rows.shape, store.widths[role[0]]), np.float32)
-        for run in np.ndindex(*runs):
-            own[run] = store.take(role[int(site[run])], rows[run])
-        found.append(own)
-    return found
 
 
 def weights_of(coder):
@@ -369,7 +359,7 @@ def weights_of(coder):
     spec = jax.tree.map(eqx.is_inexact_array, coder)
     held = ("sparsity", "threshold", *(["scales"] if isinstance(coder, Crosscoder) else []))
     off = [jax.tree.map(lambda _: False, getattr(spec, name)) for name in held]
-    return eqx.tree_at(lambda own: [getattr(own, name) for name in held], spec, off)
+    return eqx.tree_at(lambda tree: [getattr(tree, name) for name in held], spec, off)
 
 
 def trained(coder):

@@ -6,7 +6,7 @@ import numpy as np
 def arrays(coder):
     names = ("W_enc", "b_enc", "W_dec", "b_dec")
     found = {name: np.asarray(getattr(coder, name), float) for name in names}
-    return found | {name: np.asarray(value, float) for name, value in coder.own.items()}
+    return found | {name: np.asarray(value, float) for name, value in coder.learned.items()}
 
 
 def kept_of_rows(scores, k):

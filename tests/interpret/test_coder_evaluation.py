@@ -172,6 +172,7 @@ def test_refused(store):
         ((coder, store, network(1), x, LABELS), "the store is of another model"),
         ((coder, store, model, x[:9], LABELS[:9]), "must be the store's 60 examples"),
         ((coder, store, model, x, LABELS + 0.5), "`labels` must be class numbers"),
+        ((coder, store, model, x.at[59].set(jnp.nan), LABELS), "loss must be finite, got nan on examples 0 to 59"),
     ]
     for arguments, message in wrong:
         with pytest.raises(ValueError, match=message):

@@ -53,8 +53,8 @@ def test_losses_and_gradients_are_those_of_numpy(kind, some_dead):
     expected, slopes = oracle.loss_and_gradients(name, oracle.arrays(coder), np.asarray(x), dead=revived, **numbers)
     np.testing.assert_allclose(value, expected / 8, rtol=1e-10)
     for field, slope in slopes.items():
-        own = grads.own[field] if field in grads.own else getattr(grads, field)
-        np.testing.assert_allclose(own, slope / 8, rtol=1e-8, atol=1e-10, err_msg=field)
+        found = grads.learned[field] if field in grads.learned else getattr(grads, field)
+        np.testing.assert_allclose(found, slope / 8, rtol=1e-8, atol=1e-10, err_msg=field)
 
 
 @pytest.mark.parametrize("kind", [si.ReLU(0.7), si.TopK(4), si.BatchTopK(4)], ids=lambda kind: type(kind).__name__)
@@ -145,7 +145,7 @@ def test_biases_and_thresholds_move_as_fast_as_rows(kind):
     after, _ = eqx.filter_jit(run.advance)(before, 1)
     moves = jax.tree.map(lambda a, b: np.abs(a - b).max(), trained(before.coder), trained(after.coder))
     np.testing.assert_allclose(moves.W_enc, 1e-3, rtol=1e-2)
-    for move in jax.tree.leaves((moves.b_dec, moves.own)):
+    for move in jax.tree.leaves((moves.b_dec, moves.learned)):
         np.testing.assert_allclose(move, np.sqrt(8) * 1e-3, rtol=1e-2)
 
 
@@ -242,6 +242,18 @@ def test_sweeps_train_sites_sizes_and_seeds_side_by_side(tmp_path):
     expected = run.evaluate(eqx.filter_jit(run.advance)(alone, 20)[0], run.arrays(STORE))["explained_variance"]
     found = table.runs.query("k == 4 and site == 1 and seed == 1").explained_variance.iloc[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_in_a_sweep_a_k_above_the_latents_or_a_site_too_many_diverges_alone(tmp_path):
+    run = si.CoderRun(STORE, si.TopK(4), SMALL, inputs=("a", "b"))
+    hyper = lambda one: si.Hyperparameters(3e-3, si.TopK(one["k"]), one["site"])  # noqa: E731
+    test = eqx.Partial(run.evaluate, x=run.arrays(STORE))
+    training = sweep.Training(run.init, run.advance, test, steps=4, every=4, hyperparameters=hyper)
+    runs = sweep.run(tmp_path, sweep.grid(k=(4, SMALL.latents + 1), site=(0, 2)), training).runs
+    wrong = (runs.k > SMALL.latents) | (runs.site > 1)
+    assert wrong.sum() == 3
+    np.testing.assert_array_equal(runs.diverged, wrong)
+    np.testing.assert_array_equal(runs.explained_variance.isna(), wrong)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,19 @@ def test_what_is_no_store_is_refused(tmp_path):
         si.Activations(tmp_path)
     store = bad(tmp_path)
     described = store.folder / "store.json"
+    whole = described.read_text()
+    for text, message in [
+        (whole[:9], "must hold a recording of activations: "),
+        ("[]", r"must hold a recording of activations, got \[\] in store.json"),
+        ('{"schema": 1, "sites": []}', "must hold a recording of activations: it lacks widths, dtypes, tokens"),
+    ]:
+        described.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            si.Activations(store.folder)
+        with pytest.raises(ValueError, match="a recording"):
+            bad(tmp_path)
+        assert described.read_text() == text
+    described.write_text(whole)
     described.write_text(json.dumps(json.loads(described.read_text()) | {"schema": 99}))
     with pytest.raises(ValueError, match=r"written by another version, schema 99"):
         si.Activations(store.folder)

@@ -255,12 +255,17 @@ def test_a_page_of_chosen_latents_without_positions_in_colour(tmp_path):
         ({"effects": np.ones((5, 3))}, "`effects` must have 6 rows, got 5"),
         ({"pictures": np.ones((5, 3, 3))}, "`pictures` must have 6 rows, got 5"),
         ({"which": [6]}, r"`which` must be latents from 0 to 5, got \[6\]"),
+        (
+            {"latents": gathered(active=0 * ACTIVE)},
+            "at least one of the 6 latents must be active to be shown, got none",
+        ),
         ({"grid": (2, 2)}, "5 tokens less 0 must fill a grid, a square one by default, got 2 x 2"),
     ],
 )
 def test_a_page_of_what_does_not_go_together_is_refused_and_nothing_is_lost(given, message, tmp_path):
     path = tmp_path / "page.html"
     path.write_text("before")
+    given = {"latents": gathered(), "images": IMAGES, "skip": 0 if "grid" in given else 1} | given
     with pytest.raises(ValueError, match=message):
-        interpret.page(path, gathered(), **({"images": IMAGES, "skip": 0 if "grid" in given else 1} | given))
+        interpret.page(path, **given)
     assert path.read_text() == "before"
