@@ -318,7 +318,7 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
         axes[0, 0].set_ylabel("latents (%)")
         axes[1, 0].set_ylabel("the other's alone (%)")
         seeds = captions.plural(rows["seed"].nunique(), "seed")
-        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Below: hollow, r > {ALONE:g}; "
-        note += "full, those of which less than a fifth is left at backprop."
+        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Below: hollow, "
+        note += f"r > {ALONE:g}; full, those of which less than a fifth is left at backprop."
         note += captions.seeds(rows, "Lines: means; dots: seeds.")
         return plots.save(figure, options.folder, "features", note, axes[0, 0], columns=4)
