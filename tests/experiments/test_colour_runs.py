@@ -9,7 +9,10 @@ from cetsim.supervised import Settings, backprop
 from experiments import colour_runs as experiment
 from experiments.common import inside, tables
 
-SIZES = "--hidden 12 8 --network-steps 5 --latents 16 --k 4 --steps 5 --batch 32 --seeds 1".split()
+SIZES = [
+    "--hidden", 12, 8, "--network-steps", 5, "--latents", 16, "--k", 4,
+    "--steps", 5, "--batch", 32, "--seeds", 1,
+]  # fmt: skip
 
 
 def test_tables_and_figures(tmp_path):

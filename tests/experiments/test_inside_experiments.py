@@ -8,7 +8,10 @@ from experiment import error_of, output_of
 from cetsim import datasets
 from experiments import steering, suppression
 
-SIZES = "--hidden 16 16 --network-steps 20 --latents 24 --k 3 --steps 10 --batch 32 --seeds 1".split()
+SIZES = [
+    "--hidden", 16, 16, "--network-steps", 20, "--latents", 24, "--k", 3,
+    "--steps", 10, "--batch", 32, "--seeds", 1,
+]  # fmt: skip
 
 
 def test_steering(tmp_path):
