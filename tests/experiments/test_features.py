@@ -13,21 +13,9 @@ from cetsim import datasets, interpret
 from experiments import features as experiment
 
 SIZES = [
-    "--hidden",
-    12,
-    "--network-steps",
-    10,
-    "--latents",
-    16,
-    "--k",
-    4,
-    "--steps",
-    10,
-    "--batch",
-    32,
-    "--features",
-    4,
-]
+    "--hidden", 12, "--network-steps", 10, "--latents", 16, "--k", 4,
+    "--steps", 10, "--batch", 32, "--features", 4,
+]  # fmt: skip
 
 
 def test_tables_and_figures(tmp_path):
