@@ -64,10 +64,11 @@ from cetsim.interpret.coder import Coder
 from cetsim.interpret.crosscoder import Crosscoder, latent_scaling
 from cetsim.interpret.evaluation import Evaluation, evaluate, quality
 from cetsim.interpret.formats import load_coder, load_prisma, load_saelens, save_coder
+from cetsim.interpret.settings import Hyperparameters, Settings
 from cetsim.interpret.sparsity import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from cetsim.interpret.splicing import cross_entropies, recovered
 from cetsim.interpret.store import Activations, record
-from cetsim.interpret.training import CoderRun, CoderState, Hyperparameters, Settings
+from cetsim.interpret.training import CoderRun, CoderState
 
 __all__ += [
     "Activations",
