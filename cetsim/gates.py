@@ -100,7 +100,24 @@ class NoGate(AbstractGate):
         return jnp.ones(loss.shape, bool), state
 
 
-class QuantileGate(AbstractGate):
+class _ShareGate(AbstractGate):
+    """Exactly a share `fraction` of the steps.
+
+    **Raises:** ValueError for a `fraction` outside (0, 1].
+    """
+
+    fraction: float = eqx.field(static=True)
+    placement: str = eqx.field(static=True)
+
+    def __init__(self, fraction: float = 0.0125, placement: str = "shown"):
+        self.fraction, self.placement = _fraction(fraction), _placement(placement)
+
+    def places(self, steps: int) -> int:
+        """`fraction` of the steps, rounded, at least one."""
+        return _share(self.fraction, steps)
+
+
+class QuantileGate(_ShareGate):
     """The steps of largest loss in each segment, a share `fraction` of them: it knows the whole segment at once.
 
     **Raises:** ValueError for a `fraction` outside (0, 1].
@@ -108,37 +125,17 @@ class QuantileGate(AbstractGate):
     **Reference:** arXiv:2506.14598, retrograde signals: 1.25 % of 1,280 images.
     """
 
-    fraction: float = eqx.field(static=True)
-    placement: str = eqx.field(static=True)
-
-    def __init__(self, fraction: float = 0.0125, placement: str = "shown"):
-        self.fraction, self.placement = _fraction(fraction), _placement(placement)
-
-    def places(self, steps: int) -> int:
-        """`fraction` of the steps, rounded, at least one."""
-        return _share(self.fraction, steps)
-
     def salient(self, loss, state, key):
         """Exactly as many steps as there are places."""
         _, top = jax.lax.top_k(loss, self.places(loss.shape[0]))
         return jnp.zeros(loss.shape, bool).at[top].set(True), state
 
 
-class RandomGate(AbstractGate):
+class RandomGate(_ShareGate):
     """Steps drawn at random, a share `fraction` of them, whatever their loss: the control of the other gates.
 
     **Raises:** ValueError for a `fraction` outside (0, 1].
     """
-
-    fraction: float = eqx.field(static=True)
-    placement: str = eqx.field(static=True)
-
-    def __init__(self, fraction: float = 0.0125, placement: str = "shown"):
-        self.fraction, self.placement = _fraction(fraction), _placement(placement)
-
-    def places(self, steps: int) -> int:
-        """`fraction` of the steps, rounded, at least one."""
-        return _share(self.fraction, steps)
 
     def salient(self, loss, state, key):
         """Exactly as many steps as there are places."""

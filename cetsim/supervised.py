@@ -77,6 +77,8 @@ class Settings:
       must then be concrete.
     - `input_order`: order in which images are shown; None shuffles them.
     - `derivative`: see `attach`.
+    - `centering`: None, or the decay of the running mean of activity that weights do not learn from, see
+      `nn.centered`; 0 takes off the mean of the segment.
 
     **Raises:** ValueError for an argument outside its range: `steps`, `segment` and `window` are whole numbers.
 
@@ -93,6 +95,7 @@ class Settings:
     window: int | None = None
     input_order: InputOrder | None = None
     derivative: str = "ideal"
+    centering: float | None = None
 
     def __post_init__(self):
         for name in ("steps", "segment", *(["window"] if self.window is not None else [])):
@@ -105,6 +108,9 @@ class Settings:
         for name in ("warmup", "floor"):
             checks.require_within(name, getattr(self, name), "[0, 1]")
         checks.require_above("clip", self.clip, 0.0)
+        if self.centering is not None:
+            object.__setattr__(self, "centering", checks.require_static("centering", self.centering))
+            checks.require_within("centering", self.centering, "[0, 1)")
         checks.require_instance("input_order", self.input_order, InputOrder | None, "an InputOrder or None")
 
     @property
@@ -198,7 +204,8 @@ class SupervisedRun(eqx.Module):
             if state.hyper.salience is not None:
                 return self._learn_from_salient(model, state, x, labels)
             (loss, buffers), grads, stream = self._gradient(model, state, state.stream, x, labels)
-            return self._updated(state, loss, grads, buffers=buffers, stream=stream), loss
+            means = self._means(model, x, state.buffers)
+            return self._updated(state, loss, grads, means, buffers=buffers, stream=stream), loss
 
         frames = self._frames(state, steps)
         if not unroll:
@@ -246,11 +253,16 @@ class SupervisedRun(eqx.Module):
             model, x, labels = eqx.nn.inference_mode(model), x[rows], labels[rows]
             truth = eqx.filter_grad(_loss, has_aux=True)(model, x, labels, state.buffers, events.shares())[0]
             _, update, _ = self._gradient(model, state, None, x, labels, events)
-            return metrics.alignment(update, truth)
+            return self._compared(update, truth, model, x, state.buffers)
         arrived = delay.arrived(x.shape[0]) if over == "arrived" else jnp.ones(x.shape[0])
         truth = eqx.filter_grad(_loss, has_aux=True)(model, x, labels, state.buffers, arrived)[0]
         _, update, _ = self._gradient(model, state, None, x, labels)
-        return metrics.alignment(update, truth)
+        return self._compared(update, truth, model, x, state.buffers)
+
+    def _compared(self, update, truth, model, x, buffers) -> dict[str, Float[Array, ""]]:
+        """Cosine per layer, both without the segment's mean of activity where weights do not learn from it."""
+        means = self._means(model, x, buffers)
+        return metrics.alignment(*(nn.center(tree, means) if means else tree for tree in (update, truth)))
 
     def _classes(self) -> int:
         """Number of the model's outputs, from shapes alone; raises ValueError where it does not take examples."""
@@ -287,18 +299,20 @@ class SupervisedRun(eqx.Module):
         _, grads, stream = self._gradient(model, seen, state.stream, x, labels, events)
         skip = ~jnp.any(events.happened) if stream is None else jnp.zeros((), bool)  # a stream learns from the past too
         counts = dict(gate_state=gate_state, skipped=state.skipped + skip.astype(int), missed=state.missed + missed)
-        after = self._updated(state, loss := jnp.mean(losses), grads, buffers=buffers, stream=stream, **counts)
+        means = self._means(model, x, buffers)
+        after = self._updated(state, loss := jnp.mean(losses), grads, means, buffers=buffers, stream=stream, **counts)
         kept = {
             name: jax.tree.map(lambda old, new: jnp.where(skip, old, new), getattr(state, name), getattr(after, name))
             for name in ("params", "optimizer")
         }
         return dataclasses.replace(after, **kept), loss
 
-    def _updated(self, state: TrainState, loss, grads, **changed) -> TrainState:
+    def _updated(self, state: TrainState, loss, grads, means: dict, **changed) -> TrainState:
         """The state after an update by `grads`, and with what else changed."""
         grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, state.params)  # traces may be finer
         with jax.numpy_dtype_promotion("standard"):  # in which optax is written
-            updates, optimizer = self._optimizer(state.hyper).update(grads, state.optimizer, state.params)
+            optimizer = optax.with_extra_args_support(self._optimizer(state.hyper))
+            updates, optimizer = optimizer.update(grads, state.optimizer, state.params, means=means)
         params = optax.apply_updates(state.params, updates)
         diverged = state.diverged | ~jnp.isfinite(loss)
         changed |= {"params": params, "optimizer": optimizer, "step": state.step + 1, "diverged": diverged}
@@ -355,7 +369,14 @@ class SupervisedRun(eqx.Module):
     def _optimizer(self, hyper: Hyperparameters) -> optax.GradientTransformation:
         rate = lambda step: hyper.learning_rate * self.settings.schedule(step)  # noqa: E731
         clip = optax.clip_by_global_norm(self.settings.clip)
-        return optax.chain(clip, optax.adamw(rate, weight_decay=hyper.weight_decay))
+        chain = optax.chain(clip, optax.adamw(rate, weight_decay=hyper.weight_decay))
+        return chain if self.settings.centering is None else nn.centered(chain, self.settings.centering)
+
+    def _means(self, model, x, buffers) -> dict:
+        """Of what each layer gets in a segment, where weights learn from the rest alone."""
+        if self.settings.centering is None:
+            return {}
+        return nn.mean_inputs(lambda model: _logits(model, x, buffers)[0], model)
 
     def _frames(self, state: TrainState, steps: int) -> Frames:
         """What the next segments show, `[steps, segment]`."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pandas as pd
 
-from experiments.common import alignment, checks, plots, tables, vision
+from experiments.common import alignment, captions, checks, plots, tables, vision
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import CIFAR10, MNIST, Delays, Orders, SelectionDelay, Vision
 
@@ -82,7 +82,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     metric = "top-1 accuracy" if ends["dataset"].iloc[0] == "tinyimagenet" else "test accuracy"
     paper = tables.everywhere(tables.published(ends["dataset"].iloc[0], metric), "delay_s", delays)
     for frame in panels.values():
-        print(tables.table(f"Test accuracy in %, {tables.settings(frame)}", frame, "delay_s", "delay (s)", paper))
+        print(tables.table(f"Test accuracy in %, {captions.settings(frame)}", frame, "delay_s", "delay (s)", paper))
         rates = frame.assign(value=frame["learning_rate"]).drop_duplicates(["trace", "order", "delay_s"])
         print(tables.table("learning rate", rates, "delay_s", "delay (s)", scale=1, digits=4))
     if len(paper):
@@ -94,8 +94,9 @@ def draw(panels: dict[float, pd.DataFrame], paper: pd.DataFrame, folder: Path) -
     """Accuracy against delay, a panel for each error gate."""
     frame, same = pd.concat(panels.values()), dict(x="delay_s", scale=100, paper=paper)
     same["xlabel"] = "delay of the learning signal (s)"
-    titles = [tables.gate_name(gate) for gate in panels] if len(panels) > 1 else [""]
+    titles = [captions.gate(gate) for gate in panels] if len(panels) > 1 else [""]
+    same["apart"] = 0.006 if frame.groupby(["trace", "order"]).ngroups > 6 else 0.0
     shown = [same | dict(frame=runs, title=title) for runs, title in zip(panels.values(), titles, strict=True)]
-    note = f"{tables.settings(frame, gated=len(panels) == 1)}.{plots.seeds(frame)}{tables.left_out(frame)}"
-    note, size = note + (plots.HOLLOW if len(paper) else ""), dict(height=2.2, margin=1.0, sharex=True)
+    note = f"{captions.settings(frame, gated=len(panels) == 1)}.{captions.seeds(frame)}{captions.left_out(frame)}"
+    note, size = note + (captions.published(frame) if len(paper) else ""), dict(height=2.6, margin=1.0, sharex=True)
     return plots.panels(folder, "behavioral-vision", note, shown, "test accuracy (%)", **size)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from experiments.common import checks, plots, tables, vision
+from experiments.common import captions, checks, plots, tables, vision
 from experiments.common import crosstalk as measures
 from experiments.common.checks import DT
 from experiments.common.conditions import Condition, set_to_delay
@@ -115,7 +115,7 @@ def select(rows: pd.DataFrame) -> pd.DataFrame:
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the table and writes the figure, of the first layer."""
-    frame, settings = select(rows), tables.settings(tables.finals(rows))
+    frame, settings = select(rows), captions.settings(tables.finals(rows))
     first = frame[frame["layer"] == "layers.0"].sort_values("accuracy")
     body = [(row["kernel"], [f"{row[c]:.3g}" for c in (*MEASURED, "accuracy")]) for row in first.to_dict("records")]
     title = f"Squares relative to the signal's, cosines and accuracy, {settings}"

@@ -11,13 +11,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from experiments.common import checks, plots, tables, vision
+from experiments.common import captions, checks, plots, tables, vision
 from experiments.common.checks import DT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import MNIST, Delays, Gate, Orders, SelectionDelay, Vision
 
 NAMES = {"accuracy": "test accuracy (%)", "alignment": "alignment of the first layer (cosine)"}
-CHANCE_TO_BEST = (0, 50, 80, 90, 95, 97, 98, 99)  # ticks of accuracy's colours
+CHANCE_TO_BEST = (0, 50, 70, 80, 90, 95, 97, 98, 99)  # ticks of accuracy's colours
 _KEY = ("trace", "order", "delay_s", "peak_s", "seed")
 
 
@@ -87,7 +87,9 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     grid, lines = ends[~line], ends[line]
     for delay, of_delay in grid.groupby("delay_s"):
         for (metric, name), digits in zip(NAMES.items(), (1, 3), strict=True):
-            title = f"{name[0].upper()}{name[1:]}, delay {delay:g} s, {tables.settings(grid)}.{tables.left_out(ends)}"
+            title = (
+                f"{name[0].upper()}{name[1:]}, delay {delay:g} s, {captions.settings(grid)}.{captions.left_out(ends)}"
+            )
             frame = of_delay.assign(value=of_delay[metric])
             print(tables.table(title, frame, "factor", "peak / delay", scale=1, digits=digits))
         print(f"delay line: {tables.cell(lines.loc[lines['delay_s'] == delay, 'value'])}")
@@ -98,7 +100,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 def draw_maps(grid: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path]:
     """Maps over order and rate: accuracy on the left, alignment on the right, a row for each delay."""
     delays, orders = sorted(set(grid["delay_s"])), sorted(set(grid["order"]))
-    size = dict(width=plots.PAGE_WIDTH, height=0.9 + len(delays) * (0.75 + 0.24 * len(orders)))
+    size = dict(width=plots.PAGE_WIDTH, height=1.2 + len(delays) * (0.75 + 0.24 * len(orders)))
     with plots.figure(len(delays), 2, **size, sharex="row", sharey=True) as (figure, axes):
         for column, (metric, name) in enumerate(NAMES.items()):
             norm = _norm(grid[metric], metric)
@@ -109,9 +111,10 @@ def draw_maps(grid: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path
         for axis in axes[:, 0]:
             axis.set_ylabel("order (stages)")
         factors = ", ".join(f"{factor:g}" for factor in sorted(set(grid["factor"])))
-        note = "Means over seeds at the end of training. Line: rates that put the peak at the delay; the cells of a "
-        note += f"row, from the right, put it at {factors} delays. ET: α is 1 / time constant.{tables.left_out(ends)}"
-        return plots.save(figure, folder, "kernel-shape", f"{tables.settings(grid)}. {note}")
+        note = f"{captions.settings(grid)}. At the end of training{captions.seeds(grid, '(means over seeds)')}. Line: "
+        note += "rates that put the peak at the delay; cells, from the right, put it at "
+        note += f"{factors} times the delay. ET: α is 1 / time constant.{captions.left_out(ends)}"
+        return plots.save(figure, folder, "kernel-shape", note)
 
 
 def _norm(values: pd.Series, metric: str) -> Normalize:
@@ -165,6 +168,6 @@ def draw_lines(grid: pd.DataFrame, lines: pd.DataFrame, folder: Path) -> list[Pa
             if len(ceiling := lines.loc[lines["delay_s"] == delay, "value"].dropna()):
                 axis.axhline(100 * ceiling.mean(), **style, label="delay line", zorder=1)
 
-    note, size = f"{tables.settings(grid)}.{plots.seeds(grid)}", dict(height=1.9, margin=1.4, sharex=True)
-    note += plots.HOLLOW if any(map(len, paper.values())) else ""
+    note, size = f"{captions.settings(grid)}.{captions.seeds(grid)}", dict(height=1.9, margin=1.4, sharex=True)
+    note += captions.published(grid) if any(map(len, paper.values())) else ""
     return plots.panels(folder, "peak-wrong", note, shown, "test accuracy (%)", finish=add_ceilings, **size)

@@ -29,11 +29,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Float
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from cetsim.supervised import SupervisedRun, TrainState
 from cetsim.traces import CascadingTrace
-from experiments.common import checks, learned, plots, tables, vision
+from experiments.common import captions, checks, learned, plots, tables, vision
 from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import MNIST
@@ -150,7 +149,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     ends = select(rows, options)
     delay, order = ends["delay_s"].iloc[0], ends["order"].iloc[0]
     peaks, extra = (tables.last(rows, metric) for metric in ("learned_peak_s", "extra_stretches"))
-    settings = f"{tables.label('CET', order)}, {tables.settings(ends)}"
+    settings = f"{tables.label('CET', order)}, {captions.settings(ends)}"
     body = []
     for (_, method, start), runs in ends.groupby(["rank", "method", "peak_s"]):
         at_end = runs["run"].map(peaks).where(~runs["lost"])
@@ -160,7 +159,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         cells = [f"{start:g}", tables.cell(at_end, 1, 3), errors, tables.cell(runs["value"])]
         body.append((method, [*cells, f"{runs['run'].map(extra).iloc[0]:g}"]))
     head = ["method", "start (s)", "end (s)", "error (%)", "accuracy (%)", "extra stretches"]
-    title = f"Peak learned for a delay of {delay:g} s, {settings}.{tables.left_out(ends)}"
+    title = f"Peak learned for a delay of {delay:g} s, {settings}.{captions.left_out(ends)}"
     best = best_peak(delay, order)
     print(tables.text(title, head, body, width=24))
     print(f"best aligned if images were unrelated: {best:.3g} s ({100 * (best / delay - 1):+.1f} %)")
@@ -176,19 +175,17 @@ def draw(rows: pd.DataFrame, ends: pd.DataFrame, settings: str, folder: Path) ->
         losses = binned(rows[rows["metric"] == "train_loss"], ends["step"].iloc[0])
         _draw_seeds(axes[1, 0], losses, ends, delay)
         axes[1, 0].set_title("b  What the network learns meanwhile", loc="left")
-        axes[1, 0].set(yscale="log", ylabel="training loss")
-        axes[1, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes[1, 0].yaxis.set_major_formatter("{x:g}")
-        axes[1, 0].yaxis.set_minor_formatter(NullFormatter())
+        axes[1, 0].set_ylabel("training loss (nats)")
+        plots.log_ticks(axes[1, 0])
         axes[1, 0].set_xlabel("updates of the network")
         names = {m: "held wrong" if m == "held" else f"learned by {m}" for m in dict.fromkeys(ends["method"])}
         lines = [Line2D([], [], **_HELD_RIGHT, label=f"held right, {delay:g} s")]
         lines += [Line2D([], [], **_STYLES[method], label=name) for method, name in names.items()]
         figure.legend(handles=lines, loc="outside upper center", ncols=2)
         note = (
-            f"{settings}. ▲ starts too short, ▼ too long. Thick: mean over seeds; thin: seeds. Grey band: "
+            f"{settings}. ▲ starts too short, ▼ too long.{captions.seeds(ends, 'Thick: mean; thin: seeds.')} Grey: "
             f"delay ± {100 * BAND:g} %. Dotted: where the update is best aligned if images are unrelated, "
-            f"{best:.3g} s.{tables.left_out(ends)}"
+            f"{best:.3g} s.{captions.left_out(ends)}"
         )
         return plots.save(figure, folder, "learned-delay", note)
 

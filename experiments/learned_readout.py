@@ -24,7 +24,7 @@ import pandas as pd
 from jaxtyping import Array, Float
 
 from cetsim.traces import CascadingTrace
-from experiments.common import checks, crosstalk, learned, plots, tables, vision
+from experiments.common import captions, checks, crosstalk, learned, plots, tables, vision
 from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import make_trace
@@ -144,7 +144,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         body.append((words, [tables.cell(runs["value"]), *(f"{number:.3g}" for number in np.mean(shapes, axis=0))]))
         drawn[trace, method] = words, kernels
     body.append(("delay line", [tables.cell(ends.loc[ends["trace"] == "delay line", "value"])]))
-    print(tables.text(f"Readouts of {ends['order'].max()} stages, {tables.settings(ends)}", head, body, width=20))
+    print(tables.text(f"Readouts of {ends['order'].max()} stages, {captions.settings(ends)}", head, body, width=20))
     return draw(drawn, ends, options.folder)
 
 
@@ -158,5 +158,5 @@ def draw(drawn: dict, ends: pd.DataFrame, folder: Path) -> list[Path]:
         axis.axvline(ends["delay_s"].max(), color="black", linestyle=(0, (2, 1.5)), linewidth=0.8, zorder=1)
         axis.axhline(0, color="black", linewidth=0.5, zorder=1)
         axis.set(xlabel="time since the activity (s)", ylabel="weight, of the largest")
-        note = f"{tables.settings(ends)}. A line a seed; dashed: the delay."
+        note = f"{captions.settings(ends)}. A line a seed; dashed: the delay."
         return plots.save(figure, folder, "learned-readout", note, axis, 2)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pandas as pd
 
-from experiments.common import checks, plots, tables, vision
+from experiments.common import captions, checks, plots, tables, vision
 from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Stream, Vision
@@ -88,7 +88,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         for name in names
     ]
     for panel in shown:
-        title = f"{tables.settings(panel['frame'])}\n{panel['title']}, mean {ends['delay_s'].iloc[0]:g} s"
+        title = f"{captions.settings(panel['frame'])}\n{panel['title']}, mean {ends['delay_s'].iloc[0]:g} s"
         print(tables.table(f"Test accuracy in %, {title}", panel["frame"], "spread_s", "spread (s)", panel["paper"]))
     spreads = sorted(set(ends["spread_s"]))
     sds = [f"{spread / _SD:.2f}" for spread in spreads]
@@ -102,7 +102,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         upper.set_xlabel("standard deviation of the delay (s)")
         upper.spines["top"].set_visible(True)
 
-    note, size = _note(found) + (plots.HOLLOW if len(paper) else ""), dict(margin=1.5, sharex=True)
+    note, size = _note(found) + (captions.published(found) if len(paper) else ""), dict(margin=1.5, sharex=True)
     return plots.panels(options.folder, "random-delay", note, shown, "test accuracy (%)", finish=add_deviations, **size)
 
 
@@ -117,8 +117,8 @@ def published(ends: pd.DataFrame) -> pd.DataFrame:
 
 def _note(ends: pd.DataFrame) -> str:
     text = (
-        f"{tables.settings(ends)}. Mean delay and traces' peaks (ET: time constant): {ends['delay_s'].iloc[0]:g} s. "
+        f"{captions.settings(ends)}. Mean delay and traces' peaks (ET: time constant): {ends['delay_s'].iloc[0]:g} s. "
         "Spread: full width of uniform delays; gamma distributed ones have the same standard deviation."
     )
     lost = f" Signals that come after the end of their segment of {SEGMENT * DT:g} s are lost."
-    return text + lost * (ends["boundary"].iloc[0] == "reset") + plots.seeds(ends) + tables.left_out(ends)
+    return text + lost * (ends["boundary"].iloc[0] == "reset") + captions.seeds(ends) + captions.left_out(ends)

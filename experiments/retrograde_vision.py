@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from experiments.common import alignment, checks, plots, tables, vision
+from experiments.common import alignment, captions, checks, plots, tables, vision
 from experiments.common.checks import DT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Vision
@@ -17,10 +17,15 @@ GATES = ("quantile", "threshold", "running", "random", "none")
 CNN_LAYERS = 5
 TITLES = {
     "delay_s": "delay per layer (s)",
-    "fraction": "share of salient images",
-    "gate": "kind of gate",
-    "derivative": "derivative that errors pass",
-    "placement": "when events happen",
+    "fraction": "salient images (%)",
+    "gate": "images learned from",
+    "derivative": "how slopes are remembered",
+    "placement": "when salient images are seen",
+}
+WORDS = {  # on the axes, by value
+    "gate": {name: tick for name, (_, tick) in captions.GATES.items()},
+    "derivative": captions.DERIVATIVES,
+    "placement": captions.PLACEMENTS,
 }
 _SUBJECT = (*tables.SUBJECT, "segment")
 _SETTING = ("delay_s", "fraction", "gate", "threshold", "derivative", "placement")
@@ -172,21 +177,16 @@ class Runs:
     @property
     def note(self) -> str:
         """Settings, for a caption."""
-        first, steps = self.first, self.ends["step"].max()
-        salient = {"none": "all images", "threshold": f"images of a loss above {first['threshold']:g}"}
-        share = f"{100 * first['fraction']:g} % salient images (gate: {first['gate']})"
-        return (
-            f"{tables.subject(self.ends)}, {steps:,} segments of {first['segment']:,} images ({first['boundary']}), "
-            f"{salient.get(first['gate'], share)}, {first['delay_s']:g} s from layer to layer, {first['derivative']} "
-            f"derivative, {tables.plural(self.ends['seed'].nunique(), 'seed')}"
-        )
+        length = f"{self.ends['step'].max():,} segments of {self.first['segment']:,} images"
+        count = captions.plural(self.ends["seed"].nunique(), "seed")
+        return f"{captions.subject(self.ends)}; {count}, {length}; {captions.salient(self.first)}"
 
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figures."""
     runs = Runs(rows)
     varied = {name: frame for name in TITLES if (frame := runs.at(name))[name].nunique() > 1}
-    title = f"Test accuracy in %, {runs.note}.{tables.left_out(runs.ends)}"
+    title = f"Test accuracy in %, {runs.note}.{captions.left_out(runs.ends)}"
     print(tables.table(title, runs.at().assign(all=""), "all"))
     for name, frame in varied.items():
         print(tables.table(TITLES[name], frame, name))
@@ -210,13 +210,20 @@ def draw_curves(rows: pd.DataFrame, runs: Runs, folder: Path) -> list[Path]:
     ]
 
     def set_axes(axes):
-        axes[0, 0].set_yscale("log")
+        plots.log_ticks(axes[0, 0])
         axes[1, 0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
-    note = f"{runs.note}.{plots.seeds(ends, 'Thick: mean; thin: seeds.')}{tables.left_out(runs.ends)}"
+    note = f"{runs.note}.{captions.seeds(ends, 'Thick: mean; thin: seeds.')}{captions.left_out(runs.ends)}"
     how = dict(draw=plots.curves_of_traces, finish=set_axes, height=1.8, margin=1.0, sharex=True, sharey=False)
     ylabels = ["training loss\n(nats, all images)", "test accuracy (%)"]
     return plots.panels(folder, "retrograde-vision", note, shown, ylabels, **how)
+
+
+def _in_words(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Runs with the values of one column as a reader knows them."""
+    if name == "fraction":
+        return frame.assign(fraction=100 * frame["fraction"])
+    return frame.assign(**{name: frame[name].replace(WORDS.get(name, {}))})
 
 
 def draw_settings(runs: Runs, varied: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
@@ -224,18 +231,18 @@ def draw_settings(runs: Runs, varied: dict[str, pd.DataFrame], folder: Path) -> 
     if not varied:
         return plots.left_out("retrograde-settings", "nothing is varied")
     columns, same = min(3, len(varied)), dict(keys=tables.traces(runs.ends)[::-1], scale=100, band=False)
-    words = [name for name in varied if name not in ("delay_s", "fraction")]
-    shown = [dict(frame=frame, x=name, xlabel=TITLES[name]) | same for name, frame in varied.items()]
-    shown = [panel | dict(apart=0.08 if panel["x"] in words else 0.02) for panel in shown]
+    words = [name for name in varied if name in WORDS]
+    shown = [dict(frame=_in_words(frame, name), x=name, xlabel=TITLES[name]) | same for name, frame in varied.items()]
+    shown = [panel | dict(apart=0.08 if panel["x"] in words else 0.005) for panel in shown]
 
     def make_room(axes):
         for axis, name in zip(axes.flat, varied, strict=False):
             if name in words:
                 places = varied[name][name].nunique()
-                axis.tick_params(axis="x", labelrotation=20 if places > 3 else 0)
+                axis.tick_params(axis="x", labelsize=5.5 if places > 3 else 7)
                 axis.set_xlim(-0.5, places - 0.5)
 
-    note = f"{runs.note}, unless the axis says otherwise."
-    note += plots.seeds(runs.ends, "Marks: means; dots: seeds; bars: their range.") + tables.left_out(runs.ends)
+    note = f"{runs.note}; unless the axis says otherwise."
+    note += captions.seeds(runs.ends, "Marks: means; dots: seeds; bars: their range.") + captions.left_out(runs.ends)
     size = dict(columns=columns, names=len(same["keys"]) if columns > 1 else 3, finish=make_room)
     return plots.panels(folder, "retrograde-settings", note, shown, "test accuracy (%)", **size)

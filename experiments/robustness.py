@@ -34,7 +34,7 @@ from jaxtyping import Array, Float
 from cetsim.supervised import Hyperparameters, SupervisedRun
 from cetsim.traces import FIRTrace
 from cetsim.traces.readout import solve
-from experiments.common import checks, crosstalk, plots, tables, vision
+from experiments.common import captions, checks, crosstalk, plots, tables, vision
 from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import hyperparameters
@@ -249,7 +249,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     ends = ends.fillna({"readout": "", "noise": 0.0, "rates_spread": 0.0})
     late = ends[ends["trace"] != "delay line"]
     limited = (late["readout"] != "") & (late["readout"] != KNOWN)
-    title = tables.settings(ends)
+    title = captions.settings(ends)
     for name, words in (("noise", "noise of every stage"), ("rates_spread", "spread of the rates")):
         frame = _against(late[~limited], name)
         levels = sorted(set(frame[name]))
@@ -291,7 +291,6 @@ def draw(late: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path]:
     line = 100 * ends.loc[ends["trace"] == "delay line", "value"].mean()
     with plots.figure(1, 2, width=plots.PAGE_WIDTH, height=3.0, sharey=True) as (figure, axes):
         panels = {"noise": "noise of every stage (%)", "rates_spread": "spread of the stages' rates (%)"}
-        panels = {"noise": "noise of every stage (%)", "rates_spread": "spread of the stages' rates (%)"}
         for axis, (name, words) in zip(axes[0], panels.items(), strict=True):
             for label, runs in _against(late, name).groupby("line", sort=False):
                 levels = 100 * runs.groupby(name)["value"].agg(["mean", "min", "max"])
@@ -304,5 +303,8 @@ def draw(late: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path]:
             axis.axhline(line, color="black", linestyle=(0, (2, 1.5)), linewidth=0.8, label="ideal delay line")
             axis.set_xlabel(words)
         axes[0, 0].set_ylabel("test accuracy (%)")
-        note = f"{tables.settings(ends)}.{plots.seeds(ends, 'Line: mean over seeds; band: their range.')}"
-        return plots.save(figure, folder, "robustness", note + tables.left_out(ends), axes[0, 0], 4)
+        note = f"{captions.settings(ends)}; signals {ends['delay_s'].max():g} s late. "
+        note += "Last: the last stage alone, a CET; balanced: all stages read with signs; "
+        note += "informed: solved for the noise or the rates that there are."
+        note += captions.seeds(ends, "Line: mean over seeds; band: their range.")
+        return plots.save(figure, folder, "robustness", note + captions.left_out(ends), axes[0, 0], 4)

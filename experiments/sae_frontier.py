@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 
-from cetsim import datasets, interpret, nn, supervised, sweep
-from experiments.common import checks, plots, tables
+from cetsim import datasets, interpret, sweep
+from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.options import Files
 from experiments.common.selection import reported, users_errors
 
@@ -136,21 +136,9 @@ def train_network(options: Options, dataset) -> Network:
     """The network that is opened, trained by backprop."""
     flat = options.dataset != "cifar10"
     train_x, test_x = (x.reshape(len(x), -1) if flat else x for x in (dataset.train_x, dataset.test_x))
-    sizes = (train_x[0].size, *options.hidden, 10)
-    make = (lambda key: nn.mlp(sizes, key=key)) if flat else (lambda key: nn.cnn(layout="channels_last", key=key))
-    run = supervised.SupervisedRun(make, train_x, dataset.train_y, supervised.Settings(steps=options.network_steps))
-    state = run.init(supervised.backprop(1e-3), jax.random.key(0))
-    advance, done = eqx.filter_jit(run.advance), 0
-    while done < options.network_steps:  # networks with convolutions are slow in a loop on CPU
-        steps = options.network_steps if flat else min(5, options.network_steps - done)
-        (state, _), done = advance(state, steps, not flat), done + steps
-    model, _ = eqx.nn.make_with_state(make)(jax.random.key(0))
-    model = eqx.nn.inference_mode(eqx.combine(state.params, eqx.filter(model, eqx.is_inexact_array, inverse=True)))
-    buffers = () if flat else (state.buffers,)
-    found = interpret.sites(model, jnp.asarray(test_x[0]), *buffers)
-    hidden = [f"layers.{i}" for i, layer in enumerate(model.layers) if getattr(layer, "fn", None) is jax.nn.relu]
-    sites = {name: -1 if len(found[name].shape) == 3 else None for name in hidden}
-    return Network(model, buffers, sites, jnp.asarray(test_x), jnp.asarray(dataset.test_y))
+    make = inside.mlp(train_x[0].size, options.hidden, 10) if flat else inside.cnn(10)
+    trained = inside.train_network(make, train_x, dataset.train_y, options.network_steps, unroll=not flat)
+    return Network(trained.model, trained.state, trained.sites, jnp.asarray(test_x), jnp.asarray(dataset.test_y))
 
 
 def run(options: Options) -> pd.DataFrame:
@@ -282,8 +270,9 @@ def draw(ends: pd.DataFrame, options: Options) -> list[Path]:
                 axis.xaxis.set_major_formatter("{x:g}")
                 if column == 0:
                     axis.set_ylabel(name)
-            axes[0, column].set_title(site, loc="left")
+            axes[0, column].set_title(f"hidden layer {column + 1} ({site})", loc="left")
             axes[-1, column].set_xlabel("active latents of a vector (L0)")
-        note = f"{tables.DATASETS[options.dataset]}, {options.latents} latents, {options.steps:,} steps of "
-        note += f"{options.batch} vectors.{plots.seeds(ends, ' Line: mean; dots: seeds.')}"
+        note = f"{tables.DATASETS[options.dataset]}, a network trained by backprop; sparse autoencoders of "
+        note += f"{options.latents} latents, {options.steps:,} steps of {options.batch} vectors, "
+        note += f"{captions.plural(ends['seed'].nunique(), 'seed')}.{captions.seeds(ends, 'Line: mean; dots: seeds.')}"
         return plots.save(figure, options.folder, "sae-frontier", note, axes[0, 0], columns=5)

@@ -17,9 +17,9 @@ import numpy as np
 import optax
 import pandas as pd
 
-from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FixedDelay, nn, spiking, sweep
+from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FixedDelay, attach, spiking, sweep
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
-from experiments.common import checks, plots, tables, vision
+from experiments.common import captions, checks, plots, tables, vision
 from experiments.common.checks import SEGMENT
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import WEIGHT_DECAY, readout
@@ -117,7 +117,7 @@ class SpikingRun(SupervisedRun):
         key = jax.random.fold_in(jax.random.fold_in(state.order, 2**30), state.step)
 
         def loss(model):
-            traced = nn.attach(model, state.hyper.trace, state.hyper.delay, error_gate=state.hyper.error_gate)
+            traced = attach(model, state.hyper.trace, state.hyper.delay, error_gate=state.hyper.error_gate)
             logits = self.logits(traced, x, key)
             every = jnp.broadcast_to(labels[:, None], logits.shape[:2])
             return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, every)), state.buffers
@@ -205,7 +205,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     delays = sorted(set(ends.loc[ends["trace"] != "backprop", "delay_s"]))
     panels = {code: tables.everywhere(own, "delay_s", delays) for code, own in ends.groupby("code", sort=False)}
     for code, frame in panels.items():
-        title = f"Test accuracy in %, {code} code, {tables.settings(frame, gated=False)}"
+        title = f"Test accuracy in %, {code} code, {captions.settings(frame, gated=False)}"
         print(tables.table(title, frame, "delay_s", "delay (s)"))
     with plots.figure(len(panels), height=1.0 + 2.2 * len(panels), sharex=True, sharey=True) as (figure, axes):
         for axis, (code, frame) in zip(axes[:, 0], panels.items(), strict=True):
@@ -214,5 +214,5 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
             axis.set_title(f"{code} code", loc="left")
         axes[-1, 0].set_xlabel("delay of the learning signal (s)")
         frame = pd.concat(panels.values())
-        note = f"{tables.settings(frame, gated=False)}.{plots.seeds(frame)}{tables.left_out(frame)}"
+        note = f"{captions.settings(frame, gated=False)}.{captions.seeds(frame)}{captions.left_out(frame)}"
         return plots.save(figure, options.folder, "spiking-vision", note, axes[0, 0])

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pandas as pd
 
-from experiments.common import checks, plots, tables, vision
+from experiments.common import captions, checks, plots, tables, vision
 from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import MNIST, Gate, Orders, SelectionDelay, Vision
@@ -15,7 +15,7 @@ from experiments.common.options import MNIST, Gate, Orders, SelectionDelay, Visi
 BOUNDARIES = {"reset": "segments start empty", "carry": "time goes on"}
 AXES = {
     "delay_s": "delay of the signal (s)",
-    "run_length": "run of a class (images)",
+    "run_length": "images of a class in a row",
     "interpolation": "steps per image",
     "segment": "images per update",
 }
@@ -147,18 +147,18 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     lines = {(varied, boundary): line(ends, varied, boundary, delay) for varied in AXES for boundary in boundaries}
     # One delay is enough, since it is compared between boundaries and traces.
     compared = {v: [m for m in boundaries if lines[v, m][v].nunique() > (v != "delay_s")] for v in AXES}
-    print(f"\nTest accuracy in %, {tables.settings(ends)}.{tables.left_out(ends)}")
+    print(f"\nTest accuracy in %, {captions.settings(ends)}.{captions.left_out(ends)}")
     for varied in (name for name in AXES if compared[name]):
         title = AXES[varied] + ("" if varied == "delay_s" else f", delay {delay:g} s")
         runs = {m: lines[varied, m] for m in boundaries if varied != "segment" or m == "carry"}
         for boundary, frame in runs.items():
             paper = _published(ends) if (varied, boundary) == ("delay_s", "reset") else None
-            print(tables.table(f"{title}: {boundary}, {BOUNDARIES[boundary]}", frame, varied, paper=paper))
+            print(tables.table(f"{title}: {BOUNDARIES[boundary]}", frame, varied, paper=paper))
         if len(runs) > 1:  # what carrying changes, seed by seed
             place, reset = ["trace", "order", varied, "seed"], runs["reset"]
             both = runs["carry"][runs["carry"]["trace"] != "backprop"].merge(reset, on=place, suffixes=("", "_reset"))
             cost = both.assign(value=both["value"] - both["value_reset"]).dropna(subset=["value"])
-            print(tables.table(f"{title}: carry less reset", cost, varied))
+            print(tables.table(f"{title}: {BOUNDARIES['carry']}, less {BOUNDARIES['reset']}", cost, varied))
     return draw(ends, lines, compared, delay, options.folder)
 
 
@@ -184,7 +184,7 @@ def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, f
             paths += plots.left_out(name, f"one value of {' and '.join(AXES[one] for one in varied)}")
             continue
         at = "" if "delay_s" in rows else f" Delay {delay:g} s." if delay else ""
-        note = f"{tables.settings(ends)}.{at} {text}{plots.seeds(ends)}{tables.left_out(ends)}"
+        note = f"{captions.settings(ends)}.{at} {text}{captions.seeds(ends)}{captions.left_out(ends)}"
         shown = [
             dict(
                 frame=lines[one, boundary],
@@ -193,12 +193,12 @@ def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, f
                 scale=100,
                 keys=tables.traces(lines[one, boundary])[::-1],
             )
-            | dict(title=f"{boundary}: {BOUNDARIES[boundary]}" if one == rows[0] else "")
+            | dict(title=BOUNDARIES[boundary] if one == rows[0] else "")
             | dict(paper=paper if (one, boundary) == ("delay_s", "reset") else None)
             for one in rows
             for boundary in boundaries
         ]
-        note += plots.HOLLOW if len(paper) and rows == ["delay_s"] and "reset" in boundaries else ""
+        note += captions.published(ends) if len(paper) and rows == ["delay_s"] and "reset" in boundaries else ""
         size = dict(columns=len(boundaries), width=plots.COLUMN_WIDTH, height=1.7, margin=1.3)
         paths += plots.panels(folder, name, note, shown, "test accuracy (%)", **size)
     return paths

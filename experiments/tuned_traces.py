@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 
-from experiments.common import checks, plots, tables, vision
+from experiments.common import captions, checks, plots, tables, vision
 from experiments.common.checks import DT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import make_trace
@@ -163,7 +163,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
             body.append(_line(f"{NAMES.get(family, family)}, tuned", tuned(ends, options, family, delay)))
             body.append(_line("  set by the delay", set_by_delay(ends, options, family, delay)))
         body += [_line(name, set_by_delay(ends, options, name, delay)) for name in REFERENCES]
-        title = f"Test accuracy in %, delay {delay:g} s, {tables.settings(ends)}.{tables.left_out(ends)}"
+        title = f"Test accuracy in %, delay {delay:g} s, {captions.settings(ends)}.{captions.left_out(ends)}"
         print(tables.text(title, ["", "accuracy", "learning rate", "parameters"], body, width=16))
     return draw(ends, options, delays)
 
@@ -182,10 +182,12 @@ def draw(ends: pd.DataFrame, options: Options, delays: list[float]) -> list[Path
             _draw_kernels(axes[len(delays) + index, 0], ends, options, delay)
         axes[len(delays) - 1, 0].set_xlabel("test accuracy (%)")
         axes[-1, 0].set_xlabel("time since the activity (s)")
-        note = f"{tables.settings(ends)}. Bars and dots: means and seeds of the traces chosen on held-out images, each "
-        note += "among as many of its family. Open circles: means of those set by the delay alone; open squares, where "
-        note += f"there are: published (ET, CET(10), backprop; {tables.CITATION}). Weights relative "
-        note += f"to that at the delay (dashed).{tables.left_out(ends)}"
+        note = (
+            f"{captions.settings(ends)}.{captions.seeds(ends, 'Bars: means; dots: seeds.')} Each trace is the best of "
+        )
+        note += "equally many of its family, by held-out images; τ: time constants, ρ: size of the faster exponential. "
+        note += f"Open circles: set by the delay alone.{captions.published(ends, 'Open squares')} "
+        note += f"Below, weights relative to that at the delay (dashed).{captions.left_out(ends)}"
         return plots.save(figure, options.folder, "tuned-traces", note)
 
 

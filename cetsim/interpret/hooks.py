@@ -27,6 +27,11 @@ def unhooked(node):
     return rebuilt(plain_class(node), node)
 
 
+def is_hooked(node) -> bool:
+    """Whether what the module returns is looked at or edited."""
+    return hasattr(node, "cetsim_hook")
+
+
 def edits_of(model) -> dict:
     """The edits that a model has, by site."""
     return getattr(model, "cetsim_edits", {})

@@ -3,6 +3,7 @@
 from cetsim.nn.attach import BOUNDARIES, FORMS, attach, detach, layer_names
 from cetsim.nn.batch_norm import BatchNorm
 from cetsim.nn.block import SuppliesActivation, TracedBlock, streaming_init, streaming_value_and_grad
+from cetsim.nn.centering import center, centered, follow, mean_inputs
 from cetsim.nn.cnn import cnn
 from cetsim.nn.conv import AvgPool2d, Conv2d
 from cetsim.nn.init import xavier
@@ -24,10 +25,14 @@ __all__ = [
     "Synapses",
     "TracedBlock",
     "attach",
+    "center",
+    "centered",
     "cnn",
     "detach",
+    "follow",
     "layer_names",
     "load",
+    "mean_inputs",
     "mlp",
     "resnet20",
     "save",

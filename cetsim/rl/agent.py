@@ -19,7 +19,6 @@ from cetsim.rl.policies import Categorical, Gaussian
 from cetsim.rl.settings import Hyperparameters, Settings
 from cetsim.traces import AbstractTrace
 
-EPS = 1e-5  # of Adam
 TAIL = 1e-4  # area of a kernel that may be forgotten
 LAM_KEY = 1  # folded into an agent's key
 
@@ -39,6 +38,7 @@ class AgentState(eqx.Module):
     - `layers`: of the actor and, if it is late too, the critic, from the bottom up, led by environments.
     - `step`: updates made.
     - `diverged`: whether a loss was ever not finite.
+    - `td_mean`: running sum of mean TD errors, None unless they are centred.
     """
 
     hyper: Hyperparameters
@@ -47,6 +47,7 @@ class AgentState(eqx.Module):
     layers: list[LayerState]
     step: Int[Array, ""]
     diverged: Bool[Array, ""]
+    td_mean: Float[Array, ""] | None = None
 
 
 class Rollout(eqx.Module):
@@ -66,10 +67,11 @@ class Rollout(eqx.Module):
 
 
 class Metrics(eqx.Module):
-    """Metrics of the networks in an update. **Fields:** `entropy` of the policy, `value_loss` of the critic: means."""
+    """Metrics of an update, means. **Fields:** `entropy` of the policy, `value_loss` of the critic, `td_error`."""
 
     entropy: Float[Array, ""]
     value_loss: Float[Array, ""]
+    td_error: Float[Array, ""]
 
 
 class Learner(eqx.Module):
@@ -99,7 +101,8 @@ class Learner(eqx.Module):
         params = eqx.filter(self._make(*jax.random.split(key)), eqx.is_inexact_array)
         hyper = self._with_random_lam(hyper, params, jax.random.fold_in(key, LAM_KEY))
         layers, optimizer = self.no_past(hyper, params), self._adam().init(params)
-        return AgentState(hyper, params, optimizer, layers, jnp.zeros((), int), jnp.zeros((), bool))
+        td_mean = None if self.settings.center_td is None else jnp.zeros(())
+        return AgentState(hyper, params, optimizer, layers, jnp.zeros((), int), jnp.zeros((), bool), td_mean)
 
     def _with_random_lam(self, hyper: Hyperparameters, params: Networks, key: Array) -> Hyperparameters:
         """The same with λ of every synapse drawn, where the settings say so."""
@@ -139,17 +142,36 @@ class Learner(eqx.Module):
         steps = Networks(scaled(steps.actor, actor_rate), scaled(steps.critic, critic_rate))
         diverged = state.diverged | ~jnp.isfinite(metrics.value_loss)
         params = optax.apply_updates(state.params, steps)
-        return AgentState(hyper, params, optimizer, layers, state.step + 1, diverged), metrics
+        return AgentState(
+            hyper, params, optimizer, layers, state.step + 1, diverged, self._td_mean(state, metrics.td_error)
+        ), metrics
 
     def gradient(self, state: AgentState, rollout: Rollout) -> tuple[list[LayerState], Networks, Metrics]:
         """States of the layers after a rollout, the gradient of both networks, and metrics."""
         hyper, model = state.hyper, self.networks(state.params)
         td_error, targets = self.td_errors(hyper, model.critic, rollout)
-        plain, metrics = eqx.filter_grad(self._plain_loss, has_aux=True)(model, hyper, rollout, targets)
+        plain, losses = eqx.filter_grad(self._plain_loss, has_aux=True)(model, hyper, rollout, targets)
         plain = eqx.filter(plain, eqx.is_inexact_array)
-        layers, late = self.late_gradient(hyper, state.params, state.layers, rollout, td_error)
+        sent = self.sent(state, td_error)
+        layers, late = self.late_gradient(hyper, state.params, state.layers, rollout, sent)
         add = lambda own, more: own if more is None else jax.tree.map(jnp.add, own, more)  # noqa: E731
-        return layers, Networks(add(plain.actor, late.actor), add(plain.critic, late.critic)), metrics
+        return (
+            layers,
+            Networks(add(plain.actor, late.actor), add(plain.critic, late.critic)),
+            Metrics(*losses, jnp.mean(td_error)),
+        )
+
+    def sent(self, state: AgentState, td_error):
+        """TD errors of a rollout as synapses are sent them: as they are, or less their running mean."""
+        if self.settings.center_td is None:
+            return td_error
+        weights = 1 - self.settings.center_td ** (state.step + 1)  # of all means so far
+        return td_error - self._td_mean(state, jnp.mean(td_error)) / weights
+
+    def _td_mean(self, state: AgentState, mean):
+        """The running sum of mean TD errors, with that of one more rollout."""
+        decay = self.settings.center_td
+        return None if decay is None else decay * state.td_mean + (1 - decay) * mean
 
     def td_errors(self, hyper: Hyperparameters, critic, rollout: Rollout):
         """TD errors, and the λ-returns that values should come to, `[time, environments]`."""
@@ -240,7 +262,12 @@ class Learner(eqx.Module):
         return jax.tree.map(spread, one)
 
     def _adam(self) -> optax.GradientTransformation:
-        return optax.chain(optax.clip_by_global_norm(self.settings.clip), optax.scale_by_adam(eps=EPS))
+        clip = optax.clip_by_global_norm(self.settings.clip)
+        if self.settings.clip_each:
+            of = lambda name, part: jax.tree.map(lambda _: name, part)  # noqa: E731
+            labels = lambda params: Networks(of("actor", params.actor), of("critic", params.critic))  # noqa: E731
+            clip = optax.partition({"actor": clip, "critic": clip}, labels)
+        return optax.chain(clip, optax.scale_by_adam(eps=self.settings.epsilon))
 
     def _plain_loss(self, model: Networks, hyper: Hyperparameters, rollout: Rollout, targets):
         """What is learned by ordinary backprop: the entropy bonus, and the critic unless it is late."""
@@ -248,7 +275,7 @@ class Learner(eqx.Module):
         value = networks.outputs(model.critic, rollout.observation)[..., 0]
         value_loss = 0.5 * jnp.mean((value - jax.lax.stop_gradient(targets)) ** 2)
         critics = jax.lax.stop_gradient(value_loss) if self.settings.late_critic else value_loss
-        return hyper.value * critics - hyper.entropy * entropy, Metrics(entropy, value_loss)
+        return hyper.value * critics - hyper.entropy * entropy, (entropy, value_loss)
 
 
 class _Rule(NamedTuple):

@@ -22,9 +22,9 @@ def policy_alignment(
     """Cosine of the angle between the two updates of each layer of the actor, from the bottom up, weights held.
 
     Both learn from the TD errors of the same `rollouts`, starting with no past, and from none after them; as many more
-    are played as the signals are late, so that all come. The critic is left out, late or not. The rollouts go on from
-    where the run is; on the host they are of a vector environment of their own, from its first
-    episodes on, and the run's stays where it is.
+    are played as the signals are late, so that all come. The late update gets TD errors centred where settings say so,
+    that at once gets them as they are. The critic is left out, late or not. The rollouts go on from where the run is;
+    on the host they are of a vector environment of their own, from its first episodes on, and the run's stays.
     """
     agent, learner = state.agent, run.learner
     hypers = agent.hyper, undelayed(agent.hyper)
@@ -85,9 +85,9 @@ def _add(
 ) -> list[_Side]:
     """Both updates with what is learned in one more rollout, whose own TD errors are 0 unless `sent`."""
     td_error, _ = learner.td_errors(agent.hyper, learner.networks(agent.params).critic, rollout)
-    td_error = jnp.where(sent, td_error, 0)
+    signals = (jnp.where(sent, signal, 0) for signal in (learner.sent(agent, td_error), td_error))
     new_sides = []
-    for hyper, (layers, total) in zip(hypers, sides, strict=True):
-        layers, gradient = learner.late_gradient(hyper, agent.params, layers, rollout, td_error)
+    for hyper, (layers, total), signal in zip(hypers, sides, signals, strict=True):
+        layers, gradient = learner.late_gradient(hyper, agent.params, layers, rollout, signal)
         new_sides.append(_Side(layers, jax.tree.map(jnp.add, total, gradient.actor)))
     return new_sides

@@ -89,7 +89,8 @@ class Settings:
     - `critic`: `"mlp"`, with these hidden layers, or, where observations are images, `"conv"` (see
       `cetsim.rl.images.critic`; the paper's in SpaceInvaders), which learns by ordinary backprop only.
     - `form`: of the rule, see `cetsim.credit.synaptic_factors`; the authors' is `"authors_linear"`.
-    - `clip`: largest global norm of actor's and critic's gradient together.
+    - `clip`: largest global norm of actor's and critic's gradient together, or of each if `clip_each`.
+    - `epsilon`: added to the square root in Adam's denominator.
     - `actor_gradient`: whether the actor's gradient is the `"mean"` over steps and environments, as those of the critic
       and the entropy bonus are (the paper's), or the `"sum"` over steps and the mean over environments, which makes it
       larger by `rollout` than the others under the one clip.
@@ -104,6 +105,9 @@ class Settings:
     - `late_critic`: whether the critic too learns through traces from late TD errors.
     - `late_flag`: whether the ends of episodes come one step later still and cut λ-traces there, as in the authors'
       code.
+    - `center_td`: decay, per update, of a running mean of TD errors that the actor's synapses are not sent, in [0, 1);
+      None sends TD errors as they are. It leaves less for a blurred trace to multiply activity of wrong moments with,
+      but is no baseline: of a TD error at once it takes what says that going on is good.
     - `window`: steps of the past that layers keep the factors of. None takes what costs less, the kernel's own window
       (all but 1e-4 of its area) or the stages of every synapse, for which traces must be concrete at `init`.
 
@@ -117,6 +121,8 @@ class Settings:
     critic: str = "mlp"
     form: str = "activation"
     clip: float = 0.5
+    clip_each: bool = False
+    epsilon: float = 1e-5
     actor_gradient: str = "mean"
     anneal: str = "none"
     random_lam: tuple[float, float] | None = None
@@ -124,22 +130,31 @@ class Settings:
     reset_cascade: bool = False
     late_critic: bool = False
     late_flag: bool = False
+    center_td: float | None = None
     window: int | None = None
 
     def __post_init__(self):
         for name in ("updates", "environments", "rollout", *(["window"] if self.window is not None else [])):
             object.__setattr__(self, name, checks.require_whole(name, getattr(self, name)))
         object.__setattr__(self, "hidden", tuple(checks.require_whole("hidden", units) for units in self.hidden))
-        for name in ("reset_cascade", "late_critic", "late_flag"):
+        for name in ("clip_each", "reset_cascade", "late_critic", "late_flag"):
             object.__setattr__(self, name, checks.require_flag(name, getattr(self, name)))
         checks.require_in("form", self.form, credit.FORMS)
-        checks.require_above("clip", self.clip, 0.0)
-        object.__setattr__(self, "clip", checks.require_static("clip", self.clip))
+        for name in ("clip", "epsilon"):
+            checks.require_above(name, getattr(self, name), 0.0)
+            object.__setattr__(self, name, checks.require_static(name, getattr(self, name)))
         checks.require_in("critic", self.critic, CRITICS)
         if self.critic == "conv" and self.late_critic:
             raise ValueError("`critic` must be 'mlp' where it is late, got 'conv'")
         checks.require_in("actor_gradient", self.actor_gradient, ACTOR_GRADIENTS)
         checks.require_in("anneal", self.anneal, ANNEALED)
+        if self.center_td is not None:
+            object.__setattr__(self, "center_td", checks.require_static("center_td", self.center_td))
+            checks.require_within("center_td", self.center_td, "[0, 1)")
+            if self.late_critic:
+                raise ValueError(
+                    "`center_td` must be None where the critic is late, which learns from TD errors as they are"
+                )
         if self.random_lam is not None:
             low, high = self.random_lam
             if not 0 <= low <= high <= 1:

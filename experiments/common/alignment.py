@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from experiments.common import plots, tables
+from experiments.common import captions, plots, tables
 from experiments.common.checks import SEGMENT
 from experiments.common.options import Files
 
@@ -76,7 +76,7 @@ def table(frame: pd.DataFrame) -> str:
 
 
 def _settings(frame: pd.DataFrame) -> str:
-    return tables.settings(at_end(frame), images=int(frame["segment"].iloc[-1] or SEGMENT))
+    return captions.settings(at_end(frame), images=int(frame["segment"].iloc[-1] or SEGMENT))
 
 
 def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
@@ -103,16 +103,19 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Path]:
 def _varied(frame: pd.DataFrame) -> dict[str, dict]:
     """What varies, and so is drawn: by the label of its y axis what `plots.means` takes."""
     last, keys = frame["delay_s"].max(), tables.traces(frame)[::-1]
+    delay = f"delay {'per layer ' if frame['layers'].iloc[-1] else ''}(s)"
     longest, found = frame[frame["delay_s"] == last], {}
     if frame["delay_s"].nunique() > 1:
-        found["cosine,\nafter training"] = dict(frame=at_end(frame), x="delay_s", xlabel="delay (s)", keys=keys)
+        found["cosine,\nafter training"] = dict(frame=at_end(frame), x="delay_s", xlabel=delay, keys=keys)
     if len({order for trace, order in keys if trace == "CET"}) > 1:
         staged = [key for key in keys if key[0] in ("ET", "CET", "balanced")]
-        panel = dict(frame=at_end(longest[longest["trace"] != "delay line"]), x="order", xlabel="order", keys=staged)
-        found[f"cosine, delay {last:g} s,\nafter training"] = panel
+        panel = dict(
+            frame=at_end(longest[longest["trace"] != "delay line"]), x="order", xlabel="order (stages)", keys=staged
+        )
+        found[f"cosine at {last:g} s,\nafter training"] = panel
     if (longest.groupby(["trace", "order"])["step"].nunique() > 1).any():
         panel = dict(frame=longest.assign(step=longest["step"].astype(float)), x="step", keys=keys, linear=True)
-        found[f"cosine, delay {last:g} s,\nduring training"] = panel | dict(xlabel="training step")
+        found[f"cosine at {last:g} s,\nduring training"] = panel | dict(xlabel="updates")
     return {ylabel: panel | dict(ticks=False) for ylabel, panel in found.items()}
 
 
@@ -130,8 +133,8 @@ def _finish(frame: pd.DataFrame, varied: list[dict], few: list[str], axes: np.nd
                 for kind in ("balanced", "CET"):
                     cascades = of_layer[of_layer["trace"] == kind].groupby("order")["value"].mean()
                     axis.plot(cascades.index.to_numpy(float), cascades, color="#999999", linewidth=1.0, zorder=1)
-                for value in of_layer.loc[of_layer["trace"] == "delay line", "value"]:
-                    axis.axhline(value, linewidth=0.9, zorder=1, color=style["color"], linestyle=style["linestyle"])
+                line = of_layer.loc[of_layer["trace"] == "delay line", "value"].mean()
+                axis.axhline(line, linewidth=0.9, zorder=1, color=style["color"], linestyle=style["linestyle"])
                 names = {n: "ET" if n == 1 else f"{n}" for n in sorted({1, *cascades.index})}
             _set_ticks(axis, names, frame["layer"].nunique())
     low = axes[0, 0].get_ylim()[0]
@@ -158,9 +161,11 @@ def _note(frame: pd.DataFrame, columns: int) -> str:
     ratio, count = frame["peak_ratio"].iloc[-1], frame["layer"].nunique()
     text = (
         f"{_settings(frame)}. Cosine of the angle between the trace's update of a layer's weights and the gradient of "
-        f"the loss over the images whose signals arrive; 1 is backprop. {where} Traces are set to "
+        f"the loss over the images whose signals arrive: 1 if it is the gradient. {where} Traces are set to "
         f"{'the delay' if ratio == 1 else f'{ratio:g} times the delay'} (ET: its time constant)."
     )
     if frame["error_gate"].iloc[-1]:
         text += " The gate keeps out images learned well, of the delay line too; where nothing is left, it counts as 0."
-    return text + plots.seeds(frame) + (f" {columns} of {count} layers." if columns < count else "")
+    if any(key[0] == "CET" for key in tables.traces(frame)):
+        text += " Against the order, the dashed line is the delay line."
+    return text + captions.seeds(frame) + (f" {columns} of {count} layers." if columns < count else "")

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from cetsim.files import write_atomic
 from experiments.common import tables
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches
-HOLLOW = f" Hollow: published ({tables.CITATION})."
 _LETTERS = {COLUMN_WIDTH: 62, PAGE_WIDTH: 130}  # of a line of small print
 _RC = {
     "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
@@ -70,10 +71,10 @@ def save(drawn: Figure, folder: Path, name: str, note: str = "", legend: Axes | 
     """
     if legend is not None:
         handles, names = legend.get_legend_handles_labels()
-        fitting = max(1, int(drawn.get_figwidth() / (0.55 + 0.07 * max(map(len, names), default=0))))  # inches
+        fitting = max(1, int(drawn.get_figwidth() / (0.5 + 0.05 * max(map(len, names), default=0))))  # inches
         drawn.legend(handles, names, loc="outside upper center", ncols=min(columns, fitting))
     if note:
-        wrapped = textwrap.fill(note, _LETTERS[drawn.get_figwidth()])
+        wrapped = textwrap.fill(_unbroken(note), _LETTERS[drawn.get_figwidth()])
         drawn.supxlabel(wrapped, fontsize=7, color="#333333", x=0.02, ha="left")
     paths = []
     for kind, metadata in (("png", {}), ("pdf", {"CreationDate": None})):  # undated: same rows, same file
@@ -84,9 +85,9 @@ def save(drawn: Figure, folder: Path, name: str, note: str = "", legend: Axes | 
     return paths
 
 
-def seeds(frame: pd.DataFrame, text: str = "Line: mean; dots: seeds; band: their range.") -> str:
-    """How seeds are drawn, as a sentence; empty of a single one."""
-    return f" {text}" if frame["seed"].nunique() > 1 else ""
+def _unbroken(note: str) -> str:
+    """The note with spaces that no line ends at between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=[^\W\d]|%|× )|(?<=×) (?=\d)", "\N{NO-BREAK SPACE}", note)
 
 
 def left_out(name: str, why: str) -> list[Path]:
@@ -139,7 +140,7 @@ def means(axis: Axes, frame: pd.DataFrame, x: str, *, keys: Sequence[tuple] | No
     - `x`: the column, of numbers, drawn on a logarithmic axis unless `linear`, or of words, which no line joins.
     - `keys`: the traces in the order of the legend; by default those of the frame, ET first.
     - `band`: whether the range of seeds is a band, or else a bar. `ticks`: whether every place has one.
-    - `apart`: how far traces stand beside each other, as a share of a place.
+    - `apart`: how far traces stand beside each other, as a share of the axis, or of a place where these are words.
     - `paper`: rows of `trace`, `order`, `x` and `value`.
     """
     words = frame[x].dtype.kind not in "iuf"
@@ -153,13 +154,13 @@ def means(axis: Axes, frame: pd.DataFrame, x: str, *, keys: Sequence[tuple] | No
         beside = index - (len(keys) - 1) / 2
         measured = tables.of_trace(frame, key).dropna(subset=["value"])
         found = {places[at]: scale * runs["value"] for at, runs in measured.groupby(x, sort=False)}
-        shifted = {move(at, apart * beside): found[at].to_numpy() for at in sorted(found)}
+        shifted = {move(at, apart * beside * (1 if words else span)): found[at].to_numpy() for at in sorted(found)}
         shown = style | dict(linestyle="", marker=style["marker"] or "_") if words else style
         # Dots stand a little beside their place, so that those of different traces can be told apart.
         _mean(axis, shifted, lambda at, b=beside: move(at, 0.004 * span * b), band, shown, tables.label(*key))
         if paper is not None:
             theirs = tables.of_trace(paper[paper[x].isin(list(places))], key)
-            hollow = dict(linestyle="", marker=style["marker"] or "_", markersize=7, markerfacecolor="none", alpha=0.7)
+            hollow = dict(linestyle="", marker=style["marker"] or "H", markersize=7, markerfacecolor="none", alpha=0.7)
             axis.plot(theirs[x], scale * theirs["value"], color=style["color"], **hollow, label="_paper")
     if not linear:
         axis.set_xscale("log")
@@ -224,9 +225,18 @@ def heat_map(axis: Axes, rows: Sequence[dict[float, float]], norm: Normalize, fo
             ink = "black" if np.dot(shade[:3], (0.3, 0.6, 0.1)) > 0.45 else "white"
             written = dict(fontsize=5.5, bbox=dict(facecolor=shade, edgecolor="none", pad=0.3), zorder=3)
             axis.text(at, level, f"{row[at]:{form}}", ha="center", va="center", color=ink, **written)
-    axis.set_xscale("log")
+    log_ticks(axis, "x")
     axis.tick_params(axis="y", length=0)
-    axis.xaxis.set_major_formatter("{x:g}")
+
+
+def log_ticks(axes: Axes, which: str = "y") -> None:
+    """A logarithmic axis with ticks that can be read: 1, 2 and 5 of each decade; round numbers within less."""
+    axes.set(**{f"{which}scale": "log"})
+    axis, (low, high) = getattr(axes, f"{which}axis"), getattr(axes, f"get_{which}lim")()
+    few = MaxNLocator(4, steps=[1, 2, 5, 10])
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)) if high > 5 * low else few)
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def edges(centres: Sequence[float]) -> list[float]:

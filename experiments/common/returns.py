@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from experiments.common import plots, tables
-from experiments.common.rl import UNDELAYED, Control
+from experiments.common import captions, plots, tables
+from experiments.common.rl import MEASURED, NAMES, PAPER, UNDELAYED, Control
 
 _SUBJECT = ("dataset", "network", "critic_rate", "variant")
 
@@ -17,16 +17,6 @@ def select(rows: pd.DataFrame) -> pd.DataFrame:
     ends = ends[(ends[list(_SUBJECT)] == ends[list(_SUBJECT)].iloc[-1]).all(axis=1)]
     ends = ends[ends["step"] == ends["step"].max()]
     return ends.drop_duplicates(["trace", "order", "delay_s", "seed"], keep="last")
-
-
-def settings(ends: pd.DataFrame) -> str:
-    """What the runs have in common, for captions."""
-    first = ends.iloc[-1]
-    variant = f", options: {first['variant']}" if first["variant"] else ""
-    return (
-        f"{first['dataset']}, {first['network']}, {ends['step'].iloc[0]:,} frames, critic's learning rate "
-        f"{first['critic_rate']:g} times the actor's, {tables.plural(ends['seed'].nunique(), 'seed')}{variant}"
-    )
 
 
 def alignment(rows: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
@@ -44,7 +34,7 @@ def report(rows: pd.DataFrame, options: Control) -> list[Path]:
     retrograde = (ends["scenario"] == "retrograde").any()
     paper = tables.published(ends["dataset"].iloc[0], "mean return")
     paper = None if retrograde else tables.everywhere(paper, "delay_s", delays)
-    title = f"Mean return after training, {settings(ends)}.{tables.left_out(ends)}"
+    title = f"Mean return after training, {captions.agent(ends)}{captions.left_out(ends)}"
     print(tables.table(title, spread, "delay_s", "delay (s)", paper, scale=1))
     for layer, part in aligned.groupby("layer"):
         title = f"Cosine of the late and the undelayed policy gradient, {layer}"
@@ -56,10 +46,13 @@ def report(rows: pd.DataFrame, options: Control) -> list[Path]:
 
 def draw_final(spread: pd.DataFrame, paper: pd.DataFrame | None, options: Control) -> list[Path]:
     """Return after training against the delay, of each trace."""
-    shown = dict(frame=spread, x="delay_s", xlabel="delay of credit (s)", band=False, paper=paper)
-    note = f"{settings(spread)}.{plots.seeds(spread, 'Marks: means; dots: seeds; bars: their range.')}"
-    note += tables.left_out(spread)
-    note += plots.HOLLOW if paper is not None and paper["delay_s"].isin(spread["delay_s"]).any() else ""
+    shown = dict(frame=spread, x="delay_s", xlabel="delay of credit (s)", band=False, apart=0.012, paper=paper)
+    note = f"{captions.agent(spread)}{captions.seeds(spread, 'Marks: means; dots: seeds; bars: their range.')}"
+    note += captions.left_out(spread)
+    if paper is not None and paper["delay_s"].isin(spread["delay_s"]).any():
+        names = {name: environment for environment, name in NAMES.items()}
+        frames = PAPER[names[spread["dataset"].iloc[0]]].frames
+        note += captions.published(length=f"of runs of {frames / 1e6:g}M frames")
     from_zero = lambda axes: axes[0, 0].set_ylim(bottom=min(0.0, axes[0, 0].get_ylim()[0]))  # noqa: E731
     ylabel, how = f"mean return of {options.episodes} episodes", dict(height=2.2, finish=from_zero)
     return plots.panels(options.folder, options.name, note, [shown], ylabel, **how)
@@ -78,7 +71,7 @@ def draw_curves(rows: pd.DataFrame, spread: pd.DataFrame, delays: list, retrogra
         axes[0, 0].xaxis.set_major_locator(MaxNLocator(4))
         axes[0, 0].xaxis.set_major_formatter(EngFormatter(sep=""))
 
-    note = f"{settings(spread)}.{plots.seeds(spread, 'Thick: mean; thin: seeds.')}{tables.left_out(spread)}"
+    note = f"{captions.agent(spread)}{captions.seeds(spread, 'Thick: mean; thin: seeds.')}{captions.left_out(spread)}"
     how = dict(columns=columns, names=len(keys) if columns > 1 else 3, draw=plots.curves_of_traces, finish=set_ticks)
     name = f"{options.name}-curves"
     return plots.panels(options.folder, name, note, shown, "return of an episode", sharex=True, **how)
@@ -94,8 +87,9 @@ def draw_alignment(aligned: pd.DataFrame, ends: pd.DataFrame, options: Control) 
     same = dict(frame=aligned, x="place", xlabel="layer of the actor", keys=keys, linear=True)
     delay = dict(x="delay_s", xlabel="delay of credit (s)", linear=False)
     shown = [same | delay | dict(frame=part, title=f"layer {i}") for i, part in aligned.groupby("place")]
-    shown, note = shown if several else [same], f"{settings(ends)}. Mean over training, weights held."
+    shown, note = shown if several else [same], captions.agent(ends)
+    note += f" Each cosine is a mean over {MEASURED} moments of training, at which weights were held still."
     size = dict(columns=len(shown), height=1.8, names=len(keys) if several else 3)
     size["width"] = plots.PAGE_WIDTH if several else plots.COLUMN_WIDTH
     ylabel = "cosine with the\nundelayed policy gradient"
-    return plots.panels(options.folder, name, note + plots.seeds(ends), shown, ylabel, **size)
+    return plots.panels(options.folder, name, note + captions.seeds(ends), shown, ylabel, **size)

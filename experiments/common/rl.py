@@ -102,12 +102,18 @@ class Agent:
     """Whether the critic too learns through traces from late TD errors."""
     late_flag: bool = False
     """Whether ends of episodes cut λ-traces one step late, as in the authors' code."""
+    center_td: float | None = None
+    """Decay per update of the running mean of TD errors that is taken off them; by default none is."""
     discount: Annotated[float, PROBABILITY] = 0.99
     """Discount γ, 0 to 1."""
     lam: Annotated[float, PROBABILITY] = 0.95
     """Decay λ of the λ-trace and of λ-returns, 0 to 1."""
     entropy: Annotated[float, checks.NOT_NEGATIVE] = 0.01
     """Weight of the entropy bonus."""
+    clip_each: bool = False
+    """Whether the gradients of actor and critic are clipped each, rather than together."""
+    epsilon: Annotated[float, checks.ABOVE_ZERO] = 1e-5
+    """Adam's ε."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
@@ -192,6 +198,7 @@ class Course(selection.Course):
     """Runs of one length; alignment is measured of those on `"test"` alone."""
 
     static = ("trace", "order", "delay_s", "layers", "beta")
+    measured = MEASURED  # moments at which alignment is
 
     def __init__(self, options: Control, measured_on: str):
         super().__init__(options, measured_on)
@@ -260,7 +267,7 @@ class Course(selection.Course):
 
         saving = dict(save=save, restore=lambda tree, notes: (run.restore(tree[0], notes), tree[1])) if on_host else {}
         ends = np.unique(np.linspace(0, self.updates, POINTS + 1).round().astype(int))[1:].tolist()
-        measured = self._evaluations(run, with_trace, {*ends[POINTS // MEASURED - 1 :: POINTS // MEASURED]})
+        measured = self._evaluations(run, with_trace, {*ends[POINTS // self.measured - 1 :: POINTS // self.measured]})
         rate = lambda condition: jnp.asarray(condition.learning_rate)  # noqa: E731
         how = dict(frames_per_step=self.frames_per_step, on_host=on_host, **saving)
         return sweep.Training(init, advance, measured, self.updates, ends, rate, **how)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from cetsim import sweep
 from cetsim.files import write_atomic
-from experiments.common.checks import SEGMENT, UserError
+from experiments.common.checks import UserError
 from experiments.common.conditions import DEFAULTS, RECORDED, WITHOUT_DELAY, Condition, recorded
 from experiments.common.options import Files
 
@@ -141,39 +141,6 @@ def of_trace(frame: pd.DataFrame, key: tuple[str, int]) -> pd.DataFrame:
 def label(trace: str, order: float) -> str:
     """Name of a trace as readers know it, CET(10), balanced(10) or CET(10) - ET."""
     return trace.replace("CET", f"CET({order:g})") if trace != "balanced" else f"balanced({order:g})"
-
-
-def gate_name(gate: float) -> str:
-    """The error gate in words."""
-    return f"error gate {f'{gate:g}'.replace('e-0', 'e-')}" if gate else "no error gate"
-
-
-def subject(frame: pd.DataFrame) -> str:
-    """Dataset, network and form of the rule."""
-    first = frame.iloc[0]
-    return f"{DATASETS.get(first['dataset'], first['dataset'])}, {first['network']}, form {first['form']}"
-
-
-def plural(count: int, thing: str) -> str:
-    """A number of things."""
-    return f"{count:,} {thing}{'s' * (count != 1)}"
-
-
-def settings(frame: pd.DataFrame, gated: bool = True, images: int = SEGMENT) -> str:
-    """What runs, a row each, have in common, for captions: `gated` if by the error gate too; `images` are of a step."""
-    late = frame[~frame["trace"].isin(WITHOUT_DELAY)]
-    gate = f", {gate_name((late if len(late) else frame)['error_gate'].iloc[-1])}" if gated else ""
-    steps = " or ".join(f"{step:,}" for step in sorted(set(frame["step"])))
-    text = f"{subject(frame)}{gate}, {plural(frame['seed'].nunique(), 'seed')}, {steps} steps of {images:,} images"
-    rates = [f"{rate:g}" for rate in sorted(set(frame["learning_rate"]))]
-    chosen = f"s chosen on held-out images ({', '.join(rates)})"
-    return f"{text}, learning rate{f' {rates[0]}' if len(rates) == 1 else chosen}"
-
-
-def left_out(frame: pd.DataFrame) -> str:
-    """How many runs diverged, as a sentence; empty if none."""
-    lost = frame.loc[frame["lost"], "run"].nunique()
-    return f" Left out: {plural(lost, 'run')} that diverged." if lost else ""
 
 
 def cell(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:

@@ -62,7 +62,6 @@ class Course(selection.Course):
     `probes` are conditions that train nothing: their alignment is measured at the weights of every run on `"test"`.
     """
 
-    hyperparameters = staticmethod(hyperparameters)  # of a condition, as arrays
     static = ("boundary", "segment", "run_length", "interpolation", "layers", "derivative")
     hyperparameters = staticmethod(hyperparameters)  # of a condition, as arrays
 

@@ -19,7 +19,9 @@ ELSEWHERE = {
     "docs/guides/agents.md": "test_agents_docs.py",
     "docs/guides/interpret.md": "test_interpret_docs.py",
     "docs/guides/interpret-coders.md": "test_coder_docs.py",
+    "docs/guides/robust.md": "test_inside_docs.py",
     "docs/guides/spiking.md": "test_spiking_docs.py",
+    "docs/guides/steer.md": "test_inside_docs.py",
     "docs/guides/sweeps.md": "test_sweep_docs.py",
 }
 PROGRAMS = [program for path in PAGES for program in programs(path)]

@@ -192,7 +192,7 @@ def test_cosines_are_found_by_trace_delay_layer_and_step(tmp_path):
     along = frame[(frame["order"] == 2) & (frame["delay_s"] == 0.2) & (frame["layer"] == "layers.0")]
     assert along.loc[along["step"] == 0, "value"].tolist() == pytest.approx([0.098, 0.098001])
     assert common._settings(frame) == (
-        "digits (8x8), MLP 64-8-10, form activation, error gate 1e-8, 2 seeds, 10 steps of 128 images, "
+        "digits (8x8), MLP 64-8-10, rule as in the paper's text, error gate 1e-8; 2 seeds, 10 segments of 128 images, "
         "learning rate 0.001"
     )
 

@@ -12,7 +12,7 @@ from worlds import corridor
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade
 from experiments import behavioral_rl, retrograde_rl
 from experiments.behavioral_rl import PRESETS, Options
-from experiments.common import returns, rl, selection, tables
+from experiments.common import captions, returns, rl, selection, tables
 from experiments.common.conditions import Condition
 from experiments.common.options import Orders
 from experiments.common.rl import UNDELAYED, Course
@@ -135,7 +135,7 @@ def test_runs_of_other_settings_are_not_drawn_together(tiny):
     assert Options(anneal="both", lam=0.9).variant == "anneal=both, lam=0.9"
     others = rows.assign(variant="anneal", run=rows["run"] + ", too")
     assert set(returns.select(pd.concat([others, rows]))["variant"]) == {""}
-    assert returns.settings(returns.select(pd.concat([rows, others]))).endswith(", options: anneal")
+    assert captions.agent(returns.select(pd.concat([rows, others]))).endswith(" Learning rates fall to 0.")
 
 
 # What is recorded.

@@ -275,6 +275,43 @@ def test_one_clip_for_actor_and_critic():
     close(moved[2e-9], jax.tree.map(lambda leaf: 2 * leaf, moved[1e-9]), 1e-3)
 
 
+def test_a_clip_each_and_another_epsilon():
+    run = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, clip=1e-9, clip_each=True, epsilon=1e-4))
+    state = run.init(hyper(rate=1.0), jax.random.key(3))
+    after, _ = advance(run, state, 1)
+    moved = jax.tree.map(jnp.subtract, after.agent.params, state.agent.params)
+    for part in (moved.actor, moved.critic):
+        norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(part)))
+        np.testing.assert_allclose(norm, 1e-9 / 1e-4, rtol=1e-3)
+
+
+def test_td_errors_are_sent_less_their_running_mean():
+    """Two updates: what the actor gets is what it would get of these TD errors less their running mean."""
+    decay = 0.8
+    plain, run = RUN, ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, center_td=decay))
+    state = run.init(hyper(0.4), jax.random.key(3))
+    means = []
+    for _ in range(2):
+        rollout, td_error, targets, _, grads = first_rollout(run, state)
+        means.append(np.mean(td_error))
+        weights = decay ** np.arange(len(means))[::-1]
+        sent = td_error - weights @ np.asarray(means) / weights.sum()
+        agent = state.agent
+        _, late = plain.learner.late_gradient(agent.hyper, agent.params, agent.layers, rollout, sent)
+        bonus, _ = jit(entropy_gradient)(plain.learner, agent, rollout, targets)
+        close(grads.actor, jax.tree.map(jnp.add, late.actor, eqx.filter(bonus.actor, eqx.is_inexact_array)))
+        grown, metrics = jit(run.learner.learn)(agent, rollout)
+        np.testing.assert_allclose(metrics.td_error, means[-1], rtol=1e-12)
+        state = eqx.tree_at(lambda state: state.agent, state, grown)
+    with pytest.raises(ValueError, match="`center_td` must be None where the critic is late"):
+        dataclasses.replace(SETTINGS, center_td=0.5, late_critic=True)
+
+
+def entropy_gradient(learner, agent, rollout, targets):
+    model = learner.networks(agent.params)
+    return eqx.filter_grad(learner._plain_loss, has_aux=True)(model, agent.hyper, rollout, targets)
+
+
 def test_the_critic_learns_at_a_rate_of_its_own():
     first = RUN.init(hyper(1.0), jax.random.key(3))
     faster = RUN.init(hyper(1.0, critic_rate=10.0), jax.random.key(3))

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiment import copied, error_of, output_of, require_same_pictures
+from experiment import copied, output_of, require_same_pictures
 
-from cetsim import CascadingTrace, FixedDelay, nn
+from cetsim import CascadingTrace, FixedDelay, gates, nn
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from experiments import centering
 from experiments.common import crosstalk
@@ -17,37 +17,40 @@ HYPER = Hyperparameters(1e-2, CascadingTrace(4, 0.8), FixedDelay(0.8))
 
 
 def runs():
+    """A plain run, one whose weights alone are centred, and one whose biases follow."""
     rng = np.random.default_rng(0)
     x, labels = jnp.asarray(2 + rng.normal(size=(60, 5))), jnp.asarray(rng.integers(0, 3, 60))
-    settings = Settings(steps=4, segment=STEPS, form="authors_linear")
-    plain = SupervisedRun(lambda key: nn.mlp((5, 6, 3), key=key), x, labels, settings)
-    return plain, [centering.CentredRun(plain, follow) for follow in (False, True)]
+    kinds = {None: SupervisedRun, "weights": centering.CentredWeights, "bias": SupervisedRun}
+    for how, kind in kinds.items():
+        settings = Settings(steps=4, segment=STEPS, form="authors_linear", centering=None if how is None else 0.0)
+        yield kind(lambda key: nn.mlp((5, 6, 3), key=key), x, labels, settings)
 
 
 def test_the_update_is_the_sum_over_centred_activity():
     """Of every signal that arrives with what its trace holds of all earlier steps, as loops have it."""
-    _, (_, centred) = runs()
+    _, _, centred = runs()
     state, x, labels = centred.init(HYPER, jax.random.key(1)), centred.x[:STEPS], centred.labels[:STEPS]
     model = eqx.combine(state.params, centred._template())
-    (_, (_, means)), found, _ = centred._gradient(model, state, None, x, labels)
+    _, found, _ = centred._gradient(model, state, None, x, labels)
+    found = nn.center(found, means := centred._means(model, x, state.buffers))
     weights, late = np.asarray(HYPER.trace.weights(jnp.arange(STEPS))), 4
     for name, factors in crosstalk.factors_of(model, x, labels, "authors_linear").items():
         seen, gain, signal = map(np.asarray, factors)
-        layer, mean = found.layers[int(name.rpartition(".")[2])], means[int(name.rpartition(".")[2])]
+        layer = found.layers[int(name.rpartition(".")[2])]
         of_weight, of_bias = np.zeros(layer.weight.shape), np.zeros(layer.bias.shape)
         for s in range(STEPS - late):
             for at in range(s + late + 1):
                 g = signal[s] * gain[at] * weights[s + late - at]
                 of_weight += np.outer(g, seen[at] - seen.mean(axis=0))
                 of_bias += g
-        np.testing.assert_allclose(mean, seen.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(means[name], seen.mean(axis=0), rtol=1e-12)
         np.testing.assert_allclose(layer.weight, of_weight, rtol=1e-9, atol=1e-13)
         np.testing.assert_allclose(layer.bias, of_bias, rtol=1e-9, atol=1e-13)
 
 
 def test_a_bias_that_follows_keeps_what_its_unit_gets_from_the_mean():
     """The input of the first layer's units for the mean image moves by the optimiser's step of the bias alone."""
-    _, (alone, centred) = runs()
+    _, alone, centred = runs()
     moved = []
     for run in (alone, centred):
         state = run.init(HYPER, jax.random.key(1))
@@ -63,17 +66,26 @@ def test_a_bias_that_follows_keeps_what_its_unit_gets_from_the_mean():
     assert np.abs(moved[0]).max() > 2 * rate  # those of five weights, for a mean of 2
 
 
+def test_a_running_mean_learns_from_a_stream_and_from_salient_images():
+    plain, _, _ = runs()
+    for boundary, salience in (("carry", None), ("reset", gates.QuantileGate(0.25))):
+        settings = Settings(steps=4, segment=STEPS, boundary=boundary, centering=0.9)
+        run = SupervisedRun(plain.make_model, plain.x, plain.labels, settings)
+        hyper = Hyperparameters(1e-2, CascadingTrace(4, 0.8), FixedDelay(0.8), salience=salience)
+        state, losses = eqx.filter_jit(run.advance)(run.init(hyper, jax.random.key(1)), 4)
+        assert np.isfinite(losses).all()
+        assert state.optimizer.weight == pytest.approx(1 - 0.9**4)
+        assert set(state.optimizer.means) == {"layers.0", "layers.2"}
+    with pytest.raises(ValueError, match=r"`centering` must be in \[0, 1\), got 1"):
+        Settings(steps=4, centering=1.0)
+
+
 @pytest.mark.slow
 def test_the_experiment_ends_with_a_table_and_a_figure(tmp_path):
     small = "centering --steps 3 --seeds 1 --hidden 8 --orders 2 --balanced 3 --delay 2"
     text = output_of(*small.split(), "--out", tmp_path)
-    for words in ("plain", "weights centred", "bias follows", "CET(2)", "balanced(3)", "backprop"):
+    for words in ("plain", "weights centred", "bias follows", "running mean", "CET(2)", "balanced(3)", "backprop"):
         assert words in text
     again = copied(tmp_path / "centering", tmp_path / "again")
     assert "delay line" in output_of(*small.split(), "--plot-only", "--out", again.parent)
     require_same_pictures(tmp_path / "centering", again)
-
-
-def test_other_networks_are_refused(capsys):
-    message = "--network must be mlp, of whose layers the inputs are known, got cnn"
-    assert message in error_of(capsys, "centering", "--network", "cnn", "--dataset", "cifar10")

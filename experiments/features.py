@@ -1,0 +1,324 @@
+"""Do networks that learn from late local credit learn other features than backprop's?
+
+Networks of one start and one order of images learn by backprop and from credit that comes late, through traces. A
+crosscoder, one set of latents for both networks of a pair, says of each latent how much of it belongs to either: the
+relative norm r of its decoder rows, 0 for backprop alone, 1 for the other alone. Controls: backprop from another seed,
+backprop stopped where its accuracy is that of the exponential trace, and a network that was not trained. Beside them, a
+sparse autoencoder of each network alone: how much few latents explain, how pure their top images are, how many steer.
+
+A latent counts as private only if nothing of it is left at the other network: the direction along which it would best
+write there, whatever its decoder says, is shorter than a fifth of that here. Decoders alone find private latents where
+there are none (arXiv:2504.02922). The direction is free, since networks of two starts share no axes.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from cetsim import datasets, interpret, supervised
+from experiments.common import captions, checks, inside, plots, tables
+from experiments.common.conditions import Condition
+from experiments.common.hyperparameters import hyperparameters
+from experiments.common.options import Files
+
+LATE = {"delay line": ("delay line", 0), "CET(10)": ("CET", 10), "balanced(10)": ("balanced", 10), "ET": ("ET", 1)}
+CONTROLS = ("another seed", "stopped early", "untrained")
+PAIRS = (*LATE, *CONTROLS)
+ALONE, SHARED = 0.9, 0.2  # r above which a latent seems private; share of its length elsewhere below which it is
+OFTEN = 50  # vectors on which a latent must be active to count
+BINS = 20  # of r
+TOP = 20  # images by which a latent's classes are told
+STRENGTH = 4.0  # 99th percentiles, at which latents steer
+CHECKPOINTS = 50  # of backprop, one of which has the accuracy of ET
+COLUMNS = {"experiment": "features", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the first of each pair
+_STYLES = dict(
+    zip(
+        PAIRS,
+        [dict(plots.styles([key])[key]) for key in LATE.values()]
+        + [dict(color=c, marker=m, linestyle=":") for c, m in (("#AAAAAA", "o"), ("#009E73", "s"), ("#CC79A7", "v"))],
+        strict=True,
+    )
+)
+
+
+@dataclass(frozen=True)
+class Options(Files):
+    """Relative norms of a crosscoder's latents between backprop and each late rule, and coders of each alone."""
+
+    preset: Literal["demo", "quick"] = "demo"
+    """demo: digits, in minutes; quick: MNIST, in an hour."""
+    data_dir: Path | None = None
+    """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
+    dataset: Literal["digits", "mnist"] = "digits"
+    """Images that the networks learn."""
+    hidden: Annotated[tuple[int, ...], checks.SIZES] = (64, 64)
+    """Sizes of the hidden layers."""
+    network_steps: Annotated[int, checks.COUNT] = 400
+    """Segments of 128 images that a network is trained on."""
+    delay: float = 10.0
+    """Delay of the learning signal in seconds, a multiple of 0.2 s; traces are set to it."""
+    learning_rate: Annotated[float, checks.ABOVE_ZERO] = 1e-3
+    """Of the networks."""
+    pairs: Annotated[tuple[str, ...], checks.WORDS] = PAIRS
+    """Networks that are compared with backprop's."""
+    examples: Annotated[int, checks.COUNT] = 20_000
+    """Training images whose activations coders are trained on, at most."""
+    latents: Annotated[int, checks.COUNT] = 128
+    """Latents of a coder, and of a crosscoder."""
+    k: Annotated[int, checks.COUNT] = 8
+    """Active latents of a vector (BatchTopK)."""
+    steps: Annotated[int, checks.COUNT] = 300
+    """Steps of a coder."""
+    batch: Annotated[int, checks.COUNT] = 128
+    """Vectors of a step."""
+    features: Annotated[int, checks.COUNT] = 100
+    """Latents that are steered, over 100 test images."""
+    seeds: Annotated[int, checks.COUNT] = 1
+    """Number of sets of networks."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.delays("delay", (self.delay,), "reset")
+        checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
+        for pair in self.pairs:
+            checks.require("pairs", pair in PAIRS, f"of {', '.join(PAIRS)}", pair)
+
+
+PRESETS = {
+    "demo": Options(pairs=("CET(10)", "ET", "another seed"), delay=4.0),
+    "quick": Options(
+        preset="quick", dataset="mnist", hidden=(512, 512), network_steps=1404, latents=512, k=16, steps=400,
+        batch=256, seeds=3,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Backprop's network of a seed, and what it is compared with: itself for coders of it alone."""
+
+    pair: str
+    seed: int
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"{self.pair}, seed {self.seed}"
+
+
+class Found(NamedTuple):
+    """What a crosscoder's latents are, of those that are often active, by network (backprop, other)."""
+
+    r: np.ndarray
+    lengths: np.ndarray  # [2, latents], of the directions along which they would best write
+
+
+def run(options: Options) -> pd.DataFrame:
+    """Trains the networks and coders that are missing; the rows to report."""
+    with inside.users_errors():
+        data = datasets.load(options.dataset, options.data_dir)
+    x, test_x = (own.reshape(len(own), -1) for own in (data.train_x, data.test_x))
+    data = data._replace(train_x=x, test_x=test_x)
+    networks = cache(lambda pair, seed: network(options, data, networks, pair, seed))
+    names = ("dataset", "hidden", "network_steps", "delay", "learning_rate", "examples", "latents", "k", "steps")
+    config = {name: getattr(options, name) for name in (*names, "batch", "features")}
+    pairs = [Pair(pair, seed) for seed in range(options.seeds) for pair in ("backprop", *options.pairs)]
+    measured = lambda pair: measure(options, data, networks, pair)  # noqa: E731
+    return inside.sweep_on_host(options, pairs, measured, config, COLUMNS | {"images": options.dataset})
+
+
+# Networks.
+
+
+def network(options: Options, data, networks, pair: str, seed: int):
+    """The network of a rule, or of a control, and its test accuracy; `networks(pair, seed)` gives others."""
+    if pair == "another seed":
+        return networks("backprop", seed + 1000)
+    make = inside.mlp(data.train_x[0].size, options.hidden, 10)
+    settings = supervised.Settings(steps=options.network_steps, form="authors_linear")
+    run = supervised.SupervisedRun(make, data.train_x, data.train_y, settings)
+    trace, order = LATE.get(pair, ("backprop", 0))
+    late = options.delay if pair in LATE else 0.0
+    gate = 1e-8 if pair in LATE else 0.0
+    condition = Condition(trace, order, late, options.learning_rate, seed, peak_s=late, error_gate=gate)
+    state = run.init(hyperparameters(condition), jax.random.key(seed))
+    advance = eqx.filter_jit(run.advance)
+    accuracy = eqx.filter_jit(lambda state, x, labels: run.evaluate(state, x, labels)["accuracy"])
+    score = lambda state: float(accuracy(state, data.test_x, data.test_y))  # noqa: E731
+    if pair == "stopped early":
+        aim, every = networks("ET", seed)[1], max(1, options.network_steps // CHECKPOINTS)
+        for _ in range(options.network_steps // every):
+            if score(state) >= aim:
+                break
+            state, _ = advance(state, every)
+    elif pair != "untrained":
+        state, _ = advance(state, options.network_steps)
+    return eqx.combine(state.params, make(jax.random.key(seed))), score(state)
+
+
+def sites_of(options: Options) -> list[str]:
+    """The hidden layers, behind their activation."""
+    return [f"layers.{2 * i + 1}" for i in range(len(options.hidden))]
+
+
+def said(model, sites, x) -> dict[str, np.ndarray]:
+    """What sites say of images, `[images, width]` each."""
+    seen = eqx.filter_jit(jax.vmap(interpret.capture(model, sites)))
+    parts = [seen(jnp.asarray(x[i : i + 2000]))[1] for i in range(0, len(x), 2000)]
+    return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in sites}
+
+
+# What is measured.
+
+
+def measure(options: Options, data, networks, one: Pair) -> list[dict]:
+    """Rows of a pair: its crosscoders, and the coders of its second network alone, at each layer."""
+    (first, _), (second, accuracy) = networks("backprop", one.seed), networks(one.pair, one.seed)
+    sites, rows = sites_of(options), [{"metric": "accuracy", "value": accuracy}]
+    ours, theirs = (said(model, sites, data.train_x[: options.examples]) for model in (first, second))
+    test = said(second, sites, data.test_x)
+    for i, site in enumerate(sites):
+        found = alone(options, data, second, site, theirs[site], test[site], one.seed)
+        if one.pair != "backprop":
+            found |= together(options, ours[site], theirs[site], one.seed)
+        for metric, value in found.items():
+            values = dict(enumerate(value)) if np.ndim(value) else {None: value}
+            where = {"site": f"hidden {i + 1}"}
+            rows += [
+                {"metric": metric, "value": float(v)} | where | ({} if bin_ is None else {"bin": bin_})
+                for bin_, v in values.items()
+            ]
+    return rows
+
+
+def together(options: Options, ours, theirs, seed: int) -> dict:
+    """Of a crosscoder between two networks: histogram of r, and shares of latents that are private."""
+    store = interpret.Activations.of_arrays({"backprop": ours, "other": theirs})
+    settings = interpret.Settings(
+        steps=options.steps, latents=options.latents, batch=options.batch, dead_after=20 * options.batch
+    )
+    run = interpret.CoderRun(store, interpret.BatchTopK(options.k), settings, across=("backprop", "other"))
+    state = run.init(interpret.Hyperparameters(inside.LEARNING_RATE), jax.random.key(seed))
+    crosscoder = run.coder(eqx.filter_jit(run.advance)(state, options.steps)[0])
+    r, lengths = of_latents(crosscoder, (ours, theirs))
+    quality = interpret.evaluate(crosscoder, store).values
+    count = max(1, len(r))
+    shares = {"histogram": np.histogram(r, BINS, (0, 1))[0] / count, "often_active": len(r)}
+    for name, seems, elsewhere in (
+        ("backprop", r < 1 - ALONE, lengths[1] / lengths[0]), ("other", r > ALONE, lengths[0] / lengths[1])
+    ):  # fmt: skip
+        shares |= {
+            f"seems_{name}": seems.mean() if len(r) else 0.0,
+            f"private_{name}": (seems & (elsewhere < SHARED)).mean() if len(r) else 0.0,
+            f"explained_{name}": quality[f"explained_variance_{name}"],
+        }
+    return shares
+
+
+def of_latents(crosscoder, x: tuple) -> Found:
+    """Relative norms, and lengths of the directions along which latents would best write at each network.
+
+    That of latent k at site s is the least-squares v in x_s - b_s - Σ_{j≠k} f_j d_js ≈ f_k v, in the units in which
+    the crosscoder compares sites.
+    """
+    f = np.asarray(eqx.filter_jit(crosscoder.encode)(tuple(map(jnp.asarray, x))), float)
+    often = (f > 0).sum(0) >= OFTEN
+    power, lengths = (f**2).sum(0), []
+    for own, w, b, scale in zip(x, crosscoder.W_dec, crosscoder.b_dec, crosscoder.scales, strict=True):
+        w = np.asarray(w, float)
+        error = own - np.asarray(b, float) - f @ w
+        best = w[often] + (f[:, often].T @ error) / power[often, None]
+        lengths.append(float(scale) * np.linalg.norm(best, axis=1))
+    return Found(np.asarray(crosscoder.relative_norms())[often], np.array(lengths))
+
+
+def alone(options: Options, data, model, site: str, vectors, test, seed: int) -> dict:
+    """Of a coder of one network: quality, entropy of the classes of latents' top images, and how many steer."""
+    store, tested = (interpret.Activations.of_arrays({site: own}) for own in (vectors, test))
+    coder = inside.train_coder(store, site, options.latents, options.k, options.steps, options.batch, seed)
+    quality = interpret.evaluate(coder, tested).values
+    found = {name: quality[name] for name in ("explained_variance", "l0", "dead")}
+    f = np.asarray(eqx.filter_jit(coder.encode)(jnp.asarray(test)))
+    tops = interpret.collect([f], TOP).top
+    full = tops[(tops >= 0).all(1)]
+    entropies = [entropy(data.test_y[top]) for top in full]
+    unit, rng = interpret.percentiles(coder, test), np.random.default_rng(seed)
+    features = np.sort(rng.permutation(np.flatnonzero(unit > 0))[: options.features])
+    images = data.test_x[rng.permutation(len(data.test_x))[:100]]
+    own, null = (
+        interpret.steerability(
+            interpret.steer(
+                model, site, each, features, STRENGTH * unit[features], images, readout=interpret.Readout(scale=1.0)
+            )
+        )
+        for each in (coder, interpret.RandomDirections(coder, jax.random.key(seed)))
+    )
+    found |= {"steerable": own.steerable().mean(), "steerable_random": null.steerable().mean()}
+    found |= {"above_random": own.steerable(interpret.calibrated(null)).mean()}
+    return found | ({"class_entropy": np.mean(entropies)} if len(full) else {})
+
+
+def entropy(labels) -> float:
+    """Of the classes of some images, in bits."""
+    shares = np.bincount(labels) / len(labels)
+    return float(-np.sum(shares[shares > 0] * np.log2(shares[shares > 0])))
+
+
+# What came of it.
+
+
+def report(rows: pd.DataFrame, options: Options) -> list[Path]:
+    """Prints the tables and writes the figure."""
+    rows = rows[rows["images"] == rows["images"].iloc[-1]]
+    name = tables.DATASETS[rows["images"].iloc[0]]
+    cell = lambda own, metric, *how: tables.cell(own.loc[own["metric"] == metric, "value"], *how)  # noqa: E731
+    pairs = [pair for pair in ("backprop", *PAIRS) if pair in set(rows["pair"])]
+    body = [(pair, [cell(rows[rows["pair"] == pair], "accuracy")]) for pair in pairs]
+    print(tables.text(f"{name}: test accuracy of the networks, {options.delay:g} s late", ["", "%"], body))
+    for site, own in rows.dropna(subset=["site"]).groupby("site"):
+        metrics = ("seems_backprop", "private_backprop", "seems_other", "private_other")
+        head = ["beside backprop", "r < 0.1, %", "private, %", "r > 0.9, %", "private, %", "explained, %", "other, %"]
+        metrics += ("explained_backprop", "explained_other")
+        body = [(p, [cell(own[own["pair"] == p], m) for m in metrics]) for p in pairs if p != "backprop"]
+        print(tables.text(f"{name}, {site}: latents of crosscoders", head, body))
+        head = ["", "explained, %", "L0", "dead, %", "entropy, bits", "S > 0.1, %", "random, %", "> 95 % random"]
+        scales = dict(explained_variance=(), l0=(1, 1), dead=(), class_entropy=(1, 2))
+        scales |= dict(steerable=(), steerable_random=(), above_random=())
+        body = [(p, [cell(own[own["pair"] == p], m, *how) for m, how in scales.items()]) for p in pairs]
+        print(tables.text(f"{name}, {site}: coders of each network", head, body))
+    return draw(rows, options, name)
+
+
+def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
+    """A column for each layer: histograms of r, and shares of latents that seem, and are, the other network's alone."""
+    sites, middles = sorted(rows["site"].dropna().unique()), (np.arange(BINS) + 0.5) / BINS
+    pairs = [pair for pair in PAIRS if pair in set(rows["pair"])]
+    with plots.figure(2, len(sites), width=plots.PAGE_WIDTH, height=4.6, sharey="row") as (figure, axes):
+        for column, site in enumerate(sites):
+            upper, lower = axes[:, column]
+            for place, pair in enumerate(pairs):
+                own = rows[(rows["site"] == site) & (rows["pair"] == pair)]
+                bins = own[own["metric"] == "histogram"].groupby("bin")["value"].mean().reindex(range(BINS))
+                upper.plot(middles, 100 * bins, **_STYLES[pair] | dict(markersize=2.5), label=pair)
+                for metric, look in (("seems_other", dict(markerfacecolor="none")), ("private_other", {})):
+                    values = 100 * own.loc[own["metric"] == metric, "value"]
+                    color = dict(color=_STYLES[pair]["color"], linestyle="", marker="o")
+                    lower.plot([place] * len(values), values, **color, **look, label=f"_{metric}")
+            upper.set_title(site, loc="left")
+            upper.set(xlabel="relative norm r (0: backprop's, 1: the other's)", yscale="symlog")
+            upper.yaxis.set_major_formatter("{x:g}")
+            lower.set_xticks(range(len(pairs)), pairs, rotation=30, ha="right")
+        axes[0, 0].set_ylabel("latents (%)")
+        axes[1, 0].set_ylabel("the other's alone (%)")
+        seeds = captions.plural(rows["seed"].nunique(), "seed")
+        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Below: hollow, "
+        note += f"r > {ALONE:g}; full, those of which less than a fifth is left at backprop."
+        note += captions.seeds(rows, "Lines: means; dots: seeds.")
+        return plots.save(figure, options.folder, "features", note, axes[0, 0], columns=4)

@@ -1,0 +1,262 @@
+"""How precisely single latents steer a network, beside single neurons and random directions, at each layer.
+
+A network is trained by backprop, and a sparse autoencoder on each hidden layer. Latents, and the layer's neurons, are
+set to multiples of their own 99th percentile on test images: how far do the probabilities of the classes move (S, and
+the published threshold of 0.10), and is that more than what random directions of the same norm do? The threshold of S
+that 95 % of random directions do not reach is reported beside it, since 0.10 is of 5,000 concepts.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from cetsim import datasets, interpret
+from experiments.common import captions, checks, inside, plots, tables
+from experiments.common.options import Files
+
+COLUMNS = {"experiment": "steering", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the network
+NETWORK = {"network": "mlp", "width": 64, "blocks": 4}  # what names no run as it is here
+EQUAL_CHANGE = 0.2  # of a direction's own concept, at which directions are compared
+CLASS, PATCHES = "latents, class token", "latents, patches"  # where they are steered
+_STYLES = {
+    "latents": dict(color="#0072B2", marker="D"),
+    CLASS: dict(color="#009E73", marker="s"),
+    PATCHES: dict(color="#CC79A7", marker="v"),
+    "neurons": dict(color="#D55E00", marker="o"),
+}
+
+
+@dataclass(frozen=True)
+class Options(Files):
+    """Share of latents and of neurons that steer a network's output, at each hidden layer, beside random directions."""
+
+    preset: Literal["demo", "quick", "vit", "cifar10"] = "demo"
+    """demo: digits, a minute; quick: MNIST, minutes; vit: a transformer on MNIST; cifar10: its CNN, within the hour."""
+    data_dir: Path | None = None
+    """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
+    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
+    """Images that the network learns."""
+    network: Literal["mlp", "cnn", "vit"] = "mlp"
+    """mlp: fully connected; cnn: of CIFAR-10; vit: a vision transformer, 16 patches and a class token."""
+    hidden: Annotated[tuple[int, ...], checks.SIZES] = (128, 128, 128)
+    """Sizes of the hidden layers of the MLP."""
+    width: Annotated[int, checks.COUNT] = 64
+    """Of the transformer's tokens."""
+    blocks: Annotated[int, checks.COUNT] = 4
+    """Of the transformer."""
+    network_steps: Annotated[int, checks.COUNT] = 500
+    """Batches of 128 images that the network is trained on."""
+    examples: Annotated[int, checks.COUNT] = 20_000
+    """Training images whose activations are recorded, at most."""
+    latents: Annotated[int, checks.COUNT] = 256
+    """Latents of a coder."""
+    k: Annotated[int, checks.COUNT] = 8
+    """Active latents of a vector (BatchTopK)."""
+    steps: Annotated[int, checks.COUNT] = 400
+    """Steps of a coder."""
+    batch: Annotated[int, checks.COUNT] = 128
+    """Vectors of a step."""
+    features: Annotated[int, checks.COUNT] = 100
+    """Latents, and neurons, that are steered: drawn from those that are active on test images."""
+    images: Annotated[int, checks.COUNT] = 100
+    """Test images over which effects are averaged."""
+    strengths: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    """What a latent is set to, in units of the 99th percentile of its activations above 0; ascending."""
+    seeds: Annotated[int, checks.COUNT] = 3
+    """Number of networks, with coders of their own."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
+        cnn = self.network == "cnn"
+        checks.require("network", not cnn or self.dataset == "cifar10", "cnn for cifar10 alone", self.network)
+        checks.require("width", self.width % 4 == 0, "a multiple of the 4 heads", self.width)
+        ascending = tuple(sorted(self.strengths)) == self.strengths
+        checks.require("strengths", ascending, "ascending", " ".join(f"{s:g}" for s in self.strengths))
+
+
+_QUICK = Options(
+    preset="quick", dataset="mnist", hidden=(512, 512, 512), network_steps=1000, latents=1024, k=16, steps=400,
+    batch=256,
+)  # fmt: skip
+PRESETS = {
+    "demo": Options(seeds=2),
+    "quick": _QUICK,
+    "vit": replace(_QUICK, preset="vit", network="vit", latents=256, examples=2000),
+    "cifar10": replace(
+        _QUICK, preset="cifar10", dataset="cifar10", network="cnn", network_steps=780, latents=512, examples=500
+    ),
+}
+
+
+def run(options: Options) -> pd.DataFrame:
+    """Trains the networks and coders that are missing, and steers them; the rows to report."""
+    with inside.users_errors():
+        data = datasets.load(options.dataset, options.data_dir)
+    network = cache(partial(train_network, options, data))
+    count = {"mlp": len(options.hidden), "cnn": 4, "vit": options.blocks}[options.network]
+    runs = [inside.Run(f"hidden {i + 1}", seed) for seed in range(options.seeds) for i in range(count)]
+    names = ("dataset", "hidden", "network_steps", "examples", "latents", "k", "steps", "batch", "features", "images")
+    config = {name: getattr(options, name) for name in (*names, "strengths", *NETWORK)}
+    measured = lambda one: measure(options, data, network(one.seed), one)  # noqa: E731
+    columns = COLUMNS | {"images": options.dataset} | ({} if options.network != "vit" else {"architecture": "vit"})
+    return inside.sweep_on_host(options, runs, measured, config, columns, NETWORK)
+
+
+def train_network(options: Options, data, seed: int) -> inside.Network:
+    """The network of a seed."""
+    image, unroll = data.train_x.shape[1:], options.network == "cnn"
+    make = {
+        "mlp": inside.mlp(data.train_x[0].size, options.hidden, 10), "cnn": inside.cnn(10),
+        "vit": inside.vit(image, options.width, options.blocks, 10),
+    }[options.network]  # fmt: skip
+    return inside.train_network(make, shaped(options, data.train_x), data.train_y, options.network_steps, seed, unroll)
+
+
+def shaped(options: Options, x) -> np.ndarray:
+    """Images as the network takes them."""
+    return x.reshape(len(x), -1) if options.network == "mlp" else x
+
+
+def measure(options: Options, data, network: inside.Network, run) -> list[dict]:
+    """Rows of one layer of one network: the coder's quality, and effects of latents and neurons at every strength."""
+    site, seed = list(network.sites)[int(run.site.split()[1]) - 1], run.seed
+    x, test_x = (shaped(options, own) for own in (data.train_x[: options.examples], data.test_x[: options.examples]))
+    folder = options.folder / "activations"
+    store = inside.recorded(folder, network, site, x)
+    coder = inside.train_coder(store, site, options.latents, options.k, options.steps, options.batch, seed)
+    test = inside.recorded(folder, network, site, test_x, "test")
+    found = interpret.evaluate(coder, test).values
+    accuracy = (inside.outputs(network, test_x).argmax(1) == data.test_y[: len(test_x)]).mean()
+    rows = [{"metric": "accuracy", "value": float(accuracy)}]
+    rows += [{"metric": name, "value": found[name]} for name in found]
+    rng, key = np.random.default_rng(seed), jax.random.key(seed)
+    tokens, kinds = np.arange(test.tokens[site]), {"latents": (coder, None)}
+    if network.classes:
+        kinds |= {CLASS: (coder, tokens[: network.classes]), PATCHES: (coder, tokens[network.classes :])}
+    for kind, (own, where) in (kinds | {"neurons": (interpret.Neurons(store.widths[site]), None)}).items():
+        unit = interpret.percentiles(own, vectors_of(test, site, where))
+        alive = np.flatnonzero(unit > 0)
+        features = np.sort(rng.permutation(alive)[: options.features])
+        strengths = unit[features, None] * np.array(options.strengths)
+        images = jnp.asarray(test_x[rng.permutation(len(test_x))[: options.images]])
+        moved = [
+            interpret.steer(
+                network.model, site, each, features, strengths, images, *network.state,
+                readout=interpret.Readout(scale=1.0), axis=network.sites[site], tokens=where,
+            )
+            for each in (own, interpret.RandomDirections(own, key))
+        ]  # fmt: skip
+        rows += effects(kind, strengths, *moved, options)
+    return rows
+
+
+def vectors_of(store, site: str, tokens, most: int = 20_000) -> np.ndarray:
+    """Vectors of a site, at some of its tokens, or at all for None; about so many at most."""
+    rows, count = np.arange(store.rows(site)), store.tokens[site]
+    rows = rows if tokens is None else rows[np.isin(rows % count, tokens)]
+    return store.take(site, rows[:: max(1, len(rows) // most)])
+
+
+def effects(kind: str, strengths, delta, random, options: Options) -> list[dict]:
+    """Rows of directions of one kind and of random ones, `[features, strengths, classes]`."""
+    rows = []
+    for i, strength in enumerate(options.strengths):
+        own, null = (interpret.steerability(moved[:, i]) for moved in (delta, random))
+        threshold = interpret.calibrated(null)
+        top = set(own.top[own.steerable()])
+        numbers = {
+            "steerable": own.steerable().mean(), "steerable_random": null.steerable().mean(),
+            "above_random": own.steerable(threshold).mean(), "threshold": threshold, "score": own.score.mean(),
+            "score_random": null.score.mean(), "power": own.power.mean(), "concepts": len(top),
+            "directional": own.directional.mean(),
+        }  # fmt: skip
+        rows += [{"metric": n, "value": float(v), "kind": kind, "strength": strength} for n, v in numbers.items()]
+    for name, moved in (("", delta), ("_random", random)):
+        target = moved[np.arange(len(moved)), moved.max(-1).argmax(1)].argmax(1)
+        reached = np.full(moved.shape[::2], np.nan)
+        for concept in np.unique(target):
+            rows_of = target == concept
+            reached[rows_of] = interpret.at_target_change(
+                strengths[rows_of], moved[rows_of], int(concept), EQUAL_CHANGE
+            )[1]
+        others = reached.clip(0)
+        others[np.arange(len(others)), target] = 0
+        arrived = ~np.isnan(reached[:, 0])
+        numbers = {"reach": arrived.mean()}
+        numbers |= {"others_rise": others[arrived].sum(1).mean()} if arrived.any() else {}
+        rows += [{"metric": n + name, "value": float(v), "kind": kind} for n, v in numbers.items()]
+    return rows
+
+
+def report(rows: pd.DataFrame, options: Options) -> list[Path]:
+    """Prints the tables and writes the figure."""
+    rows = rows[rows["images"] == rows["images"].iloc[-1]]
+    if "architecture" in rows:
+        rows = rows[rows["architecture"].fillna("mlp") == (rows["architecture"].fillna("mlp")).iloc[-1]]
+    styles = {kind: style for kind, style in _STYLES.items() if kind in set(rows["kind"])}
+    name = tables.DATASETS[rows["images"].iloc[0]]
+    cell = lambda own, metric, *how: tables.cell(own.loc[own["metric"] == metric, "value"].astype(float), *how)  # noqa: E731
+    shown = {"accuracy": "accuracy, %", "explained_variance": "explained, %", "dead": "dead, %", "l0": "L0"}
+    shown |= {f"l0_{n}": f"L0, {n}" for n in ("cls", "patches", "image") if f"l0_{n}" in set(rows["metric"])}
+    scale = lambda metric: (1, 1) if metric.startswith("l0") else ()  # noqa: E731
+    body = [(site, [cell(own, m, *scale(m)) for m in shown]) for site, own in rows.groupby("site")]
+    head = ["", *shown.values()]
+    print(tables.text(f"{name}: coders of each layer", head, body))
+    for site, of_site in rows.groupby("site"):
+        body = []
+        for (kind, strength), own in of_site.dropna(subset=["strength"]).groupby(["kind", "strength"]):
+            cells = [cell(own, metric) for metric in ("steerable", "steerable_random", "above_random")]
+            cells += [cell(own, "threshold", 1, 4), cell(own, "score", 1, 4), cell(own, "concepts", 1, 1)]
+            body.append((f"{kind} at {strength:g}", cells))
+        head = ["", "S > 0.1, %", "random, %", "> 95 % of random", "threshold", "mean S", "concepts"]
+        print(tables.text(f"{name}, {site}: directions that steer", head, body, 18))
+    body = []
+    for (site, kind), own in rows[rows["metric"].str.startswith(("reach", "others_rise"))].groupby(["site", "kind"]):
+        cells = [cell(own, m) for m in ("reach", "reach_random")] + [
+            cell(own, m, 1, 3) for m in ("others_rise", "others_rise_random")
+        ]
+        body.append((f"{site}, {kind}", cells))
+    head = ["", "reach it, %", "random, %", "others rise", "random"]
+    print(tables.text(f"{name}: where a direction's own class gains {EQUAL_CHANGE:g}", head, body))
+    return draw(rows, options, name, styles)
+
+
+def draw(rows: pd.DataFrame, options: Options, name: str, styles: dict) -> list[Path]:
+    """A column for each layer: shares above 0.10 and above random directions, against strength."""
+    sites = sorted(rows["site"].unique())
+    panels = {"steerable": "S > 0.10 (%)", "above_random": "above 95 % of\nrandom directions (%)"}
+    size = dict(width=plots.PAGE_WIDTH, height=4.0, sharex=True, sharey=True)
+    with plots.figure(len(panels), len(sites), **size) as (figure, axes):
+        for column, site in enumerate(sites):
+            for row, metric in enumerate(panels):
+                axis = axes[row, column]
+                for kind, style in styles.items():
+                    lines = [(metric, kind, style | dict(linestyle="-"))]
+                    if row == 0 and kind in ("latents", "neurons"):
+                        gray = style | dict(linestyle=(0, (1, 1.5)), marker="", alpha=0.8)
+                        lines.append((f"{metric}_random", f"random, norm of {kind}", gray))
+                    for which, label, look in lines:
+                        own = rows[(rows["site"] == site) & (rows["metric"] == which) & (rows["kind"] == kind)]
+                        means = 100 * own.groupby("strength")["value"].mean()
+                        axis.plot(means.index, means, **look, label=label)
+                        dots = dict(color=style["color"], markersize=2.5, alpha=0.6)
+                        if look["marker"]:
+                            axis.plot(own["strength"], 100 * own["value"], ".", **dots)
+                axis.set_xscale("log", base=2)
+                axis.xaxis.set_major_formatter("{x:g}")
+            axes[0, column].set_title(site, loc="left")
+            axes[-1, column].set_xlabel("strength (99th percentiles)")
+        for axis, text in zip(axes[:, 0], panels.values(), strict=True):
+            axis.set_ylabel(text)
+        note = f"{name}, {options.latents} latents; {options.features} of them and of the neurons, "
+        note += f"{options.images} images, {captions.plural(rows['seed'].nunique(), 'seed')}."
+        note += captions.seeds(rows, "Line: mean; dots: seeds.")
+        return plots.save(figure, options.folder, "steering", note, axes[0, 0], columns=4)

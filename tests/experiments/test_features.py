@@ -1,0 +1,77 @@
+"""The experiment features from end to end, its measure of what is private, and its controls."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from experiment import error_of, output_of
+
+from cetsim import datasets, interpret
+from experiments import features as experiment
+
+SIZES = [
+    "--hidden", 12, "--network-steps", 10, "--latents", 16, "--k", 4,
+    "--steps", 10, "--batch", 32, "--features", 4,
+]  # fmt: skip
+
+
+def test_tables_and_figures(tmp_path):
+    options = [*SIZES, "--delay", 2, "--pairs", "ET", "untrained", "--out", tmp_path]
+    said = output_of("features", *options)
+    assert "hidden 1: latents of crosscoders" in said
+    rows = pd.read_csv(tmp_path / "features" / "results.csv")
+    assert set(rows["pair"]) == {"backprop", "ET", "untrained"}
+    bins = rows[rows["metric"] == "histogram"].groupby("pair")["value"].agg(["sum", "size"])
+    assert (bins["size"] == experiment.BINS).all()
+    np.testing.assert_allclose(bins["sum"], 1)
+    wide = rows.dropna(subset=["site"]).pivot_table(index="pair", columns="metric", values="value")
+    for name in ("backprop", "other"):
+        assert (wide[f"private_{name}"].dropna() <= wide[f"seems_{name}"].dropna()).all()
+    assert output_of("features", *options, "--plot-only").count("figure:") == 2
+
+
+def test_directions_along_which_latents_would_best_write(monkeypatch):
+    monkeypatch.setattr(experiment, "OFTEN", 5)
+    rng = np.random.default_rng(0)
+    crosscoder = interpret.Crosscoder((4, 3), 6, interpret.BatchTopK(2), key=jax.random.key(0)).unscaled((2.0, 0.5))
+    x = rng.normal(size=(60, 4)), rng.normal(size=(60, 3))
+    f = np.asarray(crosscoder.encode(tuple(map(jnp.asarray, x))))
+    often = np.flatnonzero((f > 0).sum(0) >= 5)
+    found = experiment.of_latents(crosscoder, x)
+    assert len(often) == len(found.r) > 2
+    for i, k in enumerate(often):
+        for site in (0, 1):
+            others = [j for j in range(6) if j != k]
+            w, b = np.asarray(crosscoder.W_dec[site]), np.asarray(crosscoder.b_dec[site])
+            left = x[site] - b - f[:, others] @ w[others]
+            best = np.linalg.lstsq(f[:, [k]], left, rcond=None)[0][0]
+            scale = float(crosscoder.scales[site])
+            assert found.lengths[site, i] == pytest.approx(scale * np.linalg.norm(best))
+
+
+def test_networks_begin_alike_and_one_stops_at_the_accuracy_of_another():
+    options = experiment.Options(hidden=(24,), network_steps=100, delay=0.4, learning_rate=3e-3)
+    data = datasets.load("digits")
+    x, test_x = (own.reshape(len(own), -1) for own in (data.train_x, data.test_x))
+    data = data._replace(train_x=x, test_x=test_x)
+    networks = cache(lambda pair, seed: experiment.network(options, data, networks, pair, seed))
+    models = {pair: networks(pair, 3) for pair in ("untrained", "backprop", "ET", "stopped early", "another seed")}
+    accuracy = {pair: own[1] for pair, own in models.items()}
+    assert accuracy["untrained"] < accuracy["ET"] <= accuracy["stopped early"] < accuracy["backprop"]
+    assert models["another seed"] == networks("backprop", 1003)
+    start = np.asarray(models["untrained"][0].layers[0].weight)
+    near, far = (np.abs(np.asarray(models[p][0].layers[0].weight) - start).mean() for p in ("ET", "another seed"))
+    assert near < far  # of one start
+
+
+def test_entropy_of_classes():
+    assert experiment.entropy(np.array([3, 3, 3])) == 0
+    assert experiment.entropy(np.array([0, 1, 2, 3])) == pytest.approx(2)
+
+
+def test_what_cannot_be_is_refused(capsys):
+    assert "--pairs must be of delay line" in error_of(capsys, "features", "--pairs", "LSTM")
+    assert "multiples of the 0.2 s" in error_of(capsys, "features", "--delay", "0.3")
