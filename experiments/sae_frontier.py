@@ -47,6 +47,10 @@ class Options(Files):
     """Batches of 128 images that the network is trained on."""
     examples: Annotated[int, checks.COUNT] = 60_000
     """Training images whose activations are recorded, at most."""
+    vectors: Annotated[int, checks.COUNT] = 10_000_000
+    """Vectors of a site that are recorded, at most; of fewer images where one has many, as at a convolution."""
+    test_images: Annotated[int, checks.COUNT] = 10_000
+    """Test images on which coders are measured, at most."""
     latents: Annotated[int, checks.COUNT] = 256
     """Latents of a coder."""
     steps: Annotated[int, checks.COUNT] = 500
@@ -78,13 +82,11 @@ _QUICK = Options(
     preset="quick", dataset="mnist", hidden=(512, 512), network_steps=2000, latents=512, steps=400, batch=256,
     k=(8, 16, 32), l1=(0.04, 0.1, 0.25), l0=(0.0003, 0.001, 0.003), examples=20_000, batch_conditions=9,
 )  # fmt: skip
-PRESETS = {
-    "demo": Options(),
-    "quick": _QUICK,
-    "cifar10": replace(
-        _QUICK, preset="cifar10", dataset="cifar10", network_steps=780, latents=256, steps=300, examples=500
-    ),
-}
+_CIFAR10 = replace(
+    _QUICK, preset="cifar10", dataset="cifar10", network_steps=780, latents=256, steps=300, examples=10_000,
+    vectors=400_000, test_images=500,
+)  # fmt: skip
+PRESETS = {"demo": Options(), "quick": _QUICK, "cifar10": _CIFAR10}
 
 
 @dataclass(frozen=True)
@@ -147,10 +149,11 @@ def run(options: Options) -> pd.DataFrame:
         x = dataset.train_x[: options.examples]
         x = x if options.dataset == "cifar10" else x.reshape(len(x), -1)
         for i, (site, axis) in enumerate(network.sites.items()):
+            seen = x[: max(1, options.vectors // tokens(network, site))]
             of_site = [one for one in conditions(options, [site]) if one.site == site]
             how = dict(static=["kind", "site"], columns=COLUMNS | {"images": options.dataset})
             how |= dict(config=config(options), batch=options.batch_conditions, fresh=options.fresh and i == 0)
-            stores = record(options, network, site, axis, x)
+            stores = record(options, network, site, axis, seen)
             table = sweep.run(
                 options.folder,
                 of_site,
@@ -168,19 +171,26 @@ def run(options: Options) -> pd.DataFrame:
 
 def record(options: Options, network: Network, site: str, axis: int | None, x):
     """Activations of training and test images at one site."""
-    folder, sets = options.folder / "activations", {"train": x, "test": network.test_x[: options.examples]}
-    short = lambda own: interpret.store.digest(network.model) + f"-{len(own)}"  # noqa: E731
+    folder, sets = options.folder / "activations", {"train": x, "test": network.test_x[: options.test_images]}
+    short = lambda images: interpret.store.digest(network.model) + f"-{len(images)}"  # noqa: E731
     return {
         name: interpret.record(
-            folder / f"{site}-{name}-{short(own)}", network.model, site, own, *network.state, axis=axis
+            folder / f"{site}-{name}-{short(images)}", network.model, site, images, *network.state, axis=axis
         )
-        for name, own in sets.items()
+        for name, images in sets.items()
     }
+
+
+def tokens(network: Network, site: str) -> int:
+    """How many vectors an image has at a site."""
+    shape = interpret.sites(network.model, network.test_x[0], *network.state)[site].shape
+    return 1 if len(shape) < 3 else shape[0] * shape[1]
 
 
 def config(options: Options) -> dict:
     """All that runs depend on besides their conditions."""
-    names = ("dataset", "hidden", "network_steps", "examples", "latents", "steps", "batch", "learning_rate")
+    names = ("dataset", "hidden", "network_steps", "examples", "vectors", "test_images", "latents", "steps", "batch")
+    names += ("learning_rate",)
     return {name: getattr(options, name) for name in names}
 
 
@@ -193,9 +203,9 @@ def training(options: Options, network: Network, kind: str, site: str, axis, sto
     any_of_kind = sparsity(kind, strengths(options, kind)[0], width)
     run = interpret.CoderRun(stores["train"], any_of_kind, settings, inputs=site)
     losses = eqx.Partial(_losses, run, network.model, network.state, jnp.asarray(stores["test"].mean(site)), axis)
-    test = network.test_x[: options.examples], network.test_y[: options.examples]
+    test = network.test_x[: options.test_images], network.test_y[: options.test_images]
     part = max(1, 50_000 // stores["test"].tokens[site])  # images whose vectors are held at once
-    parts = [tuple(own[i : i + part] for own in test) for i in range(0, len(test[0]), part)]
+    parts = [tuple(array[i : i + part] for array in test) for i in range(0, len(test[0]), part)]
     at = [options.steps]
     measured = [
         sweep.Evaluation(eqx.Partial(_quality, run, run.arrays(stores["test"])), at=at, prefix="test_"),
