@@ -36,7 +36,8 @@ def test_a_band_is_the_whole_matrix(name, first_arrival, first_write, horizon):
 def test_a_band_is_exact_to_rounding_in_float32_and_maps():
     trace, now = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), CascadingTrace(10, 0.2, DT)), jnp.arange(400)
     band, whole = (make(trace, now + 20, now, regular=True) for make in (credit.credit_filter, credit.credit_matrix))
-    assert isinstance(band, bands.Band) and band.blocks.dtype == whole.dtype == jnp.float32
+    assert isinstance(band, bands.Band)
+    assert band.blocks.dtype == whole.dtype == jnp.float32
     signal = jax.random.normal(jax.random.key(0), (4, 400, 3), jnp.float32)
     expected = np.einsum("rs,bro->bso", np.asarray(whole, float), np.asarray(signal, float))
     np.testing.assert_allclose(jax.vmap(band.remember)(signal), expected, rtol=0, atol=3e-7)
