@@ -76,7 +76,9 @@ _QUICK = Options(
 PRESETS = {
     "demo": Options(seeds=2),
     "quick": _QUICK,
-    "cifar10": replace(_QUICK, preset="cifar10", dataset="cifar10", network_steps=1170, examples=1000),
+    "cifar10": replace(
+        _QUICK, preset="cifar10", dataset="cifar10", network_steps=1170, examples=1000, latents=256, seeds=1
+    ),
 }
 
 
