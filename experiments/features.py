@@ -225,16 +225,16 @@ def together(options: Options, ours, theirs, seed: int) -> dict:
 def of_latents(crosscoder, x: tuple) -> Found:
     """Relative norms, and lengths of the directions along which latents would best write at each network.
 
-    That of latent k at site s is the least-squares v in x_s - b_s - Σ_{j≠k} f_j d_js ≈ f_k v, in the units in which
-    the crosscoder compares sites.
+    That of latent k at site s is the least-squares v in x_s - Σ_{j≠k} f_j d_js ≈ f_k v + c, in the units in which the
+    crosscoder compares sites.
     """
     f = np.asarray(eqx.filter_jit(crosscoder.encode)(tuple(map(jnp.asarray, x))), float)
     often = (f > 0).sum(0) >= OFTEN
-    power, lengths = (f**2).sum(0), []
+    centred, lengths = f[:, often] - f[:, often].mean(0), []
     for own, w, b, scale in zip(x, crosscoder.W_dec, crosscoder.b_dec, crosscoder.scales, strict=True):
         w = np.asarray(w, float)
         error = own - np.asarray(b, float) - f @ w
-        best = w[often] + (f[:, often].T @ error) / power[often, None]
+        best = w[often] + (centred.T @ error) / (centred**2).sum(0)[:, None]
         lengths.append(float(scale) * np.linalg.norm(best, axis=1))
     return Found(np.asarray(crosscoder.relative_norms())[often], np.array(lengths))
 
