@@ -22,12 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from cetsim import datasets, interpret, supervised, sweep
-from experiments.common import checks, inside, plots, tables
+from cetsim import datasets, interpret, supervised
+from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import hyperparameters
 from experiments.common.options import Files
-from experiments.common.selection import reported
 
 LATE = {"delay line": ("delay line", 0), "CET(10)": ("CET", 10), "balanced(10)": ("balanced", 10), "ET": ("ET", 1)}
 CONTROLS = ("another seed", "stopped early", "untrained")
@@ -109,6 +108,10 @@ class Pair:
     pair: str
     seed: int
 
+    def __str__(self) -> str:
+        """In words."""
+        return f"{self.pair}, seed {self.seed}"
+
 
 class Found(NamedTuple):
     """What a crosscoder's latents are, of those that are often active, by network (backprop, other)."""
@@ -127,15 +130,8 @@ def run(options: Options) -> pd.DataFrame:
     names = ("dataset", "hidden", "network_steps", "delay", "learning_rate", "examples", "latents", "k", "steps")
     config = {name: getattr(options, name) for name in (*names, "batch", "features")}
     pairs = [Pair(pair, seed) for seed in range(options.seeds) for pair in ("backprop", *options.pairs)]
-    nothing = lambda pair, _: pair  # noqa: E731
-    made = dict(steps=1, hyperparameters=lambda pair: pair, on_host=True)
     measured = lambda pair: measure(options, data, networks, pair)  # noqa: E731
-    training = sweep.Training(nothing, lambda pair, steps: (pair, {}), measured, **made)
-    with inside.users_errors():
-        how = dict(config=config, columns=COLUMNS | {"images": options.dataset}, batch=1, fresh=options.fresh)
-        describe = lambda pair: f"{pair.pair}, seed {pair.seed}"  # noqa: E731
-        table = sweep.run(options.folder, pairs, training, describe=describe, **how)
-    return reported(table, options)
+    return inside.sweep_on_host(options, pairs, measured, config, COLUMNS | {"images": options.dataset})
 
 
 # Networks.
@@ -229,16 +225,16 @@ def together(options: Options, ours, theirs, seed: int) -> dict:
 def of_latents(crosscoder, x: tuple) -> Found:
     """Relative norms, and lengths of the directions along which latents would best write at each network.
 
-    That of latent k at site s is the least-squares v in x_s - b_s - Σ_{j≠k} f_j d_js ≈ f_k v, in the units in which
-    the crosscoder compares sites.
+    That of latent k at site s is the least-squares v in x_s - Σ_{j≠k} f_j d_js ≈ f_k v + c, in the units in which the
+    crosscoder compares sites.
     """
     f = np.asarray(eqx.filter_jit(crosscoder.encode)(tuple(map(jnp.asarray, x))), float)
     often = (f > 0).sum(0) >= OFTEN
-    power, lengths = (f**2).sum(0), []
+    centred, lengths = f[:, often] - f[:, often].mean(0), []
     for own, w, b, scale in zip(x, crosscoder.W_dec, crosscoder.b_dec, crosscoder.scales, strict=True):
         w = np.asarray(w, float)
         error = own - np.asarray(b, float) - f @ w
-        best = w[often] + (f[:, often].T @ error) / power[often, None]
+        best = w[often] + (centred.T @ error) / (centred**2).sum(0)[:, None]
         lengths.append(float(scale) * np.linalg.norm(best, axis=1))
     return Found(np.asarray(crosscoder.relative_norms())[often], np.array(lengths))
 
@@ -321,10 +317,8 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
             lower.set_xticks(range(len(pairs)), pairs, rotation=30, ha="right")
         axes[0, 0].set_ylabel("latents (%)")
         axes[1, 0].set_ylabel("the other's alone (%)")
-        note = (
-            f"{name}, credit {options.delay:g} s late, {options.latents} latents. Below: hollow, r > {ALONE:g}; full, "
-        )
-        note += (
-            f"those of which less than a fifth is left at backprop.{plots.seeds(rows, 'Lines: means; dots: seeds.')}"
-        )
+        seeds = captions.plural(rows["seed"].nunique(), "seed")
+        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Below: hollow, "
+        note += f"r > {ALONE:g}; full, those of which less than a fifth is left at backprop."
+        note += captions.seeds(rows, "Lines: means; dots: seeds.")
         return plots.save(figure, options.folder, "features", note, axes[0, 0], columns=4)

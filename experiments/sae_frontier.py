@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 
-from cetsim import datasets, interpret, nn, supervised, sweep
-from experiments.common import captions, checks, plots, tables
+from cetsim import datasets, interpret, sweep
+from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.options import Files
 from experiments.common.selection import reported, users_errors
 
@@ -36,7 +36,7 @@ class Options(Files):
     """Explained variance and loss recovered of sparse autoencoders against their L0, at each hidden layer."""
 
     preset: Literal["demo", "quick", "cifar10"] = "demo"
-    """demo: digits, in two minutes; quick: MNIST, in half an hour; cifar10: the CNN of CIFAR-10, in an hour."""
+    """demo: digits, in two minutes; quick: MNIST, in half an hour; cifar10: its CNN, in a quarter."""
     data_dir: Path | None = None
     """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
@@ -47,6 +47,10 @@ class Options(Files):
     """Batches of 128 images that the network is trained on."""
     examples: Annotated[int, checks.COUNT] = 60_000
     """Training images whose activations are recorded, at most."""
+    vectors: Annotated[int, checks.COUNT] = 10_000_000
+    """Vectors of a site that are recorded, at most; of fewer images where one has many, as at a convolution."""
+    test_images: Annotated[int, checks.COUNT] = 10_000
+    """Test images on which coders are measured, at most."""
     latents: Annotated[int, checks.COUNT] = 256
     """Latents of a coder."""
     steps: Annotated[int, checks.COUNT] = 500
@@ -78,13 +82,11 @@ _QUICK = Options(
     preset="quick", dataset="mnist", hidden=(512, 512), network_steps=2000, latents=512, steps=400, batch=256,
     k=(8, 16, 32), l1=(0.04, 0.1, 0.25), l0=(0.0003, 0.001, 0.003), examples=20_000, batch_conditions=9,
 )  # fmt: skip
-PRESETS = {
-    "demo": Options(),
-    "quick": _QUICK,
-    "cifar10": replace(
-        _QUICK, preset="cifar10", dataset="cifar10", network_steps=780, latents=256, steps=300, examples=500
-    ),
-}
+_CIFAR10 = replace(
+    _QUICK, preset="cifar10", dataset="cifar10", network_steps=390, latents=256, steps=300, batch=128,
+    examples=10_000, vectors=400_000, test_images=500,
+)  # fmt: skip
+PRESETS = {"demo": Options(), "quick": _QUICK, "cifar10": _CIFAR10}
 
 
 @dataclass(frozen=True)
@@ -134,21 +136,9 @@ def train_network(options: Options, dataset) -> Network:
     """The network that is opened, trained by backprop."""
     flat = options.dataset != "cifar10"
     train_x, test_x = (x.reshape(len(x), -1) if flat else x for x in (dataset.train_x, dataset.test_x))
-    sizes = (train_x[0].size, *options.hidden, 10)
-    make = (lambda key: nn.mlp(sizes, key=key)) if flat else (lambda key: nn.cnn(layout="channels_last", key=key))
-    run = supervised.SupervisedRun(make, train_x, dataset.train_y, supervised.Settings(steps=options.network_steps))
-    state = run.init(supervised.backprop(1e-3), jax.random.key(0))
-    advance, done = eqx.filter_jit(run.advance), 0
-    while done < options.network_steps:  # networks with convolutions are slow in a loop on CPU
-        steps = options.network_steps if flat else min(5, options.network_steps - done)
-        (state, _), done = advance(state, steps, not flat), done + steps
-    model, _ = eqx.nn.make_with_state(make)(jax.random.key(0))
-    model = eqx.nn.inference_mode(eqx.combine(state.params, eqx.filter(model, eqx.is_inexact_array, inverse=True)))
-    buffers = () if flat else (state.buffers,)
-    found = interpret.sites(model, jnp.asarray(test_x[0]), *buffers)
-    hidden = [f"layers.{i}" for i, layer in enumerate(model.layers) if getattr(layer, "fn", None) is jax.nn.relu]
-    sites = {name: -1 if len(found[name].shape) == 3 else None for name in hidden}
-    return Network(model, buffers, sites, jnp.asarray(test_x), jnp.asarray(dataset.test_y))
+    make = inside.mlp(train_x[0].size, options.hidden, 10) if flat else inside.cnn(10)
+    trained = inside.train_network(make, train_x, dataset.train_y, options.network_steps, unroll=not flat)
+    return Network(trained.model, trained.state, trained.sites, jnp.asarray(test_x), jnp.asarray(dataset.test_y))
 
 
 def run(options: Options) -> pd.DataFrame:
@@ -159,10 +149,11 @@ def run(options: Options) -> pd.DataFrame:
         x = dataset.train_x[: options.examples]
         x = x if options.dataset == "cifar10" else x.reshape(len(x), -1)
         for i, (site, axis) in enumerate(network.sites.items()):
+            seen = x[: max(1, options.vectors // tokens(network, site))]
             of_site = [one for one in conditions(options, [site]) if one.site == site]
             how = dict(static=["kind", "site"], columns=COLUMNS | {"images": options.dataset})
             how |= dict(config=config(options), batch=options.batch_conditions, fresh=options.fresh and i == 0)
-            stores = record(options, network, site, axis, x)
+            stores = record(options, network, site, axis, seen)
             table = sweep.run(
                 options.folder,
                 of_site,
@@ -180,19 +171,26 @@ def run(options: Options) -> pd.DataFrame:
 
 def record(options: Options, network: Network, site: str, axis: int | None, x):
     """Activations of training and test images at one site."""
-    folder, sets = options.folder / "activations", {"train": x, "test": network.test_x[: options.examples]}
-    short = lambda own: interpret.store.digest(network.model) + f"-{len(own)}"  # noqa: E731
+    folder, sets = options.folder / "activations", {"train": x, "test": network.test_x[: options.test_images]}
+    short = lambda images: interpret.store.digest(network.model) + f"-{len(images)}"  # noqa: E731
     return {
         name: interpret.record(
-            folder / f"{site}-{name}-{short(own)}", network.model, site, own, *network.state, axis=axis
+            folder / f"{site}-{name}-{short(images)}", network.model, site, images, *network.state, axis=axis
         )
-        for name, own in sets.items()
+        for name, images in sets.items()
     }
+
+
+def tokens(network: Network, site: str) -> int:
+    """How many vectors an image has at a site."""
+    shape = interpret.sites(network.model, network.test_x[0], *network.state)[site].shape
+    return 1 if len(shape) < 3 else shape[0] * shape[1]
 
 
 def config(options: Options) -> dict:
     """All that runs depend on besides their conditions."""
-    names = ("dataset", "hidden", "network_steps", "examples", "latents", "steps", "batch", "learning_rate")
+    names = ("dataset", "hidden", "network_steps", "examples", "vectors", "test_images", "latents", "steps", "batch")
+    names += ("learning_rate",)
     return {name: getattr(options, name) for name in names}
 
 
@@ -205,9 +203,9 @@ def training(options: Options, network: Network, kind: str, site: str, axis, sto
     any_of_kind = sparsity(kind, strengths(options, kind)[0], width)
     run = interpret.CoderRun(stores["train"], any_of_kind, settings, inputs=site)
     losses = eqx.Partial(_losses, run, network.model, network.state, jnp.asarray(stores["test"].mean(site)), axis)
-    test = network.test_x[: options.examples], network.test_y[: options.examples]
+    test = network.test_x[: options.test_images], network.test_y[: options.test_images]
     part = max(1, 50_000 // stores["test"].tokens[site])  # images whose vectors are held at once
-    parts = [tuple(own[i : i + part] for own in test) for i in range(0, len(test[0]), part)]
+    parts = [tuple(array[i : i + part] for array in test) for i in range(0, len(test[0]), part)]
     at = [options.steps]
     measured = [
         sweep.Evaluation(eqx.Partial(_quality, run, run.arrays(stores["test"])), at=at, prefix="test_"),

@@ -17,13 +17,17 @@ import numpy as np
 import pandas as pd
 
 from cetsim import datasets, interpret
-from experiments.common import checks, inside, plots, tables
+from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.options import Files
 
 COLUMNS = {"experiment": "steering", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the network
+NETWORK = {"network": "mlp", "width": 64, "blocks": 4}  # what names no run as it is here
 EQUAL_CHANGE = 0.2  # of a direction's own concept, at which directions are compared
+CLASS, PATCHES = "latents, class token", "latents, patches"  # where they are steered
 _STYLES = {
     "latents": dict(color="#0072B2", marker="D"),
+    CLASS: dict(color="#009E73", marker="s"),
+    PATCHES: dict(color="#CC79A7", marker="v"),
     "neurons": dict(color="#D55E00", marker="o"),
 }
 
@@ -32,14 +36,20 @@ _STYLES = {
 class Options(Files):
     """Share of latents and of neurons that steer a network's output, at each hidden layer, beside random directions."""
 
-    preset: Literal["demo", "quick", "cifar10"] = "demo"
-    """demo: digits, in a minute; quick: MNIST, in minutes; cifar10: the CNN of CIFAR-10, within the hour."""
+    preset: Literal["demo", "quick", "vit", "cifar10"] = "demo"
+    """demo: digits, a minute; quick: MNIST, minutes; vit: a transformer on MNIST; cifar10: its CNN, within the hour."""
     data_dir: Path | None = None
     """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
-    """Images that the network learns; CIFAR-10 by the CNN, of whose convolutions each pixel is a vector."""
+    """Images that the network learns."""
+    network: Literal["mlp", "cnn", "vit"] = "mlp"
+    """mlp: fully connected; cnn: of CIFAR-10; vit: a vision transformer, 16 patches and a class token."""
     hidden: Annotated[tuple[int, ...], checks.SIZES] = (128, 128, 128)
     """Sizes of the hidden layers of the MLP."""
+    width: Annotated[int, checks.COUNT] = 64
+    """Of the transformer's tokens."""
+    blocks: Annotated[int, checks.COUNT] = 4
+    """Of the transformer."""
     network_steps: Annotated[int, checks.COUNT] = 500
     """Batches of 128 images that the network is trained on."""
     examples: Annotated[int, checks.COUNT] = 20_000
@@ -65,6 +75,9 @@ class Options(Files):
         """Raises UserError for an option outside its range."""
         super().check()
         checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
+        cnn = self.network == "cnn"
+        checks.require("network", not cnn or self.dataset == "cifar10", "cnn for cifar10 alone", self.network)
+        checks.require("width", self.width % 4 == 0, "a multiple of the 4 heads", self.width)
         ascending = tuple(sorted(self.strengths)) == self.strengths
         checks.require("strengths", ascending, "ascending", " ".join(f"{s:g}" for s in self.strengths))
 
@@ -74,9 +87,12 @@ _QUICK = Options(
     batch=256,
 )  # fmt: skip
 PRESETS = {
-    "demo": Options(),
+    "demo": Options(seeds=2),
     "quick": _QUICK,
-    "cifar10": replace(_QUICK, preset="cifar10", dataset="cifar10", network_steps=780, latents=512, examples=500),
+    "vit": replace(_QUICK, preset="vit", network="vit", latents=256, examples=2000),
+    "cifar10": replace(
+        _QUICK, preset="cifar10", dataset="cifar10", network="cnn", network_steps=780, latents=512, examples=500
+    ),
 }
 
 
@@ -85,25 +101,28 @@ def run(options: Options) -> pd.DataFrame:
     with inside.users_errors():
         data = datasets.load(options.dataset, options.data_dir)
     network = cache(partial(train_network, options, data))
-    count = 4 if options.dataset == "cifar10" else len(options.hidden)
+    count = {"mlp": len(options.hidden), "cnn": 4, "vit": options.blocks}[options.network]
     runs = [inside.Run(f"hidden {i + 1}", seed) for seed in range(options.seeds) for i in range(count)]
     names = ("dataset", "hidden", "network_steps", "examples", "latents", "k", "steps", "batch", "features", "images")
-    config = {name: getattr(options, name) for name in (*names, "strengths")}
+    config = {name: getattr(options, name) for name in (*names, "strengths", *NETWORK)}
     measured = lambda one: measure(options, data, network(one.seed), one)  # noqa: E731
-    return inside.sweep_on_host(options, runs, measured, config, COLUMNS | {"images": options.dataset})
+    columns = COLUMNS | {"images": options.dataset} | ({} if options.network != "vit" else {"architecture": "vit"})
+    return inside.sweep_on_host(options, runs, measured, config, columns, NETWORK)
 
 
 def train_network(options: Options, data, seed: int) -> inside.Network:
     """The network of a seed."""
-    if options.dataset == "cifar10":
-        return inside.train_network(inside.cnn(10), data.train_x, data.train_y, options.network_steps, seed, True)
-    make = inside.mlp(data.train_x[0].size, options.hidden, 10)
-    return inside.train_network(make, shaped(options, data.train_x), data.train_y, options.network_steps, seed)
+    image, unroll = data.train_x.shape[1:], options.network == "cnn"
+    make = {
+        "mlp": inside.mlp(data.train_x[0].size, options.hidden, 10), "cnn": inside.cnn(10),
+        "vit": inside.vit(image, options.width, options.blocks, 10),
+    }[options.network]  # fmt: skip
+    return inside.train_network(make, shaped(options, data.train_x), data.train_y, options.network_steps, seed, unroll)
 
 
 def shaped(options: Options, x) -> np.ndarray:
     """Images as the network takes them."""
-    return x if options.dataset == "cifar10" else x.reshape(len(x), -1)
+    return x.reshape(len(x), -1) if options.network == "mlp" else x
 
 
 def measure(options: Options, data, network: inside.Network, run) -> list[dict]:
@@ -118,10 +137,12 @@ def measure(options: Options, data, network: inside.Network, run) -> list[dict]:
     accuracy = (inside.outputs(network, test_x).argmax(1) == data.test_y[: len(test_x)]).mean()
     rows = [{"metric": "accuracy", "value": float(accuracy)}]
     rows += [{"metric": name, "value": found[name]} for name in found]
-    vectors = test.take(site, np.arange(0, test.rows(site), max(1, test.rows(site) // 20_000)))
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
-    for kind, own in (("latents", coder), ("neurons", interpret.Neurons(store.widths[site]))):
-        unit = interpret.percentiles(own, vectors)
+    tokens, kinds = np.arange(test.tokens[site]), {"latents": (coder, None)}
+    if network.classes:
+        kinds |= {CLASS: (coder, tokens[: network.classes]), PATCHES: (coder, tokens[network.classes :])}
+    for kind, (own, where) in (kinds | {"neurons": (interpret.Neurons(store.widths[site]), None)}).items():
+        unit = interpret.percentiles(own, vectors_of(test, site, where))
         alive = np.flatnonzero(unit > 0)
         features = np.sort(rng.permutation(alive)[: options.features])
         strengths = unit[features, None] * np.array(options.strengths)
@@ -129,12 +150,19 @@ def measure(options: Options, data, network: inside.Network, run) -> list[dict]:
         moved = [
             interpret.steer(
                 network.model, site, each, features, strengths, images, *network.state,
-                readout=interpret.Readout(scale=1.0), axis=network.sites[site],
+                readout=interpret.Readout(scale=1.0), axis=network.sites[site], tokens=where,
             )
             for each in (own, interpret.RandomDirections(own, key))
         ]  # fmt: skip
         rows += effects(kind, strengths, *moved, options)
     return rows
+
+
+def vectors_of(store, site: str, tokens, most: int = 20_000) -> np.ndarray:
+    """Vectors of a site, at some of its tokens, or at all for None; about so many at most."""
+    rows, count = np.arange(store.rows(site)), store.tokens[site]
+    rows = rows if tokens is None else rows[np.isin(rows % count, tokens)]
+    return store.take(site, rows[:: max(1, len(rows) // most)])
 
 
 def effects(kind: str, strengths, delta, random, options: Options) -> list[dict]:
@@ -171,13 +199,16 @@ def effects(kind: str, strengths, delta, random, options: Options) -> list[dict]
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figure."""
     rows = rows[rows["images"] == rows["images"].iloc[-1]]
+    if "architecture" in rows:
+        rows = rows[rows["architecture"].fillna("mlp") == (rows["architecture"].fillna("mlp")).iloc[-1]]
+    styles = {kind: style for kind, style in _STYLES.items() if kind in set(rows["kind"])}
     name = tables.DATASETS[rows["images"].iloc[0]]
     cell = lambda own, metric, *how: tables.cell(own.loc[own["metric"] == metric, "value"].astype(float), *how)  # noqa: E731
-    head = ["", "accuracy, %", "explained, %", "L0", "dead, %"]
-    body = [
-        (site, [cell(own, "accuracy"), cell(own, "explained_variance"), cell(own, "l0", 1, 1), cell(own, "dead")])
-        for site, own in rows.groupby("site")
-    ]
+    shown = {"accuracy": "accuracy, %", "explained_variance": "explained, %", "dead": "dead, %", "l0": "L0"}
+    shown |= {f"l0_{n}": f"L0, {n}" for n in ("cls", "patches", "image") if f"l0_{n}" in set(rows["metric"])}
+    scale = lambda metric: (1, 1) if metric.startswith("l0") else ()  # noqa: E731
+    body = [(site, [cell(own, m, *scale(m)) for m in shown]) for site, own in rows.groupby("site")]
+    head = ["", *shown.values()]
     print(tables.text(f"{name}: coders of each layer", head, body))
     for site, of_site in rows.groupby("site"):
         body = []
@@ -195,10 +226,10 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         body.append((f"{site}, {kind}", cells))
     head = ["", "reach it, %", "random, %", "others rise", "random"]
     print(tables.text(f"{name}: where a direction's own class gains {EQUAL_CHANGE:g}", head, body))
-    return draw(rows, options, name)
+    return draw(rows, options, name, styles)
 
 
-def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
+def draw(rows: pd.DataFrame, options: Options, name: str, styles: dict) -> list[Path]:
     """A column for each layer: shares above 0.10 and above random directions, against strength."""
     sites = sorted(rows["site"].unique())
     panels = {"steerable": "S > 0.10 (%)", "above_random": "above 95 % of\nrandom directions (%)"}
@@ -207,9 +238,9 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
         for column, site in enumerate(sites):
             for row, metric in enumerate(panels):
                 axis = axes[row, column]
-                for kind, style in _STYLES.items():
+                for kind, style in styles.items():
                     lines = [(metric, kind, style | dict(linestyle="-"))]
-                    if row == 0:
+                    if row == 0 and kind in ("latents", "neurons"):
                         gray = style | dict(linestyle=(0, (1, 1.5)), marker="", alpha=0.8)
                         lines.append((f"{metric}_random", f"random, norm of {kind}", gray))
                     for which, label, look in lines:
@@ -226,6 +257,7 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
         for axis, text in zip(axes[:, 0], panels.values(), strict=True):
             axis.set_ylabel(text)
         note = f"{name}, {options.latents} latents; {options.features} of them and of the neurons, "
-        note += f"{options.images} images."
-        note += plots.seeds(rows, "Line: mean; dots: seeds.")
+        note += f"{options.images} images, {captions.plural(rows['seed'].nunique(), 'seed')}."
+        note += " S: how far a direction moves the probabilities of the classes; 0.10 is a published threshold."
+        note += captions.seeds(rows, "Line: mean; dots: seeds.")
         return plots.save(figure, options.folder, "steering", note, axes[0, 0], columns=4)

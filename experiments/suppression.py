@@ -17,7 +17,7 @@ import pandas as pd
 
 from cetsim import datasets, interpret
 from cetsim.datasets import shortcuts
-from experiments.common import checks, inside, plots, tables
+from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.options import Files
 
 COLUMNS = {"experiment": "suppression", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the network
@@ -67,19 +67,27 @@ class Options(Files):
         super().check()
         checks.require("classes", self.classes in shortcuts.COLOURS, "2 or 10", self.classes)
         checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
-        checks.each("counts", self.counts, lambda m: 0 <= m <= self.latents // 2, "from 0 to half of the latents")
-        from_none = self.counts[0] == 0 and tuple(sorted(self.counts)) == self.counts
-        checks.require("counts", from_none, "ascending from 0", " ".join(map(str, self.counts)))
+        check_counts(self)
 
 
 _QUICK = Options(
     preset="quick", dataset="mnist", hidden=(256, 256, 256, 256), network_steps=1000, latents=512, k=16, batch=256
 )
 PRESETS = {
-    "demo": Options(),
+    "demo": Options(seeds=2),
     "quick": _QUICK,
-    "cifar10": replace(_QUICK, preset="cifar10", dataset="cifar10", network_steps=1170, examples=1000),
+    "cifar10": replace(
+        _QUICK, preset="cifar10", dataset="cifar10", network_steps=1170, examples=1000, latents=256, seeds=1
+    ),
 }
+
+
+def check_counts(options) -> None:
+    """Raises UserError for numbers of latents that cannot be switched off."""
+    half = options.latents // 2
+    checks.each("counts", options.counts, lambda m: 0 <= m <= half, "from 0 to half of the latents")
+    from_none = options.counts[0] == 0 and tuple(sorted(options.counts)) == options.counts
+    checks.require("counts", from_none, "ascending from 0", " ".join(map(str, options.counts)))
 
 
 class Part(NamedTuple):
@@ -148,11 +156,7 @@ def measure(options: Options, task: Task, run) -> list[dict]:
     before = inside.outputs(network, task.test.x).argmax(1)
     rows = [{"metric": "accuracy", "value": float((before == task.test.labels).mean())}]
     if site == sites[-1]:
-        features = inside.captured(network, site, task.validation.x)
-        layer = f"layers.{len(network.model.layers) - 1}"
-        mended = interpret.retrained(network.model, layer, features, task.validation.labels, task.validation.kinds)
-        said = inside.outputs(network._replace(model=mended), task.test.x).argmax(1)
-        rows += accuracies(task.test, said[None], before, dict(kind="last layer", part="test"), [0])
+        rows += of_last_layer(task, before)
     for kind, own in (("latents", coder), ("neurons", interpret.Neurons(store.widths[site]))):
         mean, frequency = interpret.mean_activations(*call, own, task.validation.x, *network.state, axis=axis)
         order = np.argsort(-interpret.group_differences(mean, task.validation.labels, task.validation.attributes))
@@ -174,6 +178,16 @@ def measure(options: Options, task: Task, run) -> list[dict]:
                 columns = dict(kind=name, part=part)
                 rows += accuracies(images, said, said[0], columns, counts * len(orders))
     return rows
+
+
+def of_last_layer(task: Task, before) -> list[dict]:
+    """Rows of the network with its last layer retrained on validation images, every group weighing the same."""
+    network, own = task.network, task.validation
+    features = inside.captured(network, list(network.sites)[-1], own.x)
+    layer = f"layers.{len(network.model.layers) - 1}"
+    mended = interpret.retrained(network.model, layer, features, own.labels, own.kinds)
+    said = inside.outputs(network._replace(model=mended), task.test.x).argmax(1)
+    return accuracies(task.test, said[None], before, dict(kind="last layer", part="test"), [0])
 
 
 def padded(some: np.ndarray, every: np.ndarray) -> np.ndarray:
@@ -258,6 +272,7 @@ def draw(test: pd.DataFrame, options: Options, name: str) -> list[Path]:
         for axis, words in zip(axes[0], KINDS.values(), strict=True):
             axis.set_title(words, loc="left")
         for axis in axes[-1]:
-            axis.set_xlabel("number off")
-        note = f"{name}, {options.latents} latents.{plots.seeds(test, 'Lines: means; dots: seeds.')}"
+            axis.set_xlabel("number switched off")
+        seeds = captions.plural(test["seed"].nunique(), "seed")
+        note = f"{name}, {options.latents} latents, {seeds}.{captions.seeds(test, 'Lines: means; dots: seeds.')}"
         return plots.save(figure, options.folder, "suppression", note, axes[0, 0], columns=5)

@@ -66,6 +66,7 @@ from cetsim.interpret.coder import Coder
 from cetsim.interpret.crosscoder import Crosscoder, latent_scaling
 from cetsim.interpret.evaluation import Evaluation, evaluate, quality
 from cetsim.interpret.formats import load_coder, load_prisma, load_saelens, save_coder
+from cetsim.interpret.settings import Hyperparameters, Settings
 from cetsim.interpret.sparsity import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from cetsim.interpret.splicing import cross_entropies, recovered
 from cetsim.interpret.steering import (
@@ -91,7 +92,7 @@ from cetsim.interpret.suppression import (
     retrained,
     suppress,
 )
-from cetsim.interpret.training import CoderRun, CoderState, Hyperparameters, Settings
+from cetsim.interpret.training import CoderRun, CoderState
 from cetsim.interpret.transformer import Attention
 from cetsim.interpret.vit import VisionTransformer
 from cetsim.interpret.weights import Family, models

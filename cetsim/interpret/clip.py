@@ -5,7 +5,7 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from cetsim import checks
 from cetsim.interpret.transformer import Block, Linear
@@ -76,8 +76,8 @@ class TextTransformer(eqx.Module):
             self.head = initial(Linear(width, classes, use_bias=head_bias, key=keys[2]), keys[2])
         self.tokens, self.pooled, self.pooling, self.eos = eqx.nn.Identity(), eqx.nn.Identity(), pool, eos
 
-    def __call__(self, ids: Int[Array, " tokens"], *, key=None):
-        """The text in one vector, `[classes]` or `[width]`.
+    def __call__(self, ids, *, key=None):
+        """A text `[tokens]` in one vector, `[classes]` or `[width]`.
 
         **Raises:** ValueError for more tokens than there are positions.
         """
@@ -106,8 +106,8 @@ class Clip(eqx.Module):
     log_scale: Float[Array, ""]
     bias: Float[Array, ""] | None = None
 
-    def __call__(self, image, texts: Int[Array, "texts tokens"], *, key=None) -> Float[Array, " texts"]:
-        """Logits of one image for each text: scaled cosines."""
+    def __call__(self, image, texts, *, key=None) -> Float[Array, " texts"]:
+        """Logits of one image for each of some texts, `[texts, tokens]`: scaled cosines."""
         cosines = jax.vmap(lambda ids: unit(self.text(ids)))(texts) @ unit(self.vision(image))
         logits = cosines * jnp.exp(self.log_scale)
         return logits if self.bias is None else logits + self.bias

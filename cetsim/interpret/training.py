@@ -9,7 +9,6 @@ pace too. Latents that have not been active for long are dead; TopK and BatchTop
 over (aux-k).
 """
 
-import dataclasses
 from functools import partial
 
 import equinox as eqx
@@ -25,112 +24,24 @@ from cetsim.interpret.crosscoder import Crosscoder
 from cetsim.interpret.evaluation import quality
 from cetsim.interpret.order import batch_rows
 from cetsim.interpret.selection import largest_of_rows
+from cetsim.interpret.settings import Hyperparameters, Settings
 from cetsim.interpret.sparsity import AbstractSparsity
+from cetsim.interpret.start import geometric_median, near_data
 from cetsim.interpret.store import Activations, take_of_runs
-
-
-class Hyperparameters(eqx.Module):
-    """What may differ between coders of one program.
-
-    **Arguments:**
-
-    - `learning_rate`: of Adam, above 0; None for 2e-4 / √(latents / 2¹⁴).
-    - `sparsity`: its numbers may differ, its kind gives another program; None for the run's.
-    - `site`: which of the run's `inputs`, by number.
-
-    Numbers that are traced, as in a sweep, cannot be refused: a `k` above the latents, or a `site` that the run has
-    not, makes the coder nan, which is recorded as divergence.
-
-    **Raises:** ValueError for an argument outside its range.
-    """
-
-    learning_rate: Float[Array, ""] | None
-    sparsity: AbstractSparsity | None
-    site: Int[Array, ""]
-
-    def __init__(self, learning_rate=None, sparsity=None, site=0):
-        if learning_rate is not None:
-            checks.require_above("learning_rate", learning_rate, 0.0)
-            checks.require_one_number("learning_rate", learning_rate)
-            learning_rate = jnp.asarray(learning_rate, float)
-        checks.require_at_least("site", site, 0.0)
-        self.learning_rate, self.sparsity, self.site = learning_rate, sparsity, jnp.asarray(site, int)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is compiled into a program.
-
-    **Fields:**
-
-    - `steps`: of a whole run.
-    - `latents`: their number.
-    - `batch`: vectors of a step.
-    - `warmup`: steps in which the learning rate rises.
-    - `decay`: share of the run at whose end the learning rate falls to 0.
-    - `clip`: largest global norm of a gradient.
-    - `aux`: weight of the aux-k loss.
-    - `dead_after`: vectors after which a latent that was not active is dead.
-    - `horizon`: steps over which the threshold of a BatchTopK is averaged; None for a tenth of the run, at most 1,000.
-    - `beta2`: of Adam.
-    - `skip`: whether a transcoder has a linear way past its latents.
-    - `memory`: bytes up to which vectors are held on the device; more are read from the store, a batch at a time.
-
-    **Raises:** ValueError for an argument outside its range.
-    """
-
-    steps: int
-    latents: int
-    batch: int = 4096
-    warmup: int = 100
-    decay: float = 0.2
-    clip: float = 1.0
-    aux: float = 1 / 32
-    dead_after: int = 100_000
-    horizon: int | None = None
-    beta2: float = 0.999
-    skip: bool = False
-    memory: int = 2**30
-
-    def __post_init__(self):
-        for name in ("steps", "latents", "batch", "dead_after", "horizon"):
-            if getattr(self, name) is not None:
-                checks.require_whole(name, getattr(self, name))
-        for name in ("warmup", "memory"):
-            checks.require_whole(name, getattr(self, name), least=0)
-        checks.require_within("decay", self.decay, "[0, 1]")
-        checks.require_within("beta2", self.beta2, "(0, 1)")
-        checks.require_above("clip", self.clip, 0.0)
-        checks.require_at_least("aux", self.aux, 0.0)
-        checks.require_flag("skip", self.skip)
-        if self.steps * self.batch >= 2**31:
-            raise ValueError(f"`steps` times `batch` must be below 2³¹, got {self.steps * self.batch:,}")
-
-    def schedule(self, step):
-        """Learning rate at a step, as a share of its peak: a rise, a plateau, a fall to 0."""
-        rise = jnp.minimum((step + 1) / max(1, self.warmup), 1.0) if self.warmup else 1.0
-        fall = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return rise * jnp.clip(fall, 0.0, 1.0)
-
-    @property
-    def momentum(self) -> float:
-        """Of the running mean of a threshold."""
-        return 1 - 1 / (self.horizon or max(1, min(1000, self.steps // 10)))
 
 
 class CoderState(eqx.Module):
     """All that a run is at one moment.
 
-    **Fields:** `coder`: of scaled vectors. `silent`: vectors since each latent was active. `smallest`, `averaged`: sum
-    and weight of the running mean of the smallest score kept. `order`: key of the shuffles.
+    **Fields:** `coder`: of scaled vectors, but for the gain. `log_gain`: logarithm of what all latents are multiplied
+    with. `silent`: vectors since each latent was active. `order`: key of the shuffles.
     """
 
     hyper: Hyperparameters
     coder: Coder | Crosscoder
+    log_gain: Float[Array, ""]
     optimizer: optax.OptState
     silent: Int[Array, " latents"]
-    smallest: Float[Array, ""]
-    averaged: Float[Array, ""]
     order: Array
     step: Int[Array, ""]
     diverged: Bool[Array, ""]
@@ -190,7 +101,10 @@ class CoderRun(eqx.Module):
         self.data = tuple(jnp.stack([store.array(n) for n in role]) for role in roles) if fits else None
 
     def init(self, hyper: Hyperparameters, key: Array) -> CoderState:
-        """The run before its first step; `key` sets the weights and the order. Biases start at geometric medians."""
+        """The run before its first step; `key` sets the weights and the order.
+
+        Biases start at geometric medians, the weights of TopK and BatchTopK near the data (`start.near_data`).
+        """
         self._check(hyper)
         weights, order = jax.random.split(key)
         coder = self._make(self._sparsity(hyper), weights)
@@ -201,9 +115,15 @@ class CoderRun(eqx.Module):
             coder = with_fields(coder, b_dec=tuple(medians))
         else:
             coder = with_fields(coder, b_dec=medians[-1], b_in=None if coder.b_in is None else medians[0])
-        optimizer = self._optimizer(hyper).init(trained(coder))
-        latents, zero = jnp.zeros(self.settings.latents, jnp.int32), jnp.zeros((), medians[0].dtype)
-        return CoderState(hyper, coder, optimizer, latents, zero, zero, order, jnp.zeros((), int), jnp.zeros((), bool))
+        gain = jnp.ones((), medians[0].dtype)
+        if coder.sparsity.revives:
+            rows = batch_rows(jax.random.fold_in(weights, 0), 0, self.settings.latents, self._rows)
+            coder, gain = near_data(coder, self._vectors(hyper, rows), x)
+        optimizer = self._optimizer(hyper).init((trained(coder), gain))
+        return CoderState(
+            hyper, coder, jnp.log(gain), optimizer, jnp.zeros(self.settings.latents, jnp.int32), order,
+            jnp.zeros((), int), jnp.zeros((), bool),
+        )  # fmt: skip
 
     def advance(self, state: CoderState, steps: int) -> tuple[CoderState, dict[str, Array]]:
         """Makes `steps` (static) steps; returns the state after them, and by name numbers of each, `[steps]`.
@@ -216,35 +136,42 @@ class CoderRun(eqx.Module):
 
     def update(self, state: CoderState, x: tuple) -> tuple[CoderState, dict[str, Array]]:
         """One step on a batch of scaled vectors, one array `[batch, width]` for each of the run's roles."""
-        weights = trained(state.coder)
+        weights, gain = trained(state.coder), state.log_gain
         dead = state.silent >= self.settings.dead_after
         rest = eqx.filter(state.coder, weights_of(state.coder), inverse=True)
-        (value, seen), grads = jax.value_and_grad(self._loss, has_aux=True)(weights, rest, x, dead)
+        loss = jax.value_and_grad(self._loss, argnums=(0, 1), has_aux=True)
+        (value, seen), (grads, of_gain) = loss(weights, gain, rest, x, dead)
         unit = not self.joint
         if unit:
             along = jnp.sum(grads.W_dec * weights.W_dec, axis=-1, keepdims=True)
             grads = with_fields(grads, W_dec=grads.W_dec - along * weights.W_dec)
         with jax.numpy_dtype_promotion("standard"):  # in which optax is written
-            updates, optimizer = self._optimizer(state.hyper).update(grads, state.optimizer, weights)
-        weights = optax.apply_updates(weights, updates)
+            of_both = self._optimizer(state.hyper).update((grads, of_gain), state.optimizer, (weights, gain))
+        updates, optimizer = of_both
+        weights, gain = optax.apply_updates((weights, gain), updates)
         if unit:
             weights = with_fields(weights, W_dec=unit_rows(weights.W_dec))
         coder = eqx.combine(weights, rest)
-        smallest, averaged = self._averaged(state, seen["smallest"])
-        threshold = jnp.where(averaged > 0, smallest / jnp.where(averaged > 0, averaged, 1), 0)
-        coder = with_fields(coder, threshold=threshold.astype(coder.threshold.dtype))
         silent = jnp.where(seen["active"], 0, state.silent + len(x[0])).astype(state.silent.dtype)
         after = CoderState(
-            state.hyper, coder, optimizer, silent, smallest, averaged, state.order, state.step + 1,
+            state.hyper, coder, gain, optimizer, silent, state.order, state.step + 1,
             state.diverged | ~jnp.isfinite(value),
         )  # fmt: skip
         metrics = {"loss": value, "unexplained": seen["unexplained"], "l0": seen["l0"]}
         return after, metrics | {"dead": jnp.mean(dead.astype(value.dtype))}
 
     def coder(self, state: CoderState) -> Coder | Crosscoder:
-        """The coder of vectors as they are in the store, and in the network."""
-        scales = self._scales(state.hyper)
-        return state.coder.unscaled(tuple(scales)) if self.joint else state.coder.unscaled(*scales)
+        """The coder of vectors as they are in the store, and in the network.
+
+        The threshold of a BatchTopK is the smallest score that the first batches of the run keep, a mean over them.
+        """
+        scales, coder = self._scales(state.hyper), self._amplified(state.coder, state.log_gain)
+        if coder.sparsity.has_threshold:
+            of_step = lambda step: self._smallest(coder, self._batch(state.hyper, state.order, step))  # noqa: E731
+            smallest = jax.lax.map(of_step, jnp.arange(self.settings.calibration))
+            threshold = jnp.nan_to_num(jnp.nanmean(smallest))  # batches that keep nothing count for nothing
+            coder = with_fields(coder, threshold=threshold.astype(coder.threshold.dtype))
+        return coder.unscaled(tuple(scales)) if self.joint else coder.unscaled(*scales)
 
     def evaluate(self, state: CoderState, x: tuple | Array) -> dict[str, Array]:
         """Quality on vectors of a test set, as `evaluation.quality`.
@@ -281,7 +208,15 @@ class CoderRun(eqx.Module):
 
     def _batch(self, hyper: Hyperparameters, order, step) -> tuple[Array, ...]:
         """The scaled vectors of a step, one array for each role."""
-        rows = batch_rows(order, step, self.settings.batch, self.store.rows(self.sites[0][0]))
+        return self._vectors(hyper, batch_rows(order, step, self.settings.batch, self._rows))
+
+    @property
+    def _rows(self) -> int:
+        """How many vectors the store has."""
+        return self.store.rows(self.sites[0][0])
+
+    def _vectors(self, hyper: Hyperparameters, rows) -> tuple[Array, ...]:
+        """Scaled vectors by number, one array for each role."""
         if self.data is not None:
             found = [role[hyper.site, rows] for role in self.data]
         else:
@@ -291,9 +226,16 @@ class CoderRun(eqx.Module):
             )
         return tuple(part * s.astype(part.dtype) for part, s in zip(found, self._scales(hyper), strict=True))
 
-    def _loss(self, weights, rest, x: tuple, dead):
+    def _amplified(self, coder, log_gain):
+        """The coder with its gain in its encoder, where it keeps its k largest latents."""
+        if not coder.sparsity.revives:
+            return coder
+        larger = lambda w: w * jnp.exp(log_gain).astype(w.dtype)  # noqa: E731
+        return with_fields(coder, W_enc=jax.tree.map(larger, coder.W_enc), b_enc=larger(coder.b_enc))
+
+    def _loss(self, weights, log_gain, rest, x: tuple, dead):
         """The loss of a batch, and what was seen of it."""
-        coder = eqx.combine(weights, rest)
+        coder = self._amplified(eqx.combine(weights, rest), log_gain)
         read, target = (x, x) if self.joint else (x[0], x[-1])
         z = coder.preactivation(read)
         norms = coder.norms if self.joint else 1.0  # rows have norm 1
@@ -302,7 +244,6 @@ class CoderRun(eqx.Module):
         error = jax.tree.map(jnp.subtract, target, coder.decode(f, read))
         value = _squares(error)
         seen = {"active": jnp.any(f > 0, axis=0), "l0": jnp.sum(f > 0, axis=1).mean(dtype=value.dtype)}
-        seen["smallest"] = jax.lax.stop_gradient(activity.smallest)
         seen["unexplained"] = value / _squares(_centred(target))
         value = value + activity.penalty
         if activity.gate is not None:
@@ -328,30 +269,32 @@ class CoderRun(eqx.Module):
         loss = _squares(jax.tree.map(jnp.subtract, left, predicted)) / _squares(_centred(left))
         return jnp.where(jnp.isfinite(loss), loss, 0)
 
-    def _averaged(self, state: CoderState, smallest):
-        """The running mean's sum and weight; batches that kept nothing count for nothing."""
-        m, said = self.settings.momentum, jnp.isfinite(smallest)
-        total = jnp.where(said, m * state.smallest + (1 - m) * smallest, state.smallest)
-        return total.astype(state.smallest.dtype), jnp.where(said, m * state.averaged + (1 - m), state.averaged)
+    def _smallest(self, coder, x: tuple):
+        """The smallest score that is kept of a batch; nan where there is none."""
+        z = coder.preactivation(x if self.joint else x[0])
+        return coder.sparsity.train(z, coder.b_enc, coder.learned, coder.norms if self.joint else 1.0).smallest
 
     def _optimizer(self, hyper: Hyperparameters) -> optax.GradientTransformation:
         peak = 2e-4 / (self.settings.latents / 2**14) ** 0.5 if hyper.learning_rate is None else hyper.learning_rate
         rate = lambda step: peak * self.settings.schedule(step)  # noqa: E731
         adam = optax.adam(rate, b2=self.settings.beta2)
-        return optax.chain(optax.clip_by_global_norm(self.settings.clip), adam, optax.stateless(_paced))
+        clipped = optax.clip_by_global_norm(self.settings.clip)
+        return optax.chain(optax.stateless(_paced), clipped, adam, optax.stateless(_paced))
 
 
-def _paced(updates, weights):
-    """Updates by Adam, with those of biases and thresholds √d times as large.
+def _paced(both, of):
+    """Gradients, or updates by Adam, with those of biases and thresholds √d times as large.
 
     An entry of a row of norm 1 is about 1/√d and moves by the learning rate. So do biases, whose size is that of the
     vectors' entries: about 1, as these are scaled. Without this pace they would hardly move in a run of usual length.
+    Both times together it is as if b/√d were trained: so that what is clipped is a norm in one unit.
     """
+    (updates, gain), (weights, _) = both, of
     pace = sum(leaf.shape[0] for leaf in jax.tree.leaves(weights.W_enc)) ** 0.5
     fields = {name: jax.tree.map(lambda u: u * pace, getattr(updates, name)) for name in ("b_enc", "learned")}
     for name in ("b_dec", "b_in"):
         fields[name] = jax.tree.map(lambda u: u * len(u) ** 0.5, getattr(updates, name, None))
-    return with_fields(updates, **fields)
+    return with_fields(updates, **fields), gain * pace
 
 
 def weights_of(coder):
@@ -365,16 +308,6 @@ def weights_of(coder):
 def trained(coder):
     """The coder with the leaves that are trained alone."""
     return eqx.filter(coder, weights_of(coder))
-
-
-def geometric_median(x: Float[Array, "n width"], steps: int = 50) -> Float[Array, " width"]:
-    """The point whose summed distance from all others is smallest, by Weiszfeld's iteration from the mean."""
-
-    def closer(median, _):
-        near = 1 / jnp.maximum(jnp.linalg.norm(x - median, axis=1), jnp.finfo(x.dtype).eps)
-        return (near / near.sum()) @ x, None
-
-    return jax.lax.scan(closer, x.mean(0), length=steps)[0]
 
 
 def _squares(error):

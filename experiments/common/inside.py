@@ -1,5 +1,6 @@
 """What experiments inside networks share: a network trained by backprop, and a coder of one of its sites."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,29 +26,43 @@ class Run:
     site: str
     seed: int
 
+    def __str__(self) -> str:
+        """In words."""
+        return f"{self.site}, seed {self.seed}"
+
 
 class Network(NamedTuple):
-    """A trained network: `sites` are its hidden layers, with the axis along which their vectors lie."""
+    """A trained network: `sites` are its hidden layers, with the axis along which their vectors lie.
+
+    `classes` is the number of class tokens in front of a transformer's others.
+    """
 
     model: eqx.Module
     state: tuple
     sites: dict[str, int | None]
+    classes: int = 0
 
 
 def train_network(make: Callable, x, labels, steps: int, seed: int = 0, unroll: bool = False) -> Network:
-    """A network of layers in a row, trained by backprop.
+    """A network of layers in a row, or a vision transformer, trained by backprop.
 
     **Arguments:** `make`: of a key. `unroll`: for networks with convolutions, which XLA runs slowly in a loop on CPU.
     """
-    run = supervised.SupervisedRun(make, x, labels, supervised.Settings(steps=steps))
+    model, _ = eqx.filter_eval_shape(eqx.nn.make_with_state(make), jax.random.key(seed))
+    form = "preactivation" if hasattr(model, "blocks") else "activation"  # either is backprop where nothing is late
+    run = supervised.SupervisedRun(make, x, labels, supervised.Settings(steps=steps, form=form))
     state = run.init(supervised.backprop(LEARNING_RATE), jax.random.key(seed))
     advance, done = eqx.filter_jit(run.advance), 0
-    while done < steps:
-        ahead = min(AHEAD, steps - done) if unroll else steps
-        (state, _), done = advance(state, ahead, unroll), done + ahead
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="no trace")  # all learns by backprop
+        while done < steps:
+            ahead = min(AHEAD, steps - done) if unroll else steps
+            (state, _), done = advance(state, ahead, unroll), done + ahead
     model, _ = eqx.nn.make_with_state(make)(jax.random.key(seed))
     model = eqx.nn.inference_mode(eqx.combine(state.params, eqx.filter(model, eqx.is_inexact_array, inverse=True)))
     buffers = (state.buffers,) if jax.tree.leaves(state.buffers) else ()
+    if hasattr(model, "blocks"):
+        return Network(model, buffers, {f"blocks.{i}": None for i in range(len(model.blocks))}, model.prefix)
     found = interpret.sites(model, jnp.asarray(x[0]), *buffers)
     hidden = [f"layers.{i}" for i, layer in enumerate(model.layers) if getattr(layer, "fn", None) is jax.nn.relu]
     return Network(model, buffers, {name: -1 if len(found[name].shape) == 3 else None for name in hidden})
@@ -63,6 +78,12 @@ def cnn(classes: int) -> Callable:
     return lambda key: nn.cnn(classes=classes, layout="channels_last", key=key)
 
 
+def vit(image: tuple[int, int, int], width: int, blocks: int, classes: int) -> Callable:
+    """A function of a key that makes a vision transformer that sees four by four patches, and a class token."""
+    patch = image[1] // 4
+    return lambda key: interpret.VisionTransformer(image, patch, width, blocks, 4, classes=classes, key=key)
+
+
 def train_coder(store, site: str, latents: int, k: int, steps: int, batch: int, seed: int = 0):
     """A BatchTopK autoencoder of a site."""
     settings = interpret.Settings(steps=steps, latents=latents, batch=batch, dead_after=20 * batch)
@@ -74,7 +95,8 @@ def train_coder(store, site: str, latents: int, k: int, steps: int, batch: int, 
 def recorded(folder: Path, network: Network, site: str, x, part: str = "train"):
     """Activations of images of a part of the data at a site, kept in a folder."""
     name = f"{site}-{interpret.store.digest(network.model)}-{part}-{len(x)}"
-    return interpret.record(folder / name, network.model, site, x, *network.state, axis=network.sites[site])
+    how = dict(axis=network.sites[site], classes=network.classes)
+    return interpret.record(folder / name, network.model, site, x, *network.state, **how)
 
 
 def captured(network: Network, site: str, x, batch: int = 500) -> np.ndarray:
@@ -91,16 +113,18 @@ def outputs(network: Network, x, batch: int = 500) -> np.ndarray:
     return np.concatenate([np.asarray(said(jnp.asarray(x[i : i + batch]))) for i in range(0, len(x), batch)])
 
 
-def sweep_on_host(options, runs: list[Run], measured: Callable, config: dict, columns: dict) -> pd.DataFrame:
+def sweep_on_host(
+    options, runs: list, measured: Callable, config: dict, columns: dict | Callable, defaults: dict | None = None
+) -> pd.DataFrame:
     """Makes the runs that are missing, each measured by plain Python; the rows to report.
 
-    **Arguments:** `measured`: of a run, gives its rows. `config`: what rows depend on besides. `columns`: of all rows.
+    **Arguments:** `runs`: dataclasses that say what they are as text. `measured`: of a run, gives its rows. `config`:
+    what rows depend on besides, `defaults`: what of it names no run. `columns`: of all rows of a run, or a function of
+    it.
     """
-    nothing = lambda run, _: run  # noqa: E731
-    how = dict(steps=1, hyperparameters=lambda run: run, on_host=True)
-    training = sweep.Training(nothing, lambda run, steps: (run, {}), measured, **how)
+    still = dict(steps=1, hyperparameters=lambda run: run, on_host=True)
+    training = sweep.Training(lambda run, key: run, lambda run, steps: (run, {}), measured, **still)
     with users_errors():
-        how = dict(config=config, columns=columns, batch=1, fresh=options.fresh)
-        how |= dict(describe=lambda run: f"{run.site}, seed {run.seed}")
+        how = dict(config=config, columns=columns, defaults=defaults, describe=str, batch=1, fresh=options.fresh)
         table = sweep.run(options.folder, runs, training, **how)
     return reported(table, options)

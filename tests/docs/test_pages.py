@@ -20,6 +20,7 @@ ELSEWHERE = {
     "docs/guides/interpret.md": "test_interpret_docs.py",
     "docs/guides/interpret-coders.md": "test_coder_docs.py",
     "docs/guides/robust.md": "test_inside_docs.py",
+    "docs/guides/published-vits.md": "test_vit_docs.py",
     "docs/guides/spiking.md": "test_spiking_docs.py",
     "docs/guides/steer.md": "test_inside_docs.py",
     "docs/guides/sweeps.md": "test_sweep_docs.py",

@@ -9,22 +9,9 @@ from cetsim import datasets
 from experiments import steering, suppression
 
 SIZES = [
-    "--hidden",
-    16,
-    16,
-    "--network-steps",
-    20,
-    "--latents",
-    24,
-    "--k",
-    3,
-    "--steps",
-    10,
-    "--batch",
-    32,
-    "--seeds",
-    1,
-]
+    "--hidden", 16, 16, "--network-steps", 20, "--latents", 24, "--k", 3,
+    "--steps", 10, "--batch", 32, "--seeds", 1,
+]  # fmt: skip
 
 
 def test_steering(tmp_path):
@@ -40,6 +27,19 @@ def test_steering(tmp_path):
     again = output_of("steering", *options)  # nothing is run again
     assert "hidden 1, seed 0" not in again
     assert output_of("steering", *options, "--plot-only").count("figure:") == 2
+
+
+@pytest.mark.slow
+def test_steering_at_tokens_of_a_transformer(tmp_path):
+    sizes = ["--network", "vit", "--width", 8, "--blocks", 1, *SIZES[3:]]
+    options = [*sizes, "--features", 3, "--images", 5, "--strengths", 4, "--examples", 64, "--out", tmp_path]
+    said = output_of("steering", *options)
+    assert "L0, cls" in said
+    rows = pd.read_csv(tmp_path / "steering" / "results.csv")
+    assert set(rows["kind"].dropna()) == {"latents", "neurons", steering.CLASS, steering.PATCHES}
+    score = rows[rows["metric"] == "score"].set_index("kind")["value"]
+    assert score[steering.PATCHES] == 0  # nothing reads the patches behind the last block
+    assert score[steering.CLASS] > 0
 
 
 def test_effects_of_directions():
@@ -110,6 +110,8 @@ def test_versions_of_words_are_three_groups_a_class():
 
 def test_what_cannot_be_is_refused(capsys):
     assert "at most the 256 latents" in error_of(capsys, "steering", "--k", 300)
+    assert "cnn for cifar10 alone" in error_of(capsys, "steering", "--network", "cnn")
+    assert "a multiple of the 4 heads" in error_of(capsys, "steering", "--width", 10)
     assert "ascending" in error_of(capsys, "steering", "--strengths", 2, 1)
     assert "ascending from 0" in error_of(capsys, "suppression", "--counts", 1, 2)
     assert "to half of the latents" in error_of(capsys, "suppression", "--counts", 0, 200)

@@ -7,13 +7,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cetsim import interpret as si
 from cetsim import sweep
 from cetsim.interpret.coder import with_fields
 from cetsim.interpret.order import batch_rows
-from cetsim.interpret.training import geometric_median, trained, weights_of
+from cetsim.interpret.start import geometric_median, near_data
+from cetsim.interpret.training import trained, weights_of
 
 RNG = np.random.default_rng(0)
 MIX = RNG.standard_normal((20, 8))
@@ -45,13 +47,19 @@ def test_losses_and_gradients_are_those_of_numpy(kind, some_dead):
     dead = np.arange(24) % 3 == 0 if some_dead else np.zeros(24, bool)
     x = jnp.asarray(X[:32], float)
     rest = eqx.filter(coder, weights_of(coder), inverse=True)
-    (value, _), grads = jax.value_and_grad(run._loss, has_aux=True)(trained(coder), rest, (x,), jnp.asarray(dead))
+    loss = jax.value_and_grad(run._loss, argnums=(0, 1), has_aux=True)
+    (value, _), (grads, of_gain) = loss(trained(coder), jnp.asarray(0.3), rest, (x,), jnp.asarray(dead))
     numbers = {"l": float(getattr(kind, "l1", getattr(kind, "l0", 0.0))), "k": int(getattr(kind, "k", 0))}
     numbers |= {"bandwidth": float(getattr(kind, "bandwidth", 0.0)), "aux": 8 / 32}  # all is divided by the width, 8
     revived = dead if kind.revives else None
     name = type(kind).__name__
-    expected, slopes = oracle.loss_and_gradients(name, oracle.arrays(coder), np.asarray(x), dead=revived, **numbers)
+    arrays, gain = oracle.arrays(coder), np.exp(0.3) if kind.revives else 1.0  # all latents are multiplied with it
+    arrays |= {field: gain * arrays[field] for field in ("W_enc", "b_enc")}
+    expected, slopes = oracle.loss_and_gradients(name, arrays, np.asarray(x), dead=revived, **numbers)
     np.testing.assert_allclose(value, expected / 8, rtol=1e-10)
+    of_gains = sum(np.sum(slopes[field] * arrays[field]) for field in ("W_enc", "b_enc")) if kind.revives else 0.0
+    np.testing.assert_allclose(of_gain, of_gains / 8, rtol=1e-8, atol=1e-10)
+    slopes |= {field: gain * slopes[field] for field in ("W_enc", "b_enc")}
     for field, slope in slopes.items():
         found = grads.learned[field] if field in grads.learned else getattr(grads, field)
         np.testing.assert_allclose(found, slope / 8, rtol=1e-8, atol=1e-10, err_msg=field)
@@ -69,7 +77,8 @@ def test_losses_of_two_sites_are_those_of_numpy_and_gradients_their_slopes(kind,
         coder = perturbed(si.Coder(8, 3, 24, kind, True, key=jax.random.key(3)), jax.random.key(4))
     x = (jnp.asarray(X[:32], float), jnp.asarray(X[:32, :3], float))
     weights, rest = trained(coder), eqx.filter(coder, weights_of(coder), inverse=True)
-    (value, _), grads = jax.value_and_grad(run._loss, has_aux=True)(weights, rest, x, jnp.zeros(24, bool))
+    none = jnp.zeros(()), rest, x, jnp.zeros(24, bool)  # of gain and of dead latents
+    (value, _), grads = jax.value_and_grad(run._loss, has_aux=True)(weights, *none)
     literal = lambda own: oracle.loss_of_two(type(kind).__name__, own, [np.asarray(part) for part in x], kind)  # noqa: E731
     np.testing.assert_allclose(value, literal(weights), rtol=1e-10)
     leaves, tree = jax.tree.flatten(weights)
@@ -87,7 +96,7 @@ def test_dead_latents_are_revived_by_what_is_left():
     run = si.CoderRun(STORE, si.TopK(2), SMALL, inputs="a")
     coder = si.Coder(8, None, 24, si.TopK(2), key=jax.random.key(0))
     x, rest = (jnp.asarray(X[:32]),), eqx.filter(coder, weights_of(coder), inverse=True)
-    slopes = lambda dead: jax.grad(lambda w: run._loss(w, rest, x, dead)[0])(trained(coder)).W_dec  # noqa: E731
+    slopes = lambda dead: jax.grad(lambda w: run._loss(w, 0.0, rest, x, dead)[0])(trained(coder)).W_dec  # noqa: E731
     alive = jnp.zeros(24, bool)
     silent = ~jnp.any(si.TopK(2).train(coder.preactivation(x[0]), 0, {}, jnp.ones(24)).latents > 0, axis=0)
     assert silent.any()
@@ -117,23 +126,85 @@ def test_what_holds_in_every_step(kind):
 
 
 def test_jumprelu_becomes_as_sparse_as_what_it_sees():
-    """Vectors made of 4 of 64 directions on average: its L0, and the variance explained beside that of a TopK."""
+    """Vectors made of 4 of 64 directions on average: its L0, and the variance explained."""
     rng = np.random.default_rng(0)
     directions = rng.standard_normal((64, 32))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     active = (rng.random((4096, 64)) < 4 / 64) * rng.uniform(0.5, 1.5, (4096, 64))
     x = (active @ directions + 0.3).astype(np.float32)
     store, settings = si.Activations.of_arrays({"a": x}), si.Settings(steps=600, latents=96, batch=128)
-    found = {}
-    for kind in (si.TopK(4), si.JumpReLU(0.75)):
-        run = si.CoderRun(store, kind, settings, inputs="a")
-        start = run.init(si.Hyperparameters(3e-3), jax.random.key(0))
-        state, metrics = eqx.filter_jit(run.advance)(start, 600)
-        found[type(kind).__name__] = run.evaluate(state, run.arrays(store))
-    assert 4 / 1.5 < found["JumpReLU"]["l0"] < 4 * 1.5
-    assert found["JumpReLU"]["l0"] < 0.75 * metrics["l0"][0]  # which thresholds that stay would give
-    assert found["JumpReLU"]["explained_variance"] > found["TopK"]["explained_variance"] - 0.05
-    assert found["JumpReLU"]["dead"] < 0.1
+    run = si.CoderRun(store, si.JumpReLU(0.75), settings, inputs="a")
+    state, metrics = eqx.filter_jit(run.advance)(run.init(si.Hyperparameters(3e-3), jax.random.key(0)), 600)
+    found = run.evaluate(state, run.arrays(store))
+    assert 4 / 1.5 < found["l0"] < 4 * 1.5
+    assert found["l0"] < 0.75 * metrics["l0"][0]  # which thresholds that stay would give
+    assert found["explained_variance"] > 0.7
+    assert found["dead"] < 0.1
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["transcoder", "crosscoder"])
+def test_weights_start_near_the_data_with_the_gain_of_least_error(joint):
+    """In NumPy: rows, the latents that are kept, and the error on both sides of the gain."""
+    widths, kind = (8, 3), si.TopK(4)
+    draw = np.random.default_rng(1).standard_normal
+    rows, batch = ([1 + draw((n, width)) for width in widths] for n in (24, 32))
+    b = [draw(width) for width in widths]
+    if joint:
+        coder = si.Crosscoder(widths, 24, kind, key=jax.random.key(0))
+        coder = with_fields(coder, b_dec=tuple(map(jnp.asarray, b)))
+        random = np.concatenate(coder.W_dec, axis=1), np.concatenate(coder.W_dec, axis=1)
+    else:
+        coder = si.Coder(*widths, 24, kind, key=jax.random.key(0))
+        coder = with_fields(coder, b_in=jnp.asarray(b[0]), b_dec=jnp.asarray(b[1]))
+        random = np.asarray(coder.W_enc.T), np.asarray(coder.W_dec)
+    found, gain = near_data(coder, tuple(map(jnp.asarray, rows)), tuple(map(jnp.asarray, batch)))
+
+    unit = lambda w: w / np.linalg.norm(w, axis=1, keepdims=True)  # noqa: E731
+    centred, x = ([part - m for part, m in zip(parts, b, strict=True)] for parts in (rows, batch))
+    if joint:
+        centred, x = [np.hstack(centred)] * 2, [np.hstack(x)] * 2
+    read, write = (unit(u + 0.8 * unit(part)) for u, part in zip(random, centred, strict=True))
+    z = np.maximum(x[0] @ read.T, 0)
+    norms = sum(np.linalg.norm(part, axis=1) for part in np.split(write, [8], axis=1)) if joint else np.ones(24)
+    f = np.where(z * norms >= np.sort(z * norms, axis=1)[:, [-4]], z, 0)
+    error = lambda c: np.sum((x[1] - c * f @ write) ** 2)  # noqa: E731
+    stack = lambda w, axis: np.concatenate(w, axis=axis) if joint else np.asarray(w)  # noqa: E731
+    np.testing.assert_allclose(stack(found.W_dec, 1), write, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(stack(found.W_enc, 0), read.T, rtol=1e-6, atol=1e-7)
+    assert error(gain) < min(error(gain * 1.01), error(gain * 0.99))
+
+
+def test_fewer_latents_are_dead_where_weights_start_near_the_data():
+    """Vectors that fill 4 of 32 dimensions, and latents that start there beside latents of random directions."""
+    rng = np.random.default_rng(0)
+    x = (np.maximum(rng.standard_normal((2048, 4)), 0) @ rng.standard_normal((4, 32))).astype(np.float32)
+    settings = si.Settings(steps=200, latents=96, batch=128, dead_after=10**6)
+    run = si.CoderRun(si.Activations.of_arrays({"a": x}), si.TopK(2), settings, inputs="a")
+    near = run.init(si.Hyperparameters(3e-3), jax.random.key(0))
+    plain = si.Coder(32, None, 96, si.TopK(2), key=jax.random.key(0), sites=("a", "a"))
+    plain = with_fields(plain, b_dec=near.coder.b_dec)
+    random = dataclasses.replace(near, coder=eqx.combine(trained(plain), near.coder), log_gain=0 * near.log_gain)
+    advance = eqx.filter_jit(run.advance)
+    ends = [run.evaluate(advance(state, 200)[0], run.arrays(run.store)) for state in (near, random)]
+    assert ends[0]["dead"] < ends[1]["dead"] - 0.05
+    assert ends[0]["explained_variance"] > ends[1]["explained_variance"]
+
+
+def test_the_norm_that_is_clipped_counts_biases_in_the_unit_of_rows():
+    """Gradients by b/√d beside those by rows, whatever the width."""
+    run = si.CoderRun(STORE, si.TopK(4), dataclasses.replace(SMALL, clip=0.5), inputs="a")
+    weights = trained(si.Coder(8, None, 24, si.TopK(4), key=jax.random.key(0)))
+    grads = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), weights)
+    optimizer = run._optimizer(si.Hyperparameters(1e-3))
+    of_both = (weights, jnp.zeros(()))
+    _, state = optimizer.update((grads, jnp.ones(())), optimizer.init(of_both), of_both)
+    found, gain = optax.tree_utils.tree_get(state, "mu")  # a tenth of what Adam was given
+    by = {name: np.asarray(getattr(grads, name)) for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+    by |= {name: np.sqrt(8) * by[name] for name in ("b_enc", "b_dec")}
+    norm = np.sqrt(8 + sum(np.sum(leaf**2) for leaf in by.values()))
+    np.testing.assert_allclose(gain, 0.1 * 0.5 * np.sqrt(8) / norm, rtol=1e-5)
+    for name, leaf in by.items():
+        np.testing.assert_allclose(getattr(found, name), 0.1 * 0.5 * leaf / norm, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [si.JumpReLU(), si.Gated()], ids=["JumpReLU", "Gated"])
@@ -147,6 +218,19 @@ def test_biases_and_thresholds_move_as_fast_as_rows(kind):
     np.testing.assert_allclose(moves.W_enc, 1e-3, rtol=1e-2)
     for move in jax.tree.leaves((moves.b_dec, moves.learned)):
         np.testing.assert_allclose(move, np.sqrt(8) * 1e-3, rtol=1e-2)
+
+
+def test_the_threshold_is_found_with_the_trained_weights():
+    """A mean over the first batches, in NumPy; with it as many latents are active as in training."""
+    run = si.CoderRun(STORE, si.BatchTopK(4), dataclasses.replace(SMALL, calibration=3), inputs="a")
+    state, _ = eqx.filter_jit(run.advance)(run.init(si.Hyperparameters(3e-3), jax.random.key(0)), 40)
+    gain, smallest = np.exp(float(state.log_gain)), []
+    for step in range(3):
+        x = np.asarray(run._batch(state.hyper, state.order, step)[0], float) - np.asarray(state.coder.b_dec)
+        z = gain * (x @ np.asarray(state.coder.W_enc) + np.asarray(state.coder.b_enc))
+        smallest.append(np.sort(z.ravel())[-4 * 32])
+    np.testing.assert_allclose(run.coder(state).threshold, np.mean(smallest) / run.scales[0, 0], rtol=1e-5)
+    np.testing.assert_allclose(run.evaluate(state, run.arrays(STORE))["l0"], 4, rtol=0.05)
 
 
 def test_cutting_a_run_into_parts_changes_nothing():
@@ -180,7 +264,8 @@ def test_the_scale_is_folded_away_and_each_site_has_its_own():
     assert a == pytest.approx(2 * b, rel=1e-5)
     state, _ = eqx.filter_jit(run.advance)(run.init(si.Hyperparameters(3e-3), jax.random.key(0)), 5)
     x = jnp.asarray(X[:9])
-    np.testing.assert_allclose(run.coder(state)(x), state.coder(a * x) / b, rtol=1e-4, atol=1e-4)
+    scaled = run._amplified(state.coder, state.log_gain)
+    np.testing.assert_allclose(run.coder(state)(x), scaled(a * x) / b, rtol=1e-4, atol=1e-4)
 
 
 def test_crosscoders_weigh_with_the_norms_of_all_sites():

@@ -1,0 +1,27 @@
+"""The code of docs/guides/published-vits.md runs, block after block, on tiny networks in place of published ones."""
+
+from pathlib import Path
+
+import pytest
+from pages import page
+
+pytestmark = pytest.mark.slow
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "vit"
+TINY = {"facebook/dinov2-small": "dinov2_registers", "openai/clip-vit-base-patch32": "clip"}
+
+
+def test_the_guide_opens_networks_and_trains_one(capsys):
+    names = {}
+    for block in page("guides/published-vits.md"):
+        for name, folder in TINY.items():
+            block = block.replace(f'"{name}"', repr(str(GOLDEN / folder))).replace("image=224", "image=16")
+        exec(compile(block.replace("range(300)", "range(100)"), "published-vits.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "(4, 4) patches behind 4 tokens of other kinds" in printed
+    assert "blocks.1.attention.output_proj.results" in printed
+    assert names["results"].shape == (8, 20, 2, 16)
+    assert names["moved"].shape == (2,)
+    assert names["moved"].min() > 1e-3
+    assert names["probabilities"].shape == (2, 4)
+    assert names["accuracy"] > 0.5  # ten classes, though credit came late
