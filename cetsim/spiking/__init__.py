@@ -4,6 +4,7 @@
 - Neurons: `LIF`, `ALIF`, `LeakyIntegrator`, all an `AbstractNeuron`, stepped from a `NeuronState`.
 - Layers: `SpikingLayer`, feedforward or recurrent, to which `cetsim.attach` gives traces; its `SynapticWeights` and
   `LayerState`.
+- Without spikes: `RecurrentLayer`, a vanilla RNN or a GRU that learns by the same local rule.
 - Codes: `rate_code` and `latency_code` make spikes of numbers, `firing_rate` counts them.
 """
 
@@ -11,10 +12,12 @@ from cetsim.spiking.codes import firing_rate, latency_code, rate_code
 from cetsim.spiking.layers import ERRORS, FACTORS, LayerState, SpikingLayer, SynapticWeights
 from cetsim.spiking.lif import ALIF, LIF
 from cetsim.spiking.neurons import AbstractNeuron, LeakyIntegrator, NeuronState
+from cetsim.spiking.recurrent import CELLS, RecurrentLayer
 from cetsim.spiking.surrogates import AbstractSurrogate, ArcTan, Boxcar, FastSigmoid, Gaussian
 
 __all__ = [
     "ALIF",
+    "CELLS",
     "ERRORS",
     "FACTORS",
     "LIF",
@@ -27,6 +30,7 @@ __all__ = [
     "LayerState",
     "LeakyIntegrator",
     "NeuronState",
+    "RecurrentLayer",
     "SpikingLayer",
     "SynapticWeights",
     "firing_rate",
