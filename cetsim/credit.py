@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real, Shaped
 
-from cetsim import bands, checks, state_space, steps
+from cetsim import checks, state_space, steps
 from cetsim.traces import AbstractTrace
 
 FORMS = ("activation", "preactivation", "authors_linear")
@@ -96,22 +96,11 @@ def credit_matrix(
     return jnp.where(met.reshape(-1, *(1,) * (matrix.ndim - 1)), matrix, jnp.zeros_like(matrix))
 
 
-def credit_filter(trace, arrival_steps, write_steps, horizon=None, regular=False) -> Array | bands.Band:
-    """What `remember` needs of `credit_matrix`: its band, where that is known and cheaper, or the whole.
-
-    Arguments as there.
-    """
-    band = bands.of(trace, arrival_steps, write_steps, horizon) if regular else None
-    return credit_matrix(trace, arrival_steps, write_steps, horizon, regular) if band is None else band
-
-
-def remember(matrix: Float[Array, "signals writes *post"] | bands.Band, signal: Shaped[Array, "signals *out"]):
+def remember(matrix: Float[Array, "signals writes *post"], signal: Shaped[Array, "signals *out"]):
     """Credit of every write, λ = Mᵀ L, `[writes, *out]`: the adjoint of the trace, applied to the signals.
 
     In the wider dtype of the two: kernels are kept in at least float32.
     """
-    if isinstance(matrix, bands.Band):
-        return matrix.remember(signal)
     dtype = steps.wider(matrix.dtype, signal.dtype)
     matrix, signal = matrix.astype(dtype), signal.astype(dtype)
     combine = lambda m, s: jnp.tensordot(m, s, axes=((0,), (0,)), precision="highest")  # noqa: E731

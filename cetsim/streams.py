@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cetsim.checks import once
-from cetsim.credit import credit_filter, remember
+from cetsim.credit import credit_matrix, remember
 from cetsim.delays import AbstractDelay
 from cetsim.events import Events
 from cetsim.steps import wider
@@ -110,7 +110,7 @@ def carry(
             jnp.concatenate([past.astype(events.times.dtype), events.times]) for past in (state.written, state.sent)
         )
         arrivals = delay.arrivals(sent)
-    matrix = credit_filter(trace, arrivals, written, horizon=steps, regular=regular)
+    matrix = credit_matrix(trace, arrivals, written, horizon=steps, regular=regular)
     xs, gains, signals = (
         jnp.concatenate([old, new.astype(old.dtype)])
         for old, new in ((state.x, x), (state.gain, gain), (state.signal, signal))

@@ -20,7 +20,7 @@ LAYERS = (
     ("kernels", "datasets", "metrics", "events"),
     ("state_space", "gates"),
     ("traces",),
-    ("delays", "bands"),
+    ("delays",),
     ("credit",),
     ("streams",),
     ("nn",),

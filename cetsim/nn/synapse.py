@@ -160,10 +160,7 @@ def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | No
     matrix, passed = None, derivative
     if state is None:
         horizon, regular = None if delay.keep_late else end, delay.regular and events is None
-        whole = cascades or not checks.is_traced(error)  # where more is done with it than filtering
-        matrix = (credit.credit_matrix if whole else credit.credit_filter)(
-            synapses.trace, arrivals, now, horizon, regular
-        )
+        matrix = credit.credit_matrix(synapses.trace, arrivals, now, horizon, regular)
         _warn_of_lost_signals(synapses.name, error, matrix)
         if cascades:
             passed = credit.recall(matrix, synapses.real(derivative)).astype(derivative.dtype)

@@ -5,6 +5,7 @@
 - Layers: `SpikingLayer`, feedforward or recurrent, to which `cetsim.attach` gives traces; its `SynapticWeights` and
   `LayerState`.
 - Without spikes: `RecurrentLayer`, a vanilla RNN or a GRU that learns by the same local rule.
+- `plot_spikes`: a raster, and membrane potentials.
 - Codes: `rate_code` and `latency_code` make spikes of numbers, `firing_rate` counts them.
 """
 
@@ -14,6 +15,7 @@ from cetsim.spiking.lif import ALIF, LIF
 from cetsim.spiking.neurons import AbstractNeuron, LeakyIntegrator, NeuronState
 from cetsim.spiking.recurrent import CELLS, RecurrentLayer
 from cetsim.spiking.surrogates import AbstractSurrogate, ArcTan, Boxcar, FastSigmoid, Gaussian
+from cetsim.spiking.views import plot_spikes
 
 __all__ = [
     "ALIF",
@@ -35,5 +37,6 @@ __all__ = [
     "SynapticWeights",
     "firing_rate",
     "latency_code",
+    "plot_spikes",
     "rate_code",
 ]
