@@ -2,7 +2,7 @@
 
     python -m benchmarks.vit time --other OTHER/python   both in turn, several times: medians and their ratio
 
-224 x 224 pixels, batches of 8, float32, LayerScale as DINOv2 has it. OTHER is an environment of Python 3.11 with torch and
+224 x 224 pixels, batches of 8, float32, LayerScale as DINOv2 has it. OTHER is an environment with torch and
 timm. Each side runs in a process of its own, so that their threads do not meet.
 """
 
