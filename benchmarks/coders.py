@@ -6,8 +6,9 @@
     python -m benchmarks.coders time FOLDER --other OTHER/python  a step at 512 x 2,048 with batches of 4,096, in turn
 
 `--networks mnist` keeps to one network. What is in FOLDER already is not made again. OTHER is an environment of Python
-3.11 with `pip install dictionary_learning==0.1.0`. Theirs get the learning rate, warm-up, decay, running mean and time
-to death of ours; activations are normalised in their own way, to a mean squared norm of 1.
+3.11 with `pip install dictionary_learning==0.1.0`. Theirs get the learning rate, warm-up, decay and time to death of
+ours, and a running mean of the threshold that fits so short a run; activations are normalised in their own way, to a
+mean squared norm of 1.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def train(folder: Path, name: str, data_dir: str | None) -> None:
         si.record(folder / part, model, size["site"], x, *state, axis=size["axis"])
     store = si.Activations(folder / "train")
     np.save(folder / "activations.npy", store.array(size["site"]))
-    settings = si.Settings(**SETTINGS, latents=size["latents"], horizon=HORIZON)
+    settings = si.Settings(**SETTINGS, latents=size["latents"])
     runs = {kind: si.CoderRun(store, getattr(si, kind)(8), settings, inputs=size["site"]) for kind in KINDS}
     advances = {kind: eqx.filter_jit(run.advance) for kind, run in runs.items()}
     for seed, k, kind in itertools.product(SEEDS, KS, KINDS):

@@ -18,7 +18,7 @@ from benchmarks import measure
 from benchmarks.programs import optimizer
 from cetsim import spiking
 
-BATCH, STEPS, SEGMENT, DT = 16, 1000, 125, 0.01
+BATCH, STEPS, SEGMENT, DT = 16, 1000, 250, 0.01
 SIZES, DELAY, ORDER = (784, 256, 10), 0.2, 10
 
 

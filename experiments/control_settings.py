@@ -152,7 +152,8 @@ def run(options: Options) -> pd.DataFrame:
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the table and writes the figures."""
-    ends = tables.finals(rows, "test_return").fillna({"change": ""})
+    rows = rows.assign(change=rows["change"].astype(object).where(rows["change"].notna(), ""))
+    ends = tables.finals(rows, "test_return")
     delays, names = sorted(set(ends["delay_s"])), list(dict.fromkeys(zip(ends["base"], ends["change"], strict=True)))
     names.sort(key=lambda name: BASES.index(name[0]))
     body = []
@@ -166,7 +167,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 
 def of_setting(frame: pd.DataFrame, base: str, change: str) -> pd.DataFrame:
     """The rows of one setting."""
-    return frame[(frame["base"] == base) & (frame["change"].fillna("") == change)]
+    return frame[(frame["base"] == base) & (frame["change"] == change)]
 
 
 def words(base: str, change: str) -> str:
@@ -186,7 +187,7 @@ def draw_returns(ends: pd.DataFrame, names: list[tuple[str, str]], delays: list[
                 axis.plot([values.mean()], [row], "|", markersize=9, **style)
             steps = ends.loc[ends["delay_s"] == delay, "step"].max()
             axis.set_title("no delay" if delay == 0 else f"{delay:g} s late", loc="left")
-            axis.set_xlabel(f"return after {steps / 1e6:g}M frames")
+            axis.set_xlabel(f"return after {round(steps / 1e6, 1):g}M frames")
             axis.grid(axis="y", linewidth=0.3, alpha=0.5)
         axes[0, 0].set_yticks(range(len(names)), [words(*name) for name in names[::-1]])
         axes[0, 0].set_xlim(left=0)
@@ -199,7 +200,7 @@ def draw_returns(ends: pd.DataFrame, names: list[tuple[str, str]], delays: list[
 
 def draw_course(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Along the way of both settings as they are: return, cosine with the gradient at once, mean TD error."""
-    rows = rows[(rows["change"].fillna("") == "") & (rows["delay_s"] > 0)]
+    rows = rows[(rows["change"] == "") & (rows["delay_s"] > 0)]
     delays, last = sorted(set(rows["delay_s"])), f"layers.{len(options.hidden)}"
     aligned = rows["metric"] == "alignment"
     shown = {

@@ -36,7 +36,7 @@ OFTEN = 50  # vectors on which a latent must be active to count
 BINS = 20  # of r
 TOP = 20  # images by which a latent's classes are told
 STRENGTH = 4.0  # 99th percentiles, at which latents steer
-CHECKPOINTS = 50  # of backprop, one of which has the accuracy of ET
+CHECKPOINTS = 400  # of backprop, one of which has the accuracy of ET
 COLUMNS = {"experiment": "features", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the first of each pair
 _STYLES = dict(
     zip(
@@ -225,16 +225,16 @@ def together(options: Options, ours, theirs, seed: int) -> dict:
 def of_latents(crosscoder, x: tuple) -> Found:
     """Relative norms, and lengths of the directions along which latents would best write at each network.
 
-    That of latent k at site s is the least-squares v in x_s - b_s - Σ_{j≠k} f_j d_js ≈ f_k v, in the units in which
-    the crosscoder compares sites.
+    That of latent k at site s is the least-squares v in x_s - Σ_{j≠k} f_j d_js ≈ f_k v + c, in the units in which the
+    crosscoder compares sites.
     """
     f = np.asarray(eqx.filter_jit(crosscoder.encode)(tuple(map(jnp.asarray, x))), float)
     often = (f > 0).sum(0) >= OFTEN
-    power, lengths = (f**2).sum(0), []
+    centred, lengths = f[:, often] - f[:, often].mean(0), []
     for own, w, b, scale in zip(x, crosscoder.W_dec, crosscoder.b_dec, crosscoder.scales, strict=True):
         w = np.asarray(w, float)
         error = own - np.asarray(b, float) - f @ w
-        best = w[often] + (f[:, often].T @ error) / power[often, None]
+        best = w[often] + (centred.T @ error) / (centred**2).sum(0)[:, None]
         lengths.append(float(scale) * np.linalg.norm(best, axis=1))
     return Found(np.asarray(crosscoder.relative_norms())[often], np.array(lengths))
 
@@ -300,9 +300,12 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
     """A column for each layer: histograms of r, and shares of latents that seem, and are, the other network's alone."""
     sites, middles = sorted(rows["site"].dropna().unique()), (np.arange(BINS) + 0.5) / BINS
     pairs = [pair for pair in PAIRS if pair in set(rows["pair"])]
-    with plots.figure(2, len(sites), width=plots.PAGE_WIDTH, height=4.6, sharey="row") as (figure, axes):
+    with plots.figure(3, len(sites), width=plots.PAGE_WIDTH, height=6.2, sharey="row") as (figure, axes):
         for column, site in enumerate(sites):
-            upper, lower = axes[:, column]
+            upper, middle, lower = axes[:, column]
+            of_site = rows[rows["site"] == site]
+            ours = of_site.loc[(of_site["pair"] == "backprop") & (of_site["metric"] == "class_entropy"), "value"]
+            lower.axhline(ours.mean(), color="#AAAAAA", linewidth=1.5, zorder=1)
             for place, pair in enumerate(pairs):
                 own = rows[(rows["site"] == site) & (rows["pair"] == pair)]
                 bins = own[own["metric"] == "histogram"].groupby("bin")["value"].mean().reindex(range(BINS))
@@ -310,15 +313,22 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
                 for metric, look in (("seems_other", dict(markerfacecolor="none")), ("private_other", {})):
                     values = 100 * own.loc[own["metric"] == metric, "value"]
                     color = dict(color=_STYLES[pair]["color"], linestyle="", marker="o")
-                    lower.plot([place] * len(values), values, **color, **look, label=f"_{metric}")
+                    middle.plot([place] * len(values), values, **color, **look, label=f"_{metric}")
+                values = own.loc[own["metric"] == "class_entropy", "value"]
+                lower.plot([place] * len(values), values, **color, label="_entropy")
             upper.set_title(site, loc="left")
             upper.set(xlabel="relative norm r (0: backprop's, 1: the other's)", yscale="symlog")
             upper.yaxis.set_major_formatter("{x:g}")
+            middle.set_ylim(-2, max(20, middle.get_ylim()[1]))
+            middle.set_xticks([])
             lower.set_xticks(range(len(pairs)), pairs, rotation=30, ha="right")
         axes[0, 0].set_ylabel("latents (%)")
         axes[1, 0].set_ylabel("the other's alone (%)")
+        axes[2, 0].set_ylabel("entropy of classes (bits)")
+        axes[2, 0].set_ylim(0, 1.08 * axes[2, 0].get_ylim()[1])
         seeds = captions.plural(rows["seed"].nunique(), "seed")
-        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Below: hollow, "
-        note += f"r > {ALONE:g}; full, those of which less than a fifth is left at backprop."
+        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Middle: hollow, "
+        note += f"r > {ALONE:g}; full, those of which less than a fifth is left at backprop. Below: of the top "
+        note += f"{TOP} images of each latent of a coder of one network (line: backprop)."
         note += captions.seeds(rows, "Lines: means; dots: seeds.")
         return plots.save(figure, options.folder, "features", note, axes[0, 0], columns=4)

@@ -258,5 +258,6 @@ def draw(rows: pd.DataFrame, options: Options, name: str, styles: dict) -> list[
             axis.set_ylabel(text)
         note = f"{name}, {options.latents} latents; {options.features} of them and of the neurons, "
         note += f"{options.images} images, {captions.plural(rows['seed'].nunique(), 'seed')}."
+        note += " S: how far a direction moves the probabilities of the classes; 0.10 is a published threshold."
         note += captions.seeds(rows, "Line: mean; dots: seeds.")
         return plots.save(figure, options.folder, "steering", note, axes[0, 0], columns=4)

@@ -76,7 +76,9 @@ _QUICK = Options(
 PRESETS = {
     "demo": Options(seeds=2),
     "quick": _QUICK,
-    "cifar10": replace(_QUICK, preset="cifar10", dataset="cifar10", network_steps=1170, examples=1000),
+    "cifar10": replace(
+        _QUICK, preset="cifar10", dataset="cifar10", network_steps=1170, examples=1000, latents=256, seeds=1
+    ),
 }
 
 
@@ -270,7 +272,7 @@ def draw(test: pd.DataFrame, options: Options, name: str) -> list[Path]:
         for axis, words in zip(axes[0], KINDS.values(), strict=True):
             axis.set_title(words, loc="left")
         for axis in axes[-1]:
-            axis.set_xlabel("number off")
+            axis.set_xlabel("number switched off")
         seeds = captions.plural(test["seed"].nunique(), "seed")
         note = f"{name}, {options.latents} latents, {seeds}.{captions.seeds(test, 'Lines: means; dots: seeds.')}"
         return plots.save(figure, options.folder, "suppression", note, axes[0, 0], columns=5)

@@ -91,9 +91,9 @@ def block(tensors: Tensors, names: Names, source: str, target: str, *, qkv_bias=
     if names.query == names.key:
         arrays = fused(tensors, f"{source}.{names.query}", heads, qkv_bias)
     else:
-        own = (f"{source}.{name}" for name in (names.query, names.key, names.value))
+        sources = (f"{source}.{name}" for name in (names.query, names.key, names.value))
         arrays = {}
-        for name, head in zip(own, heads, strict=True):
+        for name, head in zip(sources, heads, strict=True):
             arrays |= linear(tensors, name, head, qkv_bias)
     arrays |= linear(tensors, f"{source}.{names.output}", f"{target}.attention.output_proj")
     for norm in ("norm1", "norm2"):

@@ -65,9 +65,9 @@ def _image(tensors, config, image, names, at: str, how: str, classified: str, **
     arrays |= places(table, {"cls": prefix}, grid(old, patch), grid(new, patch), how)
     arrays |= linear(tensors, f"{at}layernorm", "norm")
     tensors.drop(f"{at}embeddings.mask_token")  # in front of training by masks alone
-    own = common(config, arrays) | {"image": (config["num_channels"], *new), "patch": patch}
+    fields = common(config, arrays) | {"image": (config["num_channels"], *new), "patch": patch}
     head, more = _head(tensors, at, classified)
-    return Read(own | head, arrays | more)
+    return Read(fields | head, arrays | more)
 
 
 def _head(tensors: Tensors, at: str, classified: str) -> tuple[dict, dict]:

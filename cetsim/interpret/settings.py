@@ -52,7 +52,7 @@ class Settings:
     - `clip`: largest global norm of a gradient.
     - `aux`: weight of the aux-k loss.
     - `dead_after`: vectors after which a latent that was not active is dead.
-    - `horizon`: steps over which the threshold of a BatchTopK is averaged; None for a tenth of the run, at most 1,000.
+    - `calibration`: batches from which the threshold of a BatchTopK is found when its coder is asked for.
     - `beta2`: of Adam.
     - `skip`: whether a transcoder has a linear way past its latents.
     - `memory`: bytes up to which vectors are held on the device; more are read from the store, a batch at a time.
@@ -68,15 +68,14 @@ class Settings:
     clip: float = 1.0
     aux: float = 1 / 32
     dead_after: int = 100_000
-    horizon: int | None = None
+    calibration: int = 10
     beta2: float = 0.999
     skip: bool = False
     memory: int = 2**30
 
     def __post_init__(self):
-        for name in ("steps", "latents", "batch", "dead_after", "horizon"):
-            if getattr(self, name) is not None:
-                checks.require_whole(name, getattr(self, name))
+        for name in ("steps", "latents", "batch", "dead_after", "calibration"):
+            checks.require_whole(name, getattr(self, name))
         for name in ("warmup", "memory"):
             checks.require_whole(name, getattr(self, name), least=0)
         checks.require_within("decay", self.decay, "[0, 1]")
@@ -92,8 +91,3 @@ class Settings:
         rise = jnp.minimum((step + 1) / max(1, self.warmup), 1.0) if self.warmup else 1.0
         fall = (self.steps - step) / max(1.0, self.decay * self.steps)
         return rise * jnp.clip(fall, 0.0, 1.0)
-
-    @property
-    def momentum(self) -> float:
-        """Of the running mean of a threshold."""
-        return 1 - 1 / (self.horizon or max(1, min(1000, self.steps // 10)))

@@ -34,9 +34,14 @@ class Activity(NamedTuple):
 
 
 class AbstractSparsity(eqx.Module):
-    """A kind of sparsity. `revives`: whether dead latents are trained to predict what is left (aux-k)."""
+    """A kind of sparsity.
+
+    `revives`: whether dead latents are trained to predict what is left (aux-k). `has_threshold`: whether single vectors
+    are compared with one that is found after training.
+    """
 
     revives = False
+    has_threshold = False
 
     def init(self, latents: int) -> dict[str, Array]:
         """What is learned beside the coder's weights, by name, `[latents]` each."""
@@ -54,7 +59,7 @@ class AbstractSparsity(eqx.Module):
     def activate(
         self, z: Float[Array, "... latents"], b_enc, learned: dict, norms, threshold
     ) -> Float[Array, "... latents"]:
-        """Latents of single vectors after training; `threshold`: a running mean of the smallest score kept."""
+        """Latents of single vectors after training; `threshold`: the smallest score that batches keep, a mean."""
 
     def rescaled(self, learned: dict, scale) -> dict:
         """`learned` of latents that are `scale` times as large."""
@@ -130,13 +135,15 @@ class TopK(AbstractSparsity):
 class BatchTopK(TopK):
     """The k B largest max(z, 0) of a batch of B; afterwards what is above a fixed threshold.
 
-    The threshold is a running mean of the smallest value that batches kept. Values exactly as large as the smallest
-    are all kept. In a crosscoder values are compared after multiplication with Σ_s ‖d_s‖.
+    The threshold is a mean of the smallest value that batches keep with the trained weights. Values exactly as large as
+    the smallest are all kept. In a crosscoder values are compared after multiplication with Σ_s ‖d_s‖.
 
     **Arguments:** `k`: active latents of a vector, on average; at least 1.
 
     **Reference:** Bussmann, Leask and Nanda (2024), arXiv:2412.06410.
     """
+
+    has_threshold = True
 
     def train(self, z, b_enc, learned, norms) -> Activity:
         """See `AbstractSparsity`."""

@@ -178,7 +178,7 @@ def percentiles(coder, vectors, q=99.0, batch: int = 4096) -> np.ndarray:
         raise ValueError(f"`vectors` must be [vectors, d], at least one, got shape {vectors.shape}")
     parts = [np.asarray(_encoded(coder, vectors[i : i + batch])) for i in range(0, len(vectors), batch)]
     f = np.concatenate(parts)
-    return np.array([np.percentile(own[own > 0], q) if (own > 0).any() else 0.0 for own in f.T])
+    return np.array([np.percentile(of_latent[of_latent > 0], q) if (of_latent > 0).any() else 0.0 for of_latent in f.T])
 
 
 def steer(model, site: str, coder, features, strengths, x, *state, readout: Readout | None = None, tokens=None,
@@ -321,8 +321,8 @@ def on_vectors(function, vectors):
 
 def require_reads(coder, site: str) -> None:
     """Raises ValueError for a coder of other sites: a transcoder writes what it does not read."""
-    own = getattr(coder, "coder", coder)
-    names = getattr(own, "sites", None)
+    inner = getattr(coder, "coder", coder)
+    names = getattr(inner, "sites", None)
     if names is not None and set(names) != {site}:
         raise ValueError(f"the coder must read and write site {site!r}, got one of {' and '.join(map(repr, names))}")
 

@@ -101,8 +101,8 @@ def group_differences(activations, labels, attributes) -> np.ndarray:
     kinds = np.unique(attributes)
     total, count = np.zeros((len(kinds), f.shape[-1])), np.zeros(len(kinds))
     for label in np.unique(labels):
-        own = {i: f[(labels == label) & (attributes == kind)] for i, kind in enumerate(kinds)}
-        means = {i: rows.mean(0) for i, rows in own.items() if len(rows)}
+        of_kind = {i: f[(labels == label) & (attributes == kind)] for i, kind in enumerate(kinds)}
+        means = {i: rows.mean(0) for i, rows in of_kind.items() if len(rows)}
         if len(means) > 1:
             middle = np.mean(list(means.values()), axis=0)
             for i, mean in means.items():
@@ -202,7 +202,7 @@ def retrained(model, layer: str, features, labels, attributes, l2=1e-3):
     weight, bias = _fitted((features - mean) / sd, labels, _balanced(labels, attributes), classes, l2)
     weight, bias = weight / sd, bias - (weight / sd) @ mean
     fields = [jnp.asarray(new, old.dtype) for new, old in zip((weight, bias), (head.weight, head.bias), strict=True)]
-    changed = eqx.tree_at(lambda own: [own.weight, own.bias], head, fields)
+    changed = eqx.tree_at(lambda layer: [layer.weight, layer.bias], head, fields)
     return surgery.update(plain(model), {place.path: lambda node: changed})
 
 

@@ -22,8 +22,8 @@ def clip(tensors: Tensors, config: dict, image) -> dict[str, Read]:
     """The towers of transformers's CLIP that the file holds, and the temperature, by our names."""
     parts = {}
     if tensors.any("vision_model."):
-        own = OF_CLIP | config.get("vision_config", {} if "text_config" in config else config)
-        parts["vision"] = _clip_vision(tensors, own, image)
+        vision = OF_CLIP | config.get("vision_config", {} if "text_config" in config else config)
+        parts["vision"] = _clip_vision(tensors, vision, image)
     if tensors.any("text_model."):
         parts["text"] = _clip_text(tensors, OF_CLIP_TEXT | config.get("text_config", config))
     tensors.drop(*(f"{tower}_model.embeddings.position_ids" for tower in ("vision", "text")))  # of older files
@@ -77,8 +77,8 @@ def _clip_vision(tensors: Tensors, config: dict, image) -> Read:
     arrays |= places(table, {"cls": token}, old, new, "bicubic")
     arrays |= linear(tensors, f"{at}pre_layrnorm", "norm_pre") | linear(tensors, f"{at}post_layernorm", "norm")
     head, more = _projection(tensors, "visual_projection", bias=False)
-    own = {"image": shape, "patch": patch, "norm_pre": True, "patch_bias": False}
-    return Read(_made(config, arrays) | own | head, arrays | more)
+    fields = {"image": shape, "patch": patch, "norm_pre": True, "patch_bias": False}
+    return Read(_made(config, arrays) | fields | head, arrays | more)
 
 
 def _text(tensors: Tensors, config: dict) -> Read:
@@ -108,8 +108,8 @@ def siglip(tensors: Tensors, config: dict, image) -> dict[str, Read]:
     """The towers of transformers's SigLIP that the file holds, temperature and bias, by our names."""
     parts = {}
     if tensors.any("vision_model."):
-        own = OF_SIGLIP | config.get("vision_config", {} if "text_config" in config else config)
-        parts["vision"] = _siglip_vision(tensors, own, image)
+        vision = OF_SIGLIP | config.get("vision_config", {} if "text_config" in config else config)
+        parts["vision"] = _siglip_vision(tensors, vision, image)
     if tensors.any("text_model."):
         made, arrays = _text(tensors, OF_SIGLIP_TEXT | config.get("text_config", config))
         head, more = _projection(tensors, "text_model.head", bias=True)
@@ -125,9 +125,9 @@ def _siglip_vision(tensors: Tensors, config: dict, image) -> Read:
     arrays |= patches(tensors, f"{at}embeddings.patch_embedding")
     table = tensors.take(f"{at}embeddings.position_embedding.weight")
     arrays |= places(table, {}, old, new, "bicubic") | linear(tensors, f"{at}post_layernorm", "norm")
-    own = {"image": shape, "patch": patch, "class_token": False, "pool": "attention"}
+    fields = {"image": shape, "patch": patch, "class_token": False, "pool": "attention"}
     if not config.get("vision_use_head", True):
-        return Read(_made(config, arrays) | own | {"pool": "none"}, arrays)
+        return Read(_made(config, arrays) | fields | {"pool": "none"}, arrays)
     reader = tensors.take(f"{at}head.probe")
     arrays["pool.reader"] = None if reader is None else reader[0]
     heads = tuple(f"pool.attention.{part}_proj" for part in ("query", "key", "value"))
@@ -136,7 +136,7 @@ def _siglip_vision(tensors: Tensors, config: dict, image) -> Read:
     arrays |= linear(tensors, f"{at}head.layernorm", "pool.norm")
     for source, target in (("fc1", "layers.0"), ("fc2", "layers.2")):
         arrays |= linear(tensors, f"{at}head.mlp.{source}", f"pool.mlp.{target}")
-    return Read(_made(config, arrays) | own, arrays)
+    return Read(_made(config, arrays) | fields, arrays)
 
 
 def open_clip(tensors: Tensors, config: dict, image) -> dict[str, Read]:
@@ -185,10 +185,10 @@ def _open_clip_vision(tensors: Tensors, config: dict, image, mlp: str) -> Read:
     arrays |= linear(tensors, "visual.ln_pre", "norm_pre") | linear(tensors, "visual.ln_post", "norm")
     head, more = _matrix(tensors, "visual.proj")
     eps = (config.get("norm_kwargs") or {}).get("eps", 1e-5)
-    own = {"image": (3, *new), "patch": patch, "norm_pre": True, "patch_bias": False}
-    own |= {"width": width, "depth": depth, "heads": width // config.get("head_width", 64), "mlp": mlp, "eps": eps}
-    own |= {"hidden": families.hidden(arrays, width), "layer_scale": 1.0 if scales else None}
-    return Read(own | head, arrays | more)
+    fields = {"image": (3, *new), "patch": patch, "norm_pre": True, "patch_bias": False}
+    fields |= {"width": width, "depth": depth, "heads": width // config.get("head_width", 64), "mlp": mlp, "eps": eps}
+    fields |= {"hidden": families.hidden(arrays, width), "layer_scale": 1.0 if scales else None}
+    return Read(fields | head, arrays | more)
 
 
 def _open_clip_text(tensors: Tensors, config: dict, mlp: str) -> Read:
@@ -202,9 +202,9 @@ def _open_clip_text(tensors: Tensors, config: dict, mlp: str) -> Read:
     arrays |= linear(tensors, f"{at}ln_final", "norm")
     head, more = _matrix(tensors, f"{at}text_projection")
     eps = (config.get("norm_kwargs") or {}).get("eps", 1e-5)
-    own = {"width": width, "depth": depth, "heads": config.get("heads", 8), "mlp": mlp, "eps": eps, "pool": "argmax"}
-    own |= {"hidden": families.hidden(arrays, width)} | _lengths(arrays)
-    return Read(own | head, arrays | more)
+    fields = {"width": width, "depth": depth, "heads": config.get("heads", 8), "mlp": mlp, "eps": eps, "pool": "argmax"}
+    fields |= {"hidden": families.hidden(arrays, width)} | _lengths(arrays)
+    return Read(fields | head, arrays | more)
 
 
 def _matrix(tensors: Tensors, name: str) -> tuple[dict, dict]:

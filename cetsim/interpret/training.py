@@ -34,8 +34,7 @@ class CoderState(eqx.Module):
     """All that a run is at one moment.
 
     **Fields:** `coder`: of scaled vectors, but for the gain. `log_gain`: logarithm of what all latents are multiplied
-    with. `silent`: vectors since each latent was active. `smallest`, `averaged`: sum and weight of the running mean of
-    the smallest score kept, before the gain, which may move while others stay. `order`: key of the shuffles.
+    with. `silent`: vectors since each latent was active. `order`: key of the shuffles.
     """
 
     hyper: Hyperparameters
@@ -43,8 +42,6 @@ class CoderState(eqx.Module):
     log_gain: Float[Array, ""]
     optimizer: optax.OptState
     silent: Int[Array, " latents"]
-    smallest: Float[Array, ""]
-    averaged: Float[Array, ""]
     order: Array
     step: Int[Array, ""]
     diverged: Bool[Array, ""]
@@ -122,9 +119,9 @@ class CoderRun(eqx.Module):
         if coder.sparsity.revives:
             rows = batch_rows(jax.random.fold_in(weights, 0), 0, self.settings.latents, self._rows)
             coder, gain = near_data(coder, self._vectors(hyper, rows), x)
-        optimizer, zero = self._optimizer(hyper).init((trained(coder), gain)), jnp.zeros_like(gain)
+        optimizer = self._optimizer(hyper).init((trained(coder), gain))
         return CoderState(
-            hyper, coder, jnp.log(gain), optimizer, jnp.zeros(self.settings.latents, jnp.int32), zero, zero, order,
+            hyper, coder, jnp.log(gain), optimizer, jnp.zeros(self.settings.latents, jnp.int32), order,
             jnp.zeros((), int), jnp.zeros((), bool),
         )  # fmt: skip
 
@@ -155,20 +152,25 @@ class CoderRun(eqx.Module):
         if unit:
             weights = with_fields(weights, W_dec=unit_rows(weights.W_dec))
         coder = eqx.combine(weights, rest)
-        smallest, averaged = self._averaged(state, seen["smallest"] / jnp.exp(state.log_gain))
-        threshold = jnp.where(averaged > 0, smallest / jnp.where(averaged > 0, averaged, 1), 0) * jnp.exp(gain)
-        coder = with_fields(coder, threshold=threshold.astype(coder.threshold.dtype))
         silent = jnp.where(seen["active"], 0, state.silent + len(x[0])).astype(state.silent.dtype)
         after = CoderState(
-            state.hyper, coder, gain, optimizer, silent, smallest, averaged, state.order, state.step + 1,
+            state.hyper, coder, gain, optimizer, silent, state.order, state.step + 1,
             state.diverged | ~jnp.isfinite(value),
         )  # fmt: skip
         metrics = {"loss": value, "unexplained": seen["unexplained"], "l0": seen["l0"]}
         return after, metrics | {"dead": jnp.mean(dead.astype(value.dtype))}
 
     def coder(self, state: CoderState) -> Coder | Crosscoder:
-        """The coder of vectors as they are in the store, and in the network."""
+        """The coder of vectors as they are in the store, and in the network.
+
+        The threshold of a BatchTopK is the smallest score that the first batches of the run keep, a mean over them.
+        """
         scales, coder = self._scales(state.hyper), self._amplified(state.coder, state.log_gain)
+        if coder.sparsity.has_threshold:
+            of_step = lambda step: self._smallest(coder, self._batch(state.hyper, state.order, step))  # noqa: E731
+            smallest = jax.lax.map(of_step, jnp.arange(self.settings.calibration))
+            threshold = jnp.nan_to_num(jnp.nanmean(smallest))  # batches that keep nothing count for nothing
+            coder = with_fields(coder, threshold=threshold.astype(coder.threshold.dtype))
         return coder.unscaled(tuple(scales)) if self.joint else coder.unscaled(*scales)
 
     def evaluate(self, state: CoderState, x: tuple | Array) -> dict[str, Array]:
@@ -242,7 +244,6 @@ class CoderRun(eqx.Module):
         error = jax.tree.map(jnp.subtract, target, coder.decode(f, read))
         value = _squares(error)
         seen = {"active": jnp.any(f > 0, axis=0), "l0": jnp.sum(f > 0, axis=1).mean(dtype=value.dtype)}
-        seen["smallest"] = jax.lax.stop_gradient(activity.smallest)
         seen["unexplained"] = value / _squares(_centred(target))
         value = value + activity.penalty
         if activity.gate is not None:
@@ -268,11 +269,10 @@ class CoderRun(eqx.Module):
         loss = _squares(jax.tree.map(jnp.subtract, left, predicted)) / _squares(_centred(left))
         return jnp.where(jnp.isfinite(loss), loss, 0)
 
-    def _averaged(self, state: CoderState, smallest):
-        """The running mean's sum and weight; batches that kept nothing count for nothing."""
-        m, said = self.settings.momentum, jnp.isfinite(smallest)
-        total = jnp.where(said, m * state.smallest + (1 - m) * smallest, state.smallest)
-        return total.astype(state.smallest.dtype), jnp.where(said, m * state.averaged + (1 - m), state.averaged)
+    def _smallest(self, coder, x: tuple):
+        """The smallest score that is kept of a batch; nan where there is none."""
+        z = coder.preactivation(x if self.joint else x[0])
+        return coder.sparsity.train(z, coder.b_enc, coder.learned, coder.norms if self.joint else 1.0).smallest
 
     def _optimizer(self, hyper: Hyperparameters) -> optax.GradientTransformation:
         peak = 2e-4 / (self.settings.latents / 2**14) ** 0.5 if hyper.learning_rate is None else hyper.learning_rate

@@ -30,6 +30,7 @@ class Condition:
     - `centering`: of presynaptic activity, see `experiments/centering.py`.
     - `code`, `errors`: how images become spikes, and how errors pass a layer of neurons on their way down, see
       `experiments/spiking_vision.py`.
+    - `cell`, `pause_s`: of a recurrent network and its task, see `experiments/delayed_match.py`.
     """
 
     trace: str = "backprop"
@@ -66,6 +67,8 @@ class Condition:
     centering: str = ""
     code: str = ""
     errors: str = "unrolled"
+    cell: str = ""
+    pause_s: float = 0.0
 
 
 # Runs are named by what fields were called when the first were made, and columns of tables are called so.

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,9 +48,22 @@ def test_directions_along_which_latents_would_best_write(monkeypatch):
             others = [j for j in range(6) if j != k]
             w, b = np.asarray(crosscoder.W_dec[site]), np.asarray(crosscoder.b_dec[site])
             left = x[site] - b - f[:, others] @ w[others]
-            best = np.linalg.lstsq(f[:, [k]], left, rcond=None)[0][0]
+            best = np.linalg.lstsq(np.stack([f[:, k], np.ones(len(f))], 1), left, rcond=None)[0][0]
             scale = float(crosscoder.scales[site])
             assert found.lengths[site, i] == pytest.approx(scale * np.linalg.norm(best))
+
+
+def test_a_latent_whose_decoder_is_zero_at_one_network_is_private_only_if_nothing_of_it_is_there():
+    f = np.random.default_rng(0).uniform(0, 1, (4000, 2)) * (np.random.default_rng(1).uniform(size=(4000, 2)) < 0.3)
+    noise = np.random.default_rng(2).normal(size=(4000, 3)) * 0.1
+    x = noise + np.outer(f[:, 1], [0, 0.6, 0.8]), f  # the first network has what latent 1 is for, and not latent 0
+    crosscoder = interpret.Crosscoder((3, 2), 2, interpret.ReLU(0.0), key=jax.random.key(0))
+    zeros, ones = jnp.zeros((2, 3)), jnp.eye(2)
+    crosscoder = eqx.tree_at(lambda c: (c.W_enc, c.W_dec), crosscoder, ((zeros.T, ones), (zeros, ones)))
+    found = experiment.of_latents(crosscoder, x)
+    np.testing.assert_array_equal(found.r, 1)  # both seem the second network's alone
+    shares = found.lengths[0] / found.lengths[1]
+    assert shares[0] < experiment.SHARED < 0.9 < shares[1] < 1.1
 
 
 def test_networks_begin_alike_and_one_stops_at_the_accuracy_of_another():

@@ -220,6 +220,19 @@ def test_biases_and_thresholds_move_as_fast_as_rows(kind):
         np.testing.assert_allclose(move, np.sqrt(8) * 1e-3, rtol=1e-2)
 
 
+def test_the_threshold_is_found_with_the_trained_weights():
+    """A mean over the first batches, in NumPy; with it as many latents are active as in training."""
+    run = si.CoderRun(STORE, si.BatchTopK(4), dataclasses.replace(SMALL, calibration=3), inputs="a")
+    state, _ = eqx.filter_jit(run.advance)(run.init(si.Hyperparameters(3e-3), jax.random.key(0)), 40)
+    gain, smallest = np.exp(float(state.log_gain)), []
+    for step in range(3):
+        x = np.asarray(run._batch(state.hyper, state.order, step)[0], float) - np.asarray(state.coder.b_dec)
+        z = gain * (x @ np.asarray(state.coder.W_enc) + np.asarray(state.coder.b_enc))
+        smallest.append(np.sort(z.ravel())[-4 * 32])
+    np.testing.assert_allclose(run.coder(state).threshold, np.mean(smallest) / run.scales[0, 0], rtol=1e-5)
+    np.testing.assert_allclose(run.evaluate(state, run.arrays(STORE))["l0"], 4, rtol=0.05)
+
+
 def test_cutting_a_run_into_parts_changes_nothing():
     run = si.CoderRun(STORE, si.BatchTopK(4), SMALL, inputs="a")
     advance = eqx.filter_jit(run.advance)

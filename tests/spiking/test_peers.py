@@ -116,3 +116,42 @@ def test_steps_converge_to_brian2s_equations_at_the_claimed_order():
     orders = np.log2(np.array(errors)[:-1] / np.array(errors)[1:])
     np.testing.assert_allclose(orders[:, :2], 2.0, atol=0.1)
     np.testing.assert_allclose(orders[-1, 2], 1.0, atol=0.1)
+
+
+def spiking_at(peer, dt):
+    """Times of spikes, and x̂ and the cascade's last stage at every step, of the network of `make_brian2_spikes.py`."""
+    steps = round(float(peer["every"]) * (len(peer["h3"]) - 1) / dt)
+    charge, theta, tau = (float(peer[name]) for name in ("charge", "threshold", "tau"))
+    x = np.zeros(steps)
+    x[np.round(peer["sent"] / dt).astype(int)] = charge / dt  # an impulse's charge, held over the step that it begins
+    surrogate = spiking.FastSigmoid(float(peer["steepness"]))
+    neuron, membrane = spiking.LIF(tau, theta, dt, surrogate=surrogate), spiking.LeakyIntegrator(tau, dt)
+    trace = CascadingTrace.from_rate(float(peer["rate"]), 3, dt=dt, read="after")
+
+    def body(state, x):
+        neurons, filtered, cascade = state
+        neurons, spike, slope = neuron.respond(neurons, float(peer["drive"]) + float(peer["weight"]) * x)
+        filtered, left = membrane.step(filtered, x)
+        cascade, h = trace.step(cascade, slope * left)
+        return (neurons, filtered, cascade), (spike, left, h)
+
+    start = neuron.init(()), membrane.init(()), trace.init(())
+    spikes, left, h = map(np.asarray, jax.lax.scan(body, start, x)[1])
+    return (np.flatnonzero(spikes) + 1) * dt, left, h
+
+
+def test_spikes_and_the_cascade_at_a_synapse_converge_to_brian2s_at_first_order():
+    """A spike is seen at the end of its step and resets with the next, which is what makes the order 1."""
+    peer, errors = load("brian2_spikes"), []
+    every = float(peer["every"])
+    assert len(peer["spikes"]) == 7
+    dts = [every / grain for grain in (16, 32, 64, 128)]
+    for dt in dts:
+        times, left, h = spiking_at(peer, dt)
+        assert len(times) == len(peer["spikes"])
+        at = round(every / dt)
+        rows = (times, peer["spikes"]), (left[at - 1 :: at], peer["filtered"][1:]), (h[at - 1 :: at], peer["h3"][1:])
+        errors.append([np.sqrt(np.mean((row - want) ** 2)) for row, want in rows])
+    slopes = np.polyfit(np.log(dts), np.log(errors), 1)[0]
+    np.testing.assert_allclose(slopes, 1.0, atol=0.2)
+    assert np.all(np.array(errors[-1]) < (6 * dts[-1], 1e-4, 1e-4))
