@@ -147,6 +147,18 @@ def hidden(arrays: dict, width: int) -> int:
     return next((len(arrays[name]) for name in names if arrays.get(name) is not None), 4 * width)
 
 
+def common(config: dict, arrays: dict) -> dict:
+    """What models of the transformers library are made with."""
+    return {
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "hidden": hidden(arrays, config["hidden_size"]),
+        "mlp": activation(config["hidden_act"]),
+        "eps": config["layer_norm_eps"],
+    }
+
+
 def grid(image: tuple, patch: tuple) -> tuple[int, ...]:
     """Patches along the sides of an image."""
     return tuple(size // side for size, side in zip(image, patch, strict=True))

@@ -1,7 +1,7 @@
 """Vision and video transformers as the library transformers saves them: ViT, DINOv2, ViViT and V-JEPA 2."""
 
 from cetsim.interpret import families
-from cetsim.interpret.families import Read, activation, grid, linear, pair, patches, places
+from cetsim.interpret.families import Read, grid, linear, pair, patches, places
 from cetsim.interpret.tensors import Tensors
 
 # What a configuration leaves out is as the library's own default.
@@ -18,17 +18,9 @@ OF_VJEPA2 = dict(
 )  # fmt: skip
 
 
-def common(config: dict, arrays: dict) -> dict:
+def _fields(config: dict, arrays: dict) -> dict:
     """What all of these models are made with."""
-    return {
-        "width": config["hidden_size"],
-        "depth": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "hidden": families.hidden(arrays, config["hidden_size"]),
-        "mlp": activation(config["hidden_act"]),
-        "eps": config["layer_norm_eps"],
-        "qkv_bias": config["qkv_bias"],
-    }
+    return families.common(config, arrays) | {"qkv_bias": config["qkv_bias"]}
 
 
 def vit(tensors: Tensors, config: dict, image) -> Read:
@@ -65,7 +57,7 @@ def _image(tensors, config, image, names, at: str, how: str, classified: str, **
     arrays |= places(table, {"cls": prefix}, grid(old, patch), grid(new, patch), how)
     arrays |= linear(tensors, f"{at}layernorm", "norm")
     tensors.drop(f"{at}embeddings.mask_token")  # in front of training by masks alone
-    fields = common(config, arrays) | {"image": (config["num_channels"], *new), "patch": patch}
+    fields = _fields(config, arrays) | {"image": (config["num_channels"], *new), "patch": patch}
     head, more = _head(tensors, at, classified)
     return Read(fields | head, arrays | more)
 
@@ -100,7 +92,7 @@ def vivit(tensors: Tensors, config: dict, image) -> Read:
     cells = grid((video[0], *size), tubelet)
     arrays |= places(table, {"cls": prefix}, cells, cells, "bicubic") | linear(tensors, f"{at}layernorm", "norm")
     head, more = _head(tensors, at, "cls")
-    return Read(common(config, arrays) | {"image": video, "patch": tubelet} | head, arrays | more)
+    return Read(_fields(config, arrays) | {"image": video, "patch": tubelet} | head, arrays | more)
 
 
 def vjepa2(tensors: Tensors, config: dict, image) -> Read:
@@ -121,4 +113,4 @@ def vjepa2(tensors: Tensors, config: dict, image) -> Read:
         "image": (config["frames_per_clip"], config["in_chans"], *size),
         "patch": (config["tubelet_size"], *pair(config["patch_size"])),
     }
-    return Read(common(config, arrays) | sizes | {"position": "rotary", "class_token": False, "pool": "none"}, arrays)
+    return Read(_fields(config, arrays) | sizes | {"position": "rotary", "class_token": False, "pool": "none"}, arrays)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cetsim.interpret import families
-from cetsim.interpret.families import Read, activation, fused, grid, linear, pair, patches, places
+from cetsim.interpret.families import Read, fused, grid, linear, pair, patches, places
 from cetsim.interpret.tensors import Tensors
 
 COMMON = dict(num_hidden_layers=12, num_attention_heads=12, hidden_size=768)
@@ -40,17 +40,6 @@ def _both(tensors: Tensors) -> bool:
     return tensors.any("vision_model.") and tensors.any("text_model.")
 
 
-def _made(config: dict, arrays: dict) -> dict:
-    return {
-        "width": config["hidden_size"],
-        "depth": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "hidden": families.hidden(arrays, config["hidden_size"]),
-        "mlp": activation(config["hidden_act"]),
-        "eps": config["layer_norm_eps"],
-    }
-
-
 def _grids(config: dict, image) -> tuple:
     """The patch, the image of the model, the grid of the file and that of the model."""
     patch, old = pair(config["patch_size"]), pair(config["image_size"])
@@ -78,7 +67,7 @@ def _clip_vision(tensors: Tensors, config: dict, image) -> Read:
     arrays |= linear(tensors, f"{at}pre_layrnorm", "norm_pre") | linear(tensors, f"{at}post_layernorm", "norm")
     head, more = _projection(tensors, "visual_projection", bias=False)
     fields = {"image": shape, "patch": patch, "norm_pre": True, "patch_bias": False}
-    return Read(_made(config, arrays) | fields | head, arrays | more)
+    return Read(families.common(config, arrays) | fields | head, arrays | more)
 
 
 def _text(tensors: Tensors, config: dict) -> Read:
@@ -88,7 +77,7 @@ def _text(tensors: Tensors, config: dict) -> Read:
     arrays["embed.weight"] = tensors.take(f"{at}embeddings.token_embedding.weight")
     arrays["positions"] = tensors.take(f"{at}embeddings.position_embedding.weight")
     arrays |= linear(tensors, f"{at}final_layer_norm", "norm")
-    return Read(_made(config, arrays) | _lengths(arrays), arrays)
+    return Read(families.common(config, arrays) | _lengths(arrays), arrays)
 
 
 def _lengths(arrays: dict) -> dict:
@@ -127,7 +116,7 @@ def _siglip_vision(tensors: Tensors, config: dict, image) -> Read:
     arrays |= places(table, {}, old, new, "bicubic") | linear(tensors, f"{at}post_layernorm", "norm")
     fields = {"image": shape, "patch": patch, "class_token": False, "pool": "attention"}
     if not config.get("vision_use_head", True):
-        return Read(_made(config, arrays) | fields | {"pool": "none"}, arrays)
+        return Read(families.common(config, arrays) | fields | {"pool": "none"}, arrays)
     reader = tensors.take(f"{at}head.probe")
     arrays["pool.reader"] = None if reader is None else reader[0]
     heads = tuple(f"pool.attention.{part}_proj" for part in ("query", "key", "value"))
@@ -136,7 +125,7 @@ def _siglip_vision(tensors: Tensors, config: dict, image) -> Read:
     arrays |= linear(tensors, f"{at}head.layernorm", "pool.norm")
     for source, target in (("fc1", "layers.0"), ("fc2", "layers.2")):
         arrays |= linear(tensors, f"{at}head.mlp.{source}", f"pool.mlp.{target}")
-    return Read(_made(config, arrays) | fields, arrays)
+    return Read(families.common(config, arrays) | fields, arrays)
 
 
 def open_clip(tensors: Tensors, config: dict, image) -> dict[str, Read]:
