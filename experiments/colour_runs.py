@@ -20,8 +20,7 @@ import pandas as pd
 from jaxtyping import Array, Int
 
 from cetsim import datasets, supervised
-from experiments import suppression
-from experiments.common import captions, checks, inside, plots, tables
+from experiments.common import captions, checks, inside, plots, suppressed, tables
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import hyperparameters
 from experiments.common.options import Files
@@ -79,7 +78,7 @@ class Options(Files):
         super().check()
         checks.delays("delay", (self.delay,), "reset")
         checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
-        suppression.check_counts(self)
+        suppressed.check_counts(self)
 
 
 PRESETS = {
@@ -164,12 +163,12 @@ def measure(options: Options, made, one: Learned) -> list[dict]:
     for own in made[2:]:
         rows = rng.permutation(len(own.x))[: options.examples]
         flat = own.x[rows].reshape(len(rows), -1)
-        parts.append(suppression.Part(flat, own.labels[rows], own.attributes[rows], own.attributes[rows]))
+        parts.append(suppressed.Part(flat, own.labels[rows], own.attributes[rows], own.attributes[rows]))
     train_x = made.train.x[: options.examples].reshape(-1, parts[0].x.shape[1])
-    task = suppression.Task(train(options, made.train, one), train_x, *parts)
-    rows = suppression.measure(options, task, inside.Run("hidden 1", one.seed))
+    task = suppressed.Task(train(options, made.train, one), train_x, *parts)
+    rows = suppressed.measure(options, task, inside.Run("hidden 1", one.seed))
     before = inside.outputs(task.network, task.test.x).argmax(1)
-    return rows + (suppression.of_last_layer(task, before) if len(options.hidden) > 1 else [])
+    return rows + (suppressed.of_last_layer(task, before) if len(options.hidden) > 1 else [])
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -177,7 +176,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     key = ["rule", "colour_run", "seed"]
     of = lambda frame, metric: frame[frame["metric"] == metric].groupby(key)["value"].first()  # noqa: E731
     test = rows[(rows["part"] == "test") & (rows["kind"] == "latents") & (rows["suppressed"] == 0)]
-    best = suppression.chosen(rows[rows["kind"] == "latents"])
+    best = suppressed.chosen(rows[rows["kind"] == "latents"])
     found = {
         "average": of(test, "average"), "worst": of(test, "worst"), "suppressed": of(best, "worst"),
         "last layer": of(rows[rows["kind"] == "last layer"], "worst"),

@@ -89,7 +89,7 @@ def coloured_digits(digits: Dataset, agreement=0.95, classes: int = 2, validatio
         raise ValueError(f"`digits` must be grey images of 0 to 9, got {digits.name} of {digits.train_x.shape[1:]}")
     rng, colours = np.random.default_rng(seed), np.array(COLOURS[classes], np.float32)
     held, kept = _held_out(len(digits.train_y), validation, rng)
-    grey, grey_test = _unit(digits.train_x), _unit(digits.test_x)
+    grey, grey_test = unit_range(digits.train_x), unit_range(digits.test_x)
     label_of = lambda y: (y >= 5).astype(np.int32) if classes == 2 else y.astype(np.int32)  # noqa: E731
     parts = {}
     for name, x, y, share in (
@@ -161,7 +161,7 @@ def _attributes(labels, kinds: int, agreement, rng) -> np.ndarray:
     return found
 
 
-def _unit(x) -> np.ndarray:
+def unit_range(x) -> np.ndarray:
     """Pixels from 0 to 1."""
     low, high = x.min(), x.max()
     return (x - low) / (high - low)

@@ -25,8 +25,8 @@ class Hyperparameters(eqx.Module):
     - `delay`: of log-policy gradients, TD errors and ends of episodes, alike in all layers or layer by layer.
     - `discount`: γ, and `lam`: λ, in [0, 1].
     - `entropy`, `value`: weights of the entropy bonus and of the critic's loss.
-    - `critic_rate`: the critic's learning rate in units of the actor's; a broad trace needs a critic that learns faster
-      than the actor (docs/results.md).
+    - `critic_rate`: the critic's learning rate in units of the actor's. With the actor's gradient summed over steps a
+      broad trace needs a faster critic; with the mean 10 does harm (docs/results.md).
     - `synaptic_lam`: λ of each synapse of the actor, arrays `[out, in]` from the bottom up, in place of `lam` there, at
       the literal rule's cost; None for `lam` in all.
     """

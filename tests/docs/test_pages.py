@@ -85,8 +85,8 @@ def test_a_notebook_runs(notebook, capsys):
     assert capsys.readouterr().out.strip()
 
 
-def test_the_four_notebooks():
-    assert {path.stem for path in NOTEBOOKS} == {"agent", "own-model", "sweep", "traces"}
+def test_the_five_notebooks():
+    assert {path.stem for path in NOTEBOOKS} == {"agent", "own-model", "spiking", "sweep", "traces"}
 
 
 def test_links_and_pictures_resolve():

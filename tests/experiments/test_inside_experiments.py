@@ -7,6 +7,7 @@ from experiment import error_of, output_of
 
 from cetsim import datasets
 from experiments import steering, suppression
+from experiments.common import suppressed
 
 SIZES = [
     "--hidden", 16, 16, "--network-steps", 20, "--latents", 24, "--k", 3,
@@ -74,10 +75,10 @@ def test_words_are_measured_by_version():
     labels = np.tile(np.arange(10), 3).astype(np.int32)
     attributes = np.repeat([-1, 0, -2], 10)
     attributes[10:20] = (labels[10:20] + 1) % 10
-    part = suppression.Part(np.zeros((30, 1)), labels, attributes, np.repeat(np.arange(3), 10))
+    part = suppressed.Part(np.zeros((30, 1)), labels, attributes, np.repeat(np.arange(3), 10))
     said = labels.copy()
     said[10:15] = attributes[10:15]  # five attacks succeed
-    rows = suppression.accuracies(part, np.stack([said, labels]), said, dict(kind="latents"), [0, 1])
+    rows = suppressed.accuracies(part, np.stack([said, labels]), said, dict(kind="latents"), [0, 1])
     value = {(row["metric"], row["suppressed"]): row["value"] for row in rows}
     assert value["success", 0] == 0.5
     assert value["attacked", 0] == 0.5
@@ -93,7 +94,7 @@ def test_the_number_of_latents_is_chosen_on_validation_images():
         )
         for m, value in zip((0, 4, 8), values, strict=True)
     ])  # fmt: skip
-    found = suppression.chosen(rows).set_index("metric")["value"]
+    found = suppressed.chosen(rows).set_index("metric")["value"]
     assert found.to_dict() == {"worst": 0.4, "average": 2}
 
 
