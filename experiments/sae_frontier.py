@@ -252,7 +252,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 
 def draw(ends: pd.DataFrame, options: Options) -> list[Path]:
     """A column for each layer: explained variance and loss recovered against L0."""
-    sites = sorted(ends["site"].unique())
+    sites = sorted(ends["site"].unique(), key=lambda site: int(site.rpartition(".")[2]))
     size = dict(width=max(plots.COLUMN_WIDTH, 2.4 * len(sites)), height=4.4, sharex="col")
     size["width"] = plots.PAGE_WIDTH if len(sites) > 1 else plots.COLUMN_WIDTH
     with plots.figure(len(METRICS), len(sites), **size) as (figure, axes):
@@ -271,7 +271,7 @@ def draw(ends: pd.DataFrame, options: Options) -> list[Path]:
                 if column == 0:
                     axis.set_ylabel(name)
             axes[0, column].set_title(f"hidden layer {column + 1} ({site})", loc="left")
-            axes[-1, column].set_xlabel("active latents of a vector (L0)")
+            axes[-1, column].set_xlabel("active latents (L0)")
         note = f"{tables.DATASETS[options.dataset]}, a network trained by backprop; sparse autoencoders of "
         note += f"{options.latents} latents, {options.steps:,} steps of {options.batch} vectors, "
         note += f"{captions.plural(ends['seed'].nunique(), 'seed')}.{captions.seeds(ends, 'Line: mean; dots: seeds.')}"
