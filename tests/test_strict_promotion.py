@@ -131,7 +131,7 @@ def test_an_update_is_applied(x64):
     def update(made):
         training, hyper = made
         state = training.init(hyper, jax.random.key(0))
-        return training._updated(state, jnp.ones(()), jax.tree.map(jnp.ones_like, state.params)).params
+        return training._updated(state, jnp.ones(()), jax.tree.map(jnp.ones_like, state.params), {}).params
 
     make = lambda: (SupervisedRun(make_model, X, LABELS, Settings(steps=4, segment=8)), hyper())  # noqa: E731
     same_in_strict(make, update, x64)

@@ -77,7 +77,7 @@ def test_tables_figures_and_results(tiny):
         for quantity in ("Test accuracy (%)", "Alignment of the first layer (cosine)"):
             assert f"{quantity}, delay {delay}, digits (8x8), MLP 64-8-10" in printed
     assert printed.count("\nCET(5) ") >= 4
-    assert "2 seeds, 5 steps of 128 images, learning rate 0.001" in printed
+    assert "2 seeds, 5 segments of 128 images, learning rate 0.001" in printed
 
 
 def test_plot_only_needs_nothing_but_results(tiny, tmp_path):

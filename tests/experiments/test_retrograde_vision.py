@@ -111,7 +111,7 @@ def test_tables_and_figures(tiny):
     before = (tiny / "retrograde-settings.pdf").read_bytes()
     text = output_of(*TINY, *VARIED, "--out", tiny.parent, "--plot-only")
     assert (tiny / "retrograde-settings.pdf").read_bytes() == before
-    for title in ("delay per layer (s)", "share of salient images", "kind of gate", "when events happen"):
+    for title in ("delay per layer (s)", "salient images (%)", "images learned from", "when salient images are seen"):
         assert title in text
     assert "missed for want of a place" in text
     for name in ("retrograde-vision", "retrograde-settings", "alignment"):
