@@ -12,7 +12,7 @@ from cetsim import rl as library
 from experiments import control_settings
 from experiments.common import rl
 
-SMALL = "control-settings --changes none --bases authors --frames 2048 --hidden 4 --delays 2 --long-delays --seeds 1 --episodes 4"
+SMALL = "control-settings --changes none --bases authors --frames 2048 --hidden 4 --delays 2 --long-delays --seeds 1"
 
 
 def test_every_change_is_another_agent_and_one_that_can_be():
