@@ -28,6 +28,7 @@ DT, SEEN, ANSWERED = 0.05, 2, 2  # seconds a step; steps that a pattern is seen,
 PATTERNS, INPUTS, NOISE = 4, 8, 0.1  # number of patterns, their size, noise of every input
 BATCH, TESTED = 64, 2000  # sequences
 CELLS = {"rnn": ("rnn", 0.0), "leaky rnn": ("rnn", 0.9), "gru": ("gru", 0.0)}
+WORDS = {"rnn": "vanilla RNN", "leaky rnn": "leaky RNN", "gru": "GRU"}
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,8 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     ends = tables.finals(rows)
     panels = []
     for cell, frame in ends.groupby("cell", sort=False):
-        print(tables.table(f"Test accuracy in %, {cell}", frame, "pause_s", "pause (s)"))
-        panels.append(dict(frame=frame, x="pause_s", xlabel="pause (s)", scale=100, title=cell))
+        print(tables.table(f"Test accuracy in %, {WORDS[cell]}", frame, "pause_s", "pause (s)"))
+        panels.append(dict(frame=frame, x="pause_s", xlabel="pause (s)", scale=100, title=WORDS[cell]))
     late = ends.loc[ends["delay_s"] > 0, "delay_s"].iloc[-1]
     seeds = captions.plural(ends["seed"].nunique(), "seed")
     note = (

@@ -44,7 +44,7 @@ def test_every_rule_is_run_in_every_network_at_every_pause():
 def test_command_line_trains_and_draws(tmp_path):
     tiny = ("--cells", "gru", "--hidden", "4", "--steps", "2", "--seeds", "1", "--pauses", "0.1")
     out = output_of("delayed-match", *tiny, "--out", tmp_path)
-    assert "Test accuracy in %, gru" in out
+    assert "Test accuracy in %, GRU" in out
     assert "CET(10)" in out
     assert (tmp_path / "delayed-match" / "delayed-match.png").exists()
 
