@@ -1,4 +1,4 @@
-"""The weight gradient of convolutions as products of matrices, against XLA's."""
+"""The weight gradient of convolutions in both of its ways, against plain differentiation."""
 
 import equinox as eqx
 import jax
@@ -17,6 +17,9 @@ LAYERS = {
     "strided": lambda key: Conv2d(2, 3, 3, 2, layout="channels_last", key=key),
     "5 x 5": lambda key: Conv2d(2, 3, 5, 3, False, layout="channels_last", key=key),
     "1 x 1": lambda key: Conv2d(2, 3, 1, layout="channels_first", key=key),
+    "many channels, first": lambda key: Conv2d(9, 3, layout="channels_first", key=key),
+    "many channels, last": lambda key: Conv2d(9, 3, layout="channels_last", key=key),
+    "equinox, many channels": lambda key: eqx.nn.Conv2d(8, 3, (3, 2), 1, ((1, 0), (0, 2)), key=key),
     "equinox": lambda key: eqx.nn.Conv2d(2, 3, (3, 2), (1, 2), ((1, 0), (0, 2)), key=key),
     "equinox, same": lambda key: eqx.nn.Conv2d(2, 3, 3, padding="SAME", key=key),
     "groups": lambda key: eqx.nn.Conv2d(2, 4, 3, groups=2, key=key),
@@ -27,7 +30,8 @@ LAYERS = {
 
 def images(layer, *many):
     last = isinstance(layer, Conv2d) and layer.layout == "channels_last"
-    return jnp.asarray(RNG.normal(size=(*many, 7, 6, 2) if last else (*many, 2, 7, 6)))
+    channels = layer.in_channels
+    return jnp.asarray(RNG.normal(size=(*many, 7, 6, channels) if last else (*many, channels, 7, 6)))
 
 
 def same(found, expected):
@@ -56,7 +60,7 @@ def _gradient(call, layer, x):
     return eqx.filter_jit(eqx.filter_value_and_grad(loss))(layer)
 
 
-@pytest.mark.parametrize("name", ["last", "equinox"])
+@pytest.mark.parametrize("name", ["last", "equinox", "many channels, last"])
 def test_maps_over_weights_and_images_in_any_order(name):
     """An ensemble whose members see images of their own, the same ones, or one image."""
     keys = jax.random.split(jax.random.key(1), 3)
