@@ -100,7 +100,14 @@ class InputOrder:
         examples = labels.shape[0]
         per_epoch = self.epoch_steps(examples, batch) // batch
         epochs = step // per_epoch + jnp.arange((steps + per_epoch - 2) // per_epoch + 1)
-        orders, flips = jax.lax.map(lambda epoch: self._epoch(jax.random.fold_in(key, epoch), labels), epochs)
+        last = (step + steps - 1) // per_epoch
+
+        def of_epoch(epoch):  # one that these batches do not reach costs nothing
+            draw = lambda: self._epoch(jax.random.fold_in(key, epoch), labels)  # noqa: E731
+            nothing = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw))  # noqa: E731
+            return jax.lax.cond(epoch <= last, draw, nothing)
+
+        orders, flips = jax.lax.map(of_epoch, epochs)
         batches = (step % per_epoch + jnp.arange(steps))[:, None]
         epoch, time = batches // per_epoch, batches % per_epoch * batch + jnp.arange(batch)  # time in the epoch
         place = time // self.interpolation

@@ -1,8 +1,8 @@
-"""The weight gradient of a convolution, by the faster of two ways on CPU (docs/cost.md has what was measured).
+"""The weight gradient of a convolution, by the fastest way known on CPU (docs/cost.md has what was measured).
 
-XLA's own is a convolution over all images at once: fast with jax 0.10.2 where the kernel moves by one pixel and there
-are several channels. Strided, or of few channels, it takes two to ten times as long as a product of matrices for each
-place of the kernel. There `x` is padded once and read at every place: slices without the border took longer.
+XLA's own is a convolution over all images at once, fast with jax 0.10.2 where the kernel moves by one pixel. Strided it
+takes up to eight times as long as a product of matrices for each place of the kernel. There `x` is padded once and read
+at every place: slices without the border took longer. Of few channels it is one product, with patches.
 """
 
 import functools
@@ -11,9 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from cetsim.nn.conv import Conv2d
-
-FEW = 8  # channels of the input, below which products of matrices are faster
+from cetsim.nn.conv import Conv2d, few_channels, patches
 
 
 def learnable(layer, x):
@@ -59,13 +57,14 @@ def _gradient(geometry):
     A map over examples becomes one axis more of the products that are summed over; only one over weights is a map.
     """
 
-    *geometry, channels_last = geometry
+    stride, padding, channels_last = geometry
 
     def of_rows(weight, x, error):
         if not channels_last:
             x, error = jnp.moveaxis(x, -3, -1), jnp.moveaxis(error, -3, -1)
-        strided, inputs = max(geometry[0]) > 1, weight.shape[1]
-        return (_products if strided or inputs < FEW else _convolution)(geometry, weight, x, error)
+        if few_channels(weight.shape[1], stride):
+            return _product(padding, weight, x, error)
+        return (_products if max(stride) > 1 else _convolution)((stride, padding), weight, x, error)
 
     gradient = jax.custom_batching.custom_vmap(of_rows)
 
@@ -77,6 +76,13 @@ def _gradient(geometry):
         return gradient(weight, spread(x, batched[1]), spread(error, batched[2])), False
 
     return gradient
+
+
+def _product(padding, weight, x, error):
+    """ΔW by one product of all patches with all errors."""
+    out, inputs, height, width = weight.shape
+    seen = patches(x, (height, width), padding).reshape(-1, height * width * inputs)
+    return (seen.T @ error.reshape(-1, out)).reshape(height, width, inputs, out).transpose(3, 2, 0, 1)
 
 
 def _convolution(geometry, weight, x, error):

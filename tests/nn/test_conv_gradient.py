@@ -85,8 +85,8 @@ def test_the_input_gets_nothing_and_half_precision_stays():
 
 
 def test_traced_layers_learn_by_it():
-    """Its matrix products stand in the program of a traced convolution, in place of XLA's weight gradient."""
-    layer = eqx.nn.Conv2d(2, 3, 3, padding=1, key=jax.random.key(0))
+    """Its nine matrix products stand in the program of a traced, strided convolution."""
+    layer = eqx.nn.Conv2d(2, 3, 3, 2, padding=1, key=jax.random.key(0))
     trace, delay = cetsim.CascadingTrace(3, 0.6), cetsim.FixedDelay(0.6)
     x = images(layer, 9)
 
