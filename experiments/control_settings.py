@@ -1,16 +1,21 @@
 """What of a setting makes control learn from late credit: ours and the authors', with one thing changed at a time.
 
-Beside the returns it is measured, along the way, how far the late update points along the policy gradient that comes at
-once, and how far TD errors are from centred: their mean in units of their root mean square. A blurred trace multiplies
-that mean with activity of all lags, which a sharp one does not.
+Beside the returns it is measured, along the way:
+
+- how far the late update points along the policy gradient that comes at once;
+- how far TD errors are from centred: their mean in units of their root mean square. A blurred trace multiplies it
+  with activity of all lags, which a sharp one does not;
+- what share the actor has of the gradient that is clipped, by its norm.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
@@ -43,7 +48,7 @@ CHANGES = {
     "ours": {"": {}} | _MORE | {f"+ {_WORDS[name]}": {name: value} for name, value in _AUTHORS.items()},
     "authors": {"": _AUTHORS} | {f"- {_WORDS[name]}": _AUTHORS | {name: _OURS[name]} for name in _AUTHORS},
 }
-TD_MEAN = "mean of TD errors"
+TD_MEAN, SHARE = "mean of TD errors", "actor's share"
 
 
 @dataclass(frozen=True)
@@ -97,30 +102,39 @@ class Course(rl.Course):
         self.named = {"base": base, "change": change}
 
     def _evaluations(self, run, with_trace, at: set[int]) -> list[sweep.Evaluation]:
-        def centred(state):
+        def signals(state):
             key = jax.random.fold_in(jax.random.fold_in(state[1], rl.ALIGNMENT_KEY), state[0].agent.step)
-            return {TD_MEAN: td_mean(run, with_trace(state[0]), key)}
+            return signals_of(run, with_trace(state[0]), key)
 
-        return [*super()._evaluations(run, with_trace, at), sweep.Evaluation(centred, at=sorted({*at, self.updates}))]
+        return [*super()._evaluations(run, with_trace, at), sweep.Evaluation(signals, at=sorted({*at, self.updates}))]
 
     def columns(self, condition: Condition) -> dict[str, Any]:
         """What rows of a run say besides its condition."""
         return super().columns(condition) | {"form": "", "variant": ""} | self.named
 
 
-def td_mean(run, state, key) -> jax.Array:
-    """The mean of TD errors in units of their root mean square, over some rollouts from where the run is."""
+def signals_of(run, state, key) -> dict[str, jax.Array]:
+    """What is learned from in some rollouts from where the run is, weights held.
+
+    - mean of TD errors, in units of their root mean square;
+    - actor's share: its norm of the gradient of both, before the clip, mean over rollouts.
+    """
+    learner, agent = run.learner, state.agent
+    size = lambda tree: optax.tree.norm(tree, squared=True)  # noqa: E731
 
     def go_on(carry, key):
-        vector_env, sums = carry
-        vector_env, rollout = run.roll_out(state.agent.params, vector_env, key)
-        critic = run.learner.networks(state.agent.params).critic
-        error, _ = run.learner.td_errors(state.agent.hyper, critic, rollout)
-        return (vector_env, sums + jnp.stack([jnp.mean(error), jnp.mean(error**2)])), None
+        vector_env, layers, sums = carry
+        vector_env, rollout = run.roll_out(agent.params, vector_env, key)
+        error, _ = learner.td_errors(agent.hyper, learner.networks(agent.params).critic, rollout)
+        now = eqx.tree_at(lambda agent: agent.layers, agent, layers)
+        layers, gradient, _ = learner.gradient(now, rollout)
+        share = jnp.sqrt(size(gradient.actor) / size(gradient))
+        return (vector_env, layers, sums + jnp.stack([jnp.mean(error), jnp.mean(error**2), share])), None
 
-    keys = jax.random.split(key, rl.ROLLOUTS)
-    (_, (first, second)), _ = jax.lax.scan(go_on, (state.vector_env, jnp.zeros(2)), keys)
-    return first / jnp.sqrt(rl.ROLLOUTS * second)
+    start = state.vector_env, agent.layers, jnp.zeros(3)
+    (_, _, sums), _ = jax.lax.scan(go_on, start, jax.random.split(key, rl.ROLLOUTS))
+    first, second, share = sums / rl.ROLLOUTS
+    return {TD_MEAN: first / jnp.sqrt(second), SHARE: share}
 
 
 def settings(options: Options) -> list[tuple[str, str, Options]]:
@@ -208,7 +222,9 @@ def draw_course(rows: pd.DataFrame, options: Options) -> list[Path]:
         "cosine, top layer": rows[aligned & (rows["layer"] == last)],
         "cosine, first layer": rows[aligned & (rows["layer"] == "layers.0")],
         "mean TD error": rows[rows["metric"] == TD_MEAN],
+        SHARE: rows[rows["metric"] == SHARE],
     }
+    shown = {name: frame for name, frame in shown.items() if len(frame)}  # older tables have no share
     how = dict(width=plots.PAGE_WIDTH, height=1.0 + 1.2 * len(shown), sharex="col", sharey="row")
     with plots.figure(len(shown), len(delays), **how) as (figure, axes):
         for row, (name, frame) in zip(axes, shown.items(), strict=True):
@@ -227,5 +243,7 @@ def draw_course(rows: pd.DataFrame, options: Options) -> list[Path]:
             f"{rows['dataset'].iloc[0]}, {tables.label('CET', options.orders[0])}. Cosine: of the late update with the "
         )
         note += "policy gradient at once, weights held; mean TD error: in units of its root mean square. "
+        if SHARE in shown:
+            note += "Actor's share: its norm of the gradient of actor and critic, before the clip. "
         note += "Thick: mean; thin: seeds."
         return plots.save(figure, options.folder, f"{options.name}-course", note, axes[0, 0])

@@ -36,18 +36,25 @@ def test_the_authors_setting_less_one_thing_is_ours_there():
     assert setting.items() <= rl.authors("cartpole").items()
 
 
-def test_the_mean_td_error_is_that_of_rollouts_one_after_the_other():
+def test_signals_are_those_of_rollouts_one_after_the_other():
     run = library.ActorCriticRun(corridor(), library.Settings(updates=4, environments=3, rollout=7, hidden=(5,)))
     state = run.init(library.without_delay(1e-2), jax.random.key(0))
     key, learner, agent = jax.random.key(1), run.learner, state.agent
-    errors, vector_env = [], state.vector_env
-    roll_out = jit(run.roll_out)
+    errors, shares, vector_env = [], [], state.vector_env
+    roll_out, gradient = jit(run.roll_out), jit(learner.gradient)
     for one in jax.random.split(key, rl.ROLLOUTS):
         vector_env, rollout = roll_out(agent.params, vector_env, one)
         errors.append(np.asarray(learner.td_errors(agent.hyper, learner.networks(agent.params).critic, rollout)[0]))
+        layers, both, _ = gradient(agent, rollout)
+        agent = eqx.tree_at(lambda agent: agent.layers, agent, layers)
+        actor, critic = (
+            sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(part)) for part in (both.actor, both.critic)
+        )
+        shares.append(np.sqrt(actor / (actor + critic)))
     expected = np.mean(errors) / np.sqrt(np.mean(np.square(errors)))
-    found = eqx.filter_jit(control_settings.td_mean)(run, state, key)
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    found = eqx.filter_jit(control_settings.signals_of)(run, state, key)
+    np.testing.assert_allclose(found[control_settings.TD_MEAN], expected, rtol=1e-9)
+    np.testing.assert_allclose(found[control_settings.SHARE], np.mean(shares), rtol=1e-9)
 
 
 @pytest.mark.slow
