@@ -25,7 +25,8 @@ from experiments.common.conditions import Condition
 from experiments.common.selection import users_errors
 
 BASES = ("ours", "authors")
-_AUTHORS = dict(  # what theirs has and ours has not
+_BEFORE = dict(clip_each=False, center_td=None)  # of both bases, and our defaults until this experiment
+_AUTHORS = _BEFORE | dict(  # what theirs has and ours has not
     normalization="peak", cascade="first_stage", truncation="terminate", late_flag=True, form="authors_linear",
     anneal="critic",
 )  # fmt: skip
@@ -38,15 +39,18 @@ _MORE = {
     "TD errors less their running mean": dict(center_td=0.9),
     "critic at 10 times the rate": dict(critic_rate=10.0),
     "actor and critic clipped each": dict(clip_each=True),
+    "clipped each, TD errors less their running mean": dict(clip_each=True, center_td=0.9),
     "sum of gradients, entropy × 128": dict(actor_gradient="sum", entropy=1.28),
     "synapses forget at an episode's end": dict(reset_cascade=True),
     "late critic": dict(late_critic=True),
     "Adam's ε 1e-8": dict(epsilon=1e-8),
 }
-_OURS = {name: getattr(rl.Agent, name) for name in _AUTHORS}
 CHANGES = {
-    "ours": {"": {}} | _MORE | {f"+ {_WORDS[name]}": {name: value} for name, value in _AUTHORS.items()},
-    "authors": {"": _AUTHORS} | {f"- {_WORDS[name]}": _AUTHORS | {name: _OURS[name]} for name in _AUTHORS},
+    "ours": {"": _BEFORE}
+    | {words: _BEFORE | changed for words, changed in _MORE.items()}
+    | {f"+ {words}": _BEFORE | {name: _AUTHORS[name]} for name, words in _WORDS.items()},
+    "authors": {"": _AUTHORS}
+    | {f"- {words}": _AUTHORS | {name: getattr(rl.Agent, name)} for name, words in _WORDS.items()},
 }
 TD_MEAN, SHARE = "mean of TD errors", "actor's share"
 

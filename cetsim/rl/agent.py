@@ -153,7 +153,7 @@ class Learner(eqx.Module):
         plain, losses = eqx.filter_grad(self._plain_loss, has_aux=True)(model, hyper, rollout, targets)
         plain = eqx.filter(plain, eqx.is_inexact_array)
         sent = self.sent(state, td_error)
-        layers, late = self.late_gradient(hyper, state.params, state.layers, rollout, sent)
+        layers, late = self.late_gradient(hyper, state.params, state.layers, rollout, sent, td_error)
         add = lambda own, more: own if more is None else jax.tree.map(jnp.add, own, more)  # noqa: E731
         return (
             layers,
@@ -162,7 +162,7 @@ class Learner(eqx.Module):
         )
 
     def sent(self, state: AgentState, td_error):
-        """TD errors of a rollout as synapses are sent them: as they are, or less their running mean."""
+        """TD errors of a rollout as the actor's synapses are sent them: less their running mean, or as they are."""
         if self.settings.center_td is None:
             return td_error
         weights = 1 - self.settings.center_td ** (state.step + 1)  # of all means so far
@@ -186,22 +186,28 @@ class Learner(eqx.Module):
         advantage = jax.vmap(actor_trace.returns_of, in_axes=(None, 1, 1), out_axes=1)
         return td_error, before + advantage(hyper.discount * hyper.lam, td_error, rollout.alive)
 
-    def late_gradient(self, hyper: Hyperparameters, params: Networks, layers, rollout: Rollout, td_error):
+    def late_gradient(
+        self, hyper: Hyperparameters, params: Networks, layers, rollout: Rollout, td_error, critic_error=None
+    ):
         """What synapses learn through traces: states of the layers after the rollout, and the gradient.
 
         The actor's is the mean over environments and, unless `actor_gradient` is `"sum"`, over steps: of what arrives
         in this rollout, divided by its steps. The critic's, always a mean, is None unless it is late.
+
+        **Arguments:** `td_error`: what the actor's synapses are sent. `critic_error`: what a late critic's are, None
+        for the same.
         """
         model = self.networks(params)
         factors = networks.factors_of_policy(model.actor, self.policy, rollout.observation, rollout.action)
         if self.settings.late_critic:
             factors += networks.factors_of_value(model.critic, rollout.observation)
+        depth = len(self.settings.hidden) + 1
+        errors = [td_error] * depth + [td_error if critic_error is None else critic_error] * (len(factors) - depth)
         new_layers, updates = [], []
-        for rule, layer, seen in zip(self._rules(hyper, params), layers, factors, strict=True):
-            layer, gradient = self._learn_layer(hyper, rule, layer, seen, rollout, td_error)
+        for rule, layer, seen, error in zip(self._rules(hyper, params), layers, factors, errors, strict=True):
+            layer, gradient = self._learn_layer(hyper, rule, layer, seen, rollout, error)
             new_layers.append(layer)
             updates.append(jnp.mean(gradient, axis=0))
-        depth = len(self.settings.hidden) + 1
         share = 1.0 if self.settings.actor_gradient == "sum" else 1 / self.settings.rollout
         late = networks.gradient_like(model.actor, [share * update for update in updates[:depth]])
         if not self.settings.late_critic:

@@ -89,7 +89,8 @@ class Settings:
     - `critic`: `"mlp"`, with these hidden layers, or, where observations are images, `"conv"` (see
       `cetsim.rl.images.critic`; the paper's in SpaceInvaders), which learns by ordinary backprop only.
     - `form`: of the rule, see `cetsim.credit.synaptic_factors`; the authors' is `"authors_linear"`.
-    - `clip`: largest global norm of actor's and critic's gradient together, or of each if `clip_each`.
+    - `clip`: largest global norm of the gradients of actor and critic, of each if `clip_each`, else of both as one (the
+      authors'). Together the actor has 1 to 4 % of the norm, and learns later and worse (docs/guides/late-control.md).
     - `epsilon`: added to the square root in Adam's denominator.
     - `actor_gradient`: whether the actor's gradient is the `"mean"` over steps and environments, as those of the critic
       and the entropy bonus are (the paper's), or the `"sum"` over steps and the mean over environments, which makes it
@@ -105,9 +106,10 @@ class Settings:
     - `late_critic`: whether the critic too learns through traces from late TD errors.
     - `late_flag`: whether the ends of episodes come one step later still and cut λ-traces there, as in the authors'
       code.
-    - `center_td`: decay, per update, of a running mean of TD errors that the actor's synapses are not sent, in [0, 1);
-      None sends TD errors as they are. It leaves less for a blurred trace to multiply activity of wrong moments with,
-      but is no baseline: of a TD error at once it takes what says that going on is good.
+    - `center_td`: decay, per update, in [0, 1), of a running mean of TD errors that is taken off what the actor's
+      synapses are sent. A blurred trace multiplies that mean with activity of wrong moments, against the policy
+      gradient while the critic knows little (docs/guides/late-control.md); it goes to 0 as the critic learns. None
+      sends TD errors as they are (the authors'), so that without delay the update is the policy gradient's own.
     - `window`: steps of the past that layers keep the factors of. None takes what costs less, the kernel's own window
       (all but 1e-4 of its area) or the stages of every synapse, for which traces must be concrete at `init`.
 
@@ -121,7 +123,7 @@ class Settings:
     critic: str = "mlp"
     form: str = "activation"
     clip: float = 0.5
-    clip_each: bool = False
+    clip_each: bool = True
     epsilon: float = 1e-5
     actor_gradient: str = "mean"
     anneal: str = "none"
@@ -130,7 +132,7 @@ class Settings:
     reset_cascade: bool = False
     late_critic: bool = False
     late_flag: bool = False
-    center_td: float | None = None
+    center_td: float | None = 0.9
     window: int | None = None
 
     def __post_init__(self):
@@ -151,10 +153,6 @@ class Settings:
         if self.center_td is not None:
             object.__setattr__(self, "center_td", checks.require_static("center_td", self.center_td))
             checks.require_within("center_td", self.center_td, "[0, 1)")
-            if self.late_critic:
-                raise ValueError(
-                    "`center_td` must be None where the critic is late, which learns from TD errors as they are"
-                )
         if self.random_lam is not None:
             low, high = self.random_lam
             if not 0 <= low <= high <= 1:

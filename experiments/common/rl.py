@@ -24,6 +24,7 @@ POINTS = 50  # of a learning curve
 MEASURED = 5  # moments at which alignment is measured
 ROLLOUTS = 16  # over which alignment is measured
 MAX_STEPS = 10_000  # of an episode of the evaluation
+DEFAULTS = 2  # raised with every default of the agent that changes, so that older runs are not taken for new ones
 EVALUATION_KEY, ALIGNMENT_KEY = 1, 2  # folded into a run's key
 VALUE = 0.5  # weight of the critic's loss
 PROBABILITY = checks.Rule("0 to 1", lambda v: 0 <= v <= 1)
@@ -53,6 +54,8 @@ PAPER = {
 CHOICES = {"orders": (2, 5, 8, 10), "betas": (0.5, 0.7, 0.9, 0.99), "learning_rates": (1e-4, 2.5e-4, 5e-4, 9e-4)}
 AUTHORS_CODE = {
     "critic_rate": 1.0,  # one learning rate for both
+    "clip_each": False,  # and one clip
+    "center_td": None,  # TD errors are sent as they are
     "actor_gradient": "mean",  # their loss is the mean log-probability over steps and environments
     "form": "authors_linear",  # errors of their hidden layers are taken by z, and f' enters the trace besides
     "truncation": "terminate",  # their done flag holds both, and no value is bootstrapped from
@@ -102,16 +105,16 @@ class Agent:
     """Whether the critic too learns through traces from late TD errors."""
     late_flag: bool = False
     """Whether ends of episodes cut λ-traces one step late, as in the authors' code."""
-    center_td: float | None = None
-    """Decay per update of the running mean of TD errors that is taken off them; by default none is."""
+    center_td: float | None = 0.9
+    """Decay per update of the running mean of TD errors that is taken off what the actor is sent; None takes none."""
     discount: Annotated[float, PROBABILITY] = 0.99
     """Discount γ, 0 to 1."""
     lam: Annotated[float, PROBABILITY] = 0.95
     """Decay λ of the λ-trace and of λ-returns, 0 to 1."""
     entropy: Annotated[float, checks.NOT_NEGATIVE] = 0.01
     """Weight of the entropy bonus."""
-    clip_each: bool = False
-    """Whether the gradients of actor and critic are clipped each, rather than together."""
+    clip_each: bool = True
+    """Whether the gradients of actor and critic are clipped each, rather than together, as the authors' are."""
     epsilon: Annotated[float, checks.ABOVE_ZERO] = 1e-5
     """Adam's ε."""
 
@@ -188,6 +191,7 @@ class Setting:
 
     environment: str
     measured_on: str
+    defaults: int
     agent: Agent = field(default_factory=Agent)
     episodes: int = 100
     dt: float = 0.2
@@ -293,7 +297,7 @@ class Course(selection.Course):
     def config(self) -> Setting:
         """All that runs depend on besides their conditions."""
         options = self.options
-        return Setting(options.environment, self.measured_on, options.agent, options.episodes, options.dt)
+        return Setting(options.environment, self.measured_on, DEFAULTS, options.agent, options.episodes, options.dt)
 
     def score(self, values: dict[str, float]) -> float:
         """The mean return."""

@@ -1,6 +1,7 @@
 """The actor-critic: its gradient against autodiff and the literal rule, and a run against itself in other pieces."""
 
 import dataclasses
+import functools
 
 import equinox as eqx
 import jax
@@ -28,7 +29,8 @@ from cetsim.rl.policies import Categorical
 pytestmark = pytest.mark.slow
 
 DT = 0.2
-SETTINGS = Settings(updates=4, environments=3, rollout=11, hidden=(6, 5))
+uncentred = functools.partial(Settings, center_td=None)  # learns from TD errors as they are
+SETTINGS = uncentred(updates=4, environments=3, rollout=11, hidden=(6, 5))
 
 
 RUN = ActorCriticRun(corridor(), SETTINGS)
@@ -88,7 +90,7 @@ def test_without_delay_it_is_the_policy_gradient(kind):
 
 def test_td_errors_and_returns_by_hand():
     for truncation in ("bootstrap", "terminate"):
-        run = ActorCriticRun(corridor(), Settings(1, 3, 30, (6, 5), truncation=truncation))
+        run = ActorCriticRun(corridor(), uncentred(1, 3, 30, (6, 5), truncation=truncation))
         state = run.init(hyper(), jax.random.key(1))
         rollout, td_error, targets, *_ = first_rollout(run, state)
         critic = jax.vmap(jax.vmap(run.learner.networks(state.agent.params).critic))
@@ -109,7 +111,7 @@ def test_td_errors_and_returns_by_hand():
 
 def test_td_errors_where_nothing_was_broken_off():
     """The common case: what is next observed has its value already."""
-    run = ActorCriticRun(corridor(), Settings(1, 8, LENGTH - 2, (6, 5)))
+    run = ActorCriticRun(corridor(), uncentred(1, 8, LENGTH - 2, (6, 5)))
     state = run.init(hyper(), jax.random.key(1))
     rollout, td_error, *_ = first_rollout(run, state)
     assert not bool(rollout.truncated.any())
@@ -133,7 +135,7 @@ def test_late_credit_is_the_literal_rule(option):
     late_critic, late_flag, reset = (option == name for name in ("late_critic", "late_flag", "reset_cascade"))
     flags = {option: True} if late_critic or late_flag or reset else {}
     flags |= {"window": {"window": 11}, "preactivation": {"form": "preactivation"}}.get(option, {})
-    run = ActorCriticRun(corridor(), Settings(1, 3, 11, (6, 5), **flags))
+    run = ActorCriticRun(corridor(), uncentred(1, 3, 11, (6, 5), **flags))
     traces = (DelayLine(0.0, DT, 0.0), CascadingTrace(3, 0.6, DT), CascadingTrace(3, 1.2, DT))
     rng, lams = np.random.default_rng(0), [0.95] * 3
     if option == "synaptic_lam":
@@ -267,7 +269,7 @@ def test_one_clip_for_actor_and_critic():
     state = RUN.init(hyper(rate=1.0), jax.random.key(3))
     moved = {}
     for clip in (1e-9, 2e-9):
-        run = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, clip=clip))
+        run = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, clip=clip, clip_each=False))
         after, _ = advance(run, state, 1)
         moved[clip] = jax.tree.map(jnp.subtract, after.agent.params, state.agent.params)
     norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(moved[1e-9])))
@@ -276,7 +278,7 @@ def test_one_clip_for_actor_and_critic():
 
 
 def test_a_clip_each_and_another_epsilon():
-    run = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, clip=1e-9, clip_each=True, epsilon=1e-4))
+    run = ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, clip=1e-9, epsilon=1e-4))
     state = run.init(hyper(rate=1.0), jax.random.key(3))
     after, _ = advance(run, state, 1)
     moved = jax.tree.map(jnp.subtract, after.agent.params, state.agent.params)
@@ -285,10 +287,16 @@ def test_a_clip_each_and_another_epsilon():
         np.testing.assert_allclose(norm, 1e-9 / 1e-4, rtol=1e-3)
 
 
-def test_td_errors_are_sent_less_their_running_mean():
-    """Two updates: what the actor gets is what it would get of these TD errors less their running mean."""
-    decay = 0.8
-    plain, run = RUN, ActorCriticRun(corridor(), dataclasses.replace(SETTINGS, center_td=decay))
+@pytest.mark.parametrize("late", [False, True])
+def test_td_errors_are_sent_less_their_running_mean(late):
+    """Two updates: what the actor gets is what it would get of these TD errors less their running mean.
+
+    A late critic gets them as they are.
+    """
+    decay, settings = 0.8, dataclasses.replace(SETTINGS, late_critic=late)
+    plain, run = (
+        ActorCriticRun(corridor(), dataclasses.replace(settings, center_td=center)) for center in (None, decay)
+    )
     state = run.init(hyper(0.4), jax.random.key(3))
     means = []
     for _ in range(2):
@@ -297,14 +305,18 @@ def test_td_errors_are_sent_less_their_running_mean():
         weights = decay ** np.arange(len(means))[::-1]
         sent = td_error - weights @ np.asarray(means) / weights.sum()
         agent = state.agent
-        _, late = plain.learner.late_gradient(agent.hyper, agent.params, agent.layers, rollout, sent)
+        gradients = (
+            plain.learner.late_gradient(agent.hyper, agent.params, agent.layers, rollout, errors)[1]
+            for errors in (sent, td_error)
+        )
+        centred, as_it_is = gradients
+        if late:
+            close(grads.critic, as_it_is.critic)
         bonus, _ = jit(entropy_gradient)(plain.learner, agent, rollout, targets)
-        close(grads.actor, jax.tree.map(jnp.add, late.actor, eqx.filter(bonus.actor, eqx.is_inexact_array)))
+        close(grads.actor, jax.tree.map(jnp.add, centred.actor, eqx.filter(bonus.actor, eqx.is_inexact_array)))
         grown, metrics = jit(run.learner.learn)(agent, rollout)
         np.testing.assert_allclose(metrics.td_error, means[-1], rtol=1e-12)
         state = eqx.tree_at(lambda state: state.agent, state, grown)
-    with pytest.raises(ValueError, match="`center_td` must be None where the critic is late"):
-        dataclasses.replace(SETTINGS, center_td=0.5, late_critic=True)
 
 
 def entropy_gradient(learner, agent, rollout, targets):
@@ -341,7 +353,7 @@ def test_undelayed_changes_nothing_but_when():
 
 
 def test_seeds_and_delays_are_mapped():
-    run = ActorCriticRun(corridor(), Settings(4, 3, 11, (6, 5), window=20))
+    run = ActorCriticRun(corridor(), uncentred(4, 3, 11, (6, 5), window=20))
 
     def returns(delay, seed):
         late = FixedDelay(delay, DT, max_delay=2.0)
@@ -355,7 +367,7 @@ def test_seeds_and_delays_are_mapped():
 
 
 def test_learning_rates_and_kinds_of_trace_are_mapped():
-    run = ActorCriticRun(corridor(), Settings(4, 3, 11, (6, 5), window=20))
+    run = ActorCriticRun(corridor(), uncentred(4, 3, 11, (6, 5), window=20))
     kinds = (CascadingTrace(3, 1.0, DT), ExponentialTrace(1.0, DT), DelayLine(1.0, DT))
     tables, rates = [trace.tabulate(20) for trace in kinds], jnp.asarray([1e-2, 3e-2, 1e-3])
 
