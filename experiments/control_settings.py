@@ -25,6 +25,7 @@ from experiments.common.conditions import Condition
 from experiments.common.selection import users_errors
 
 BASES = ("ours", "authors")
+NOW = "clipped each, TD errors less their running mean"  # our defaults since
 _BEFORE = dict(clip_each=False, center_td=None)  # of both bases, and our defaults until this experiment
 _AUTHORS = _BEFORE | dict(  # what theirs has and ours has not
     normalization="peak", cascade="first_stage", truncation="terminate", late_flag=True, form="authors_linear",
@@ -39,7 +40,7 @@ _MORE = {
     "TD errors less their running mean": dict(center_td=0.9),
     "critic at 10 times the rate": dict(critic_rate=10.0),
     "actor and critic clipped each": dict(clip_each=True),
-    "clipped each, TD errors less their running mean": dict(clip_each=True, center_td=0.9),
+    NOW: dict(clip_each=True, center_td=0.9),
     "sum of gradients, entropy × 128": dict(actor_gradient="sum", entropy=1.28),
     "synapses forget at an episode's end": dict(reset_cascade=True),
     "late critic": dict(late_critic=True),
@@ -190,7 +191,7 @@ def of_setting(frame: pd.DataFrame, base: str, change: str) -> pd.DataFrame:
 
 def words(base: str, change: str) -> str:
     """Name of a setting."""
-    return change or f"{base} as {'it is' if base == 'ours' else 'they are'}"
+    return change or {"ours": "ours until now", "authors": "the authors'"}[base]
 
 
 def draw_returns(ends: pd.DataFrame, names: list[tuple[str, str]], delays: list[float], options: Options) -> list[Path]:
@@ -217,8 +218,8 @@ def draw_returns(ends: pd.DataFrame, names: list[tuple[str, str]], delays: list[
 
 
 def draw_course(rows: pd.DataFrame, options: Options) -> list[Path]:
-    """Along the way of both settings as they are: return, cosine with the gradient at once, mean TD error."""
-    rows = rows[(rows["change"] == "") & (rows["delay_s"] > 0)]
+    """Along the way of our settings, until now and now, and of the authors': return, cosine, what is learned from."""
+    rows = rows[rows["change"].isin(["", NOW]) & (rows["delay_s"] > 0)]
     delays, last = sorted(set(rows["delay_s"])), f"layers.{len(options.hidden)}"
     aligned = rows["metric"] == "alignment"
     shown = {
@@ -233,9 +234,14 @@ def draw_course(rows: pd.DataFrame, options: Options) -> list[Path]:
     with plots.figure(len(shown), len(delays), **how) as (figure, axes):
         for row, (name, frame) in zip(axes, shown.items(), strict=True):
             for axis, delay in zip(row, delays, strict=True):
-                for base, color in (("ours", "#0072B2"), ("authors", "#D55E00")):
-                    runs = frame[(frame["delay_s"] == delay) & (frame["base"] == base)]
-                    plots.curves(axis, runs, style=dict(color=color), name=base)
+                for one, label, color in (
+                    (("ours", ""), "ours until now", "#0072B2"),
+                    (("ours", NOW), "ours now", "#009E73"),
+                    (("authors", ""), "authors", "#D55E00"),
+                ):
+                    runs = of_setting(frame[frame["delay_s"] == delay], *one)
+                    if len(runs):
+                        plots.curves(axis, runs, style=dict(color=color), name=label)
                 axis.xaxis.set_major_formatter(EngFormatter(sep=""))
                 axis.axhline(0, color="#999999", linewidth=0.5)
             row[0].set_ylabel(name)

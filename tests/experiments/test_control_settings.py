@@ -60,10 +60,10 @@ def test_signals_are_those_of_rollouts_one_after_the_other():
 @pytest.mark.slow
 def test_the_experiment_ends_with_a_table_and_figures(tmp_path):
     text = output_of(*SMALL.split(), "--out", tmp_path)
-    for words in ("authors as they are", "no delay", "2 s"):
+    for words in ("the authors'", "no delay", "2 s"):
         assert words in text
     again = copied(tmp_path / "control-settings", tmp_path / "again")
-    assert "authors as they are" in output_of(*SMALL.split(), "--plot-only", "--out", again.parent)
+    assert "the authors'" in output_of(*SMALL.split(), "--plot-only", "--out", again.parent)
     require_same_pictures(tmp_path / "control-settings", again)
 
 
