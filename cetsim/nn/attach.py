@@ -47,29 +47,12 @@ def attach(
 
     **Arguments:**
 
-    - `model`: any Equinox model. Layers are `eqx.nn.Linear`, `Conv`, `ConvTranspose` and `Embedding` of any dimension,
-      also in an `eqx.nn.WeightNorm`. Activations are found behind their layer in `eqx.nn.Sequential` and `eqx.nn.MLP`,
-      however nested, and average pools behind the activation of a Conv2d (in the form `"activation"`, where they
-      commute with the filter, and filtering what is pooled is cheaper).
+    - `model`: any Equinox model; `layer_names` says which of its layers are found.
     - `trace`: what synapses remember, shared or one kernel per post-neuron; or one trace per layer, in a dict by name
       (of a layer or of a module that holds some) or in a tuple from the top (the last in the model's tree) down.
     - `delay`: when learning signals arrive, in all layers or layer by layer, by name or from the top down.
-    - `form`: `"activation"`, `"preactivation"` or `"authors_linear"` (see `credit.synaptic_factors`), or `"authors"`,
-      `"authors_linear"` for Linear and `"activation"` for other layers, as in the authors' code. Only `"preactivation"`
-      does without the activation, which cannot be seen where a module's own code calls it.
-    - `error_gate`: activity enters the trace only at steps where ‖∂ℓ/∂a‖² is above it; 0 is off. Where the activation
-      is not known, a is what the layer itself returns.
+    - `form`, `error_gate`, `signal`, `reward`, `window`, `derivative`: the rule in all layers, see `Synapses`.
     - `boundary`: `"reset"` starts every segment empty, `"carry"` goes with `streaming_value_and_grad`.
-    - `signal`: stands in for ∂ℓ/∂a, with its sign and by the steps that it belongs to: `[time]`, or `[time, *out]` of
-      one layer. The gradient is then Σ_t signal(t) · trace, a sum over steps and over whatever else is mapped.
-    - `reward`: a scalar third factor `[time]` such as dopamine, by the steps that earned it, `delay` later seen by all
-      post-neurons alike: weights change along +Σ_t reward(t) · trace (the gradient is minus that), whatever the loss;
-      a sum over steps and over batches, so divide it for a mean. Rewards given by the steps at which they come take
-      `FixedDelay(0.0)`. The loss must read the model's outputs (their sum will do), or jax never asks for a gradient.
-    - `window`: steps that a stream remembers; by default those outside which 1e-6 of the kernel's area lies.
-    - `derivative`: how f'(z), which errors pass on their way down, waits for them in each layer: `"ideal"`, as it was,
-      or in a `"cascade"`, the layer's trace, at the soma (with `boundary="reset"`, since what a stream sends down at
-      once cannot wait).
     - `events`: the steps of the segment that the model is mapped over, where these are not all.
     - `length`: steps of the segment that are real, a whole number that may be traced, where padding follows: nothing
       enters a trace, is sent or arrives from there on.
@@ -90,12 +73,8 @@ def attach(
     checks.require_in("boundary", boundary, BOUNDARIES)
     length = _length(length, boundary, events)
     sites, overrides = _plain_sites(model), overrides or {}
-    _check_overrides(model, sites, overrides)
-    options_of = {site.name: overrides.get(surgery.nearest(overrides, site.name), {}) for site in sites}
-    traced = [site for site in sites if options_of[site.name] is not None]
-    for site in traced:
-        if site.fault is not None:
-            raise ValueError(f"{site.fault}; overrides={{{site.name!r}: None}} leaves it to undelayed backprop")
+    options_of = _options_by_layer(model, sites, overrides)
+    traced = _traced(sites, options_of)
     by_layer = {name: _by_layer(name, given, sites, options_of) for name, given in (("trace", trace), ("delay", delay))}
     new = {}
     for site in traced:
@@ -120,7 +99,13 @@ def _length(length, boundary: str, events: Events | None):
 
 
 def layer_names(model) -> list[str]:
-    """Names of the layers that `attach` finds, in the order of the model's tree."""
+    """Names of the layers that `attach` finds, in the order of the model's tree.
+
+    They are `eqx.nn.Linear`, `Conv`, `ConvTranspose` and `Embedding` of any dimension, also in an `eqx.nn.WeightNorm`.
+    Activations are found behind their layer in `eqx.nn.Sequential` and `eqx.nn.MLP`, however nested, and average pools
+    behind the activation of a Conv2d (in the form `"activation"`, where they commute with the filter, and filtering
+    what is pooled is cheaper).
+    """
     return [site.name for site in surgery.sites(model) if site.fault is None]
 
 
@@ -146,8 +131,17 @@ def _plain_sites(model) -> list[Site]:
     return sites
 
 
-def _check_overrides(model, sites: list[Site], overrides: dict) -> None:
-    """Raises ValueError for names that are not in the model, and options that there are not."""
+def _traced(sites: list[Site], options_of: dict) -> list[Site]:
+    """The layers that get a trace."""
+    traced = [site for site in sites if options_of[site.name] is not None]
+    for site in traced:
+        if site.fault is not None:
+            raise ValueError(f"{site.fault}; overrides={{{site.name!r}: None}} leaves it to undelayed backprop")
+    return traced
+
+
+def _options_by_layer(model, sites: list[Site], overrides: dict) -> dict[str, dict | None]:
+    """What `overrides` says of each layer; ValueError for names that are not in the model, or unknown options."""
     names = [site.name for site in sites]
     leaves, _ = jax.tree_util.tree_flatten_with_path(model)
     learned = [path_name(path) for path, leaf in leaves if eqx.is_inexact_array(leaf)]
@@ -156,6 +150,7 @@ def _check_overrides(model, sites: list[Site], overrides: dict) -> None:
             raise ValueError(f"`overrides` names the layer {key!r}; the model has {', '.join(names)}")
         for option in options or ():
             checks.require_in(f"overrides[{key!r}]", option, _OPTIONS)
+    return {name: overrides.get(surgery.nearest(overrides, name), {}) for name in names}
 
 
 def _warn_of_rest(model, sites: list[Site], overrides: dict) -> None:

@@ -49,20 +49,33 @@ class _Constant(eqx.Module):
 
 
 class Synapses(eqx.Module):
-    """The rule that one layer's synapses obey.
+    """The rule that one layer's synapses obey: what `attach` says of all layers, or `overrides` of one.
 
     **Fields:**
 
     - `trace`: what they remember. `delay`: when signals arrive.
-    - `error_gate`: activity enters the trace only where ‖∂ℓ/∂a‖² is above it (0 is off).
-    - `signal`: stands in for ∂ℓ/∂a if given, `[time]` or `[time, *out]`.
-    - `form`: of the rule. `window`: steps that a stream remembers; None for segments that start empty.
+    - `error_gate`: activity enters the trace only at steps where ‖∂ℓ/∂a‖² is above it; 0 is off. Where the activation
+      is not known, a is what the layer itself returns.
+    - `signal`: stands in for ∂ℓ/∂a, with its sign and by the steps that it belongs to: `[time]`, or `[time, *out]` of
+      one layer. The gradient is then Σ_t signal(t) · trace, a sum over steps and over whatever else is mapped.
+    - `form`: `"activation"`, `"preactivation"` or `"authors_linear"` (see `credit.synaptic_factors`); `attach` knows
+      `"authors"` too, `"authors_linear"` for Linear and `"activation"` for other layers, as in the authors' code. Only
+      `"preactivation"` does without the activation, which cannot be seen where a module's own code calls it.
+    - `window`: steps that a stream remembers, by default those outside which 1e-6 of the kernel's area lies; None for
+      segments that start empty.
     - `pool`: a map, linear in each step, behind the activation; the signal is filtered behind it, where it is smallest.
     - `derivative`: how f'(z), which errors pass on their way down, waits for them: `"ideal"`, as it was, or in a
-      `"cascade"`, the layer's trace, at the soma.
+      `"cascade"`, the layer's trace, at the soma (with `boundary="reset"`, since what a stream sends down at once
+      cannot wait).
     - `events`: the steps that the rows of a segment belong to; None for all.
     - `length`: steps of the segment that are real, where padding follows; None for all.
     - `name`: of the layer, for errors.
+
+    **Notes:** `attach` takes a `reward`, a scalar third factor `[time]` such as dopamine, in the place of a signal: by
+    the steps that earned it, `delay` later seen by all post-neurons alike. Weights change along +Σ_t reward(t) · trace
+    (the gradient is minus that), whatever the loss; a sum over steps and over batches, so divide it for a mean. Rewards
+    given by the steps at which they come take `FixedDelay(0.0)`. The loss must read the model's outputs (their sum will
+    do), or jax never asks for a gradient.
     """
 
     trace: AbstractTrace

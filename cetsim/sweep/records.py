@@ -8,6 +8,7 @@ earlier versions, with all runs in `runs.jsonl` or only in the table `results.cs
 import csv
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,20 +16,23 @@ from cetsim.files import write_atomic
 from cetsim.sweep.grid import plain
 
 SCHEMA = 2  # of all that a sweep writes; in 1 all records were one file
-RUNS, OLD_RUNS, TABLE = "runs", "runs.jsonl", "results.csv"
+RUNS, OLD_RUNS, TABLE, CHECKPOINTS = "runs", "runs.jsonl", "results.csv", "checkpoints"
 OF_A_ROW = ("layer", "step", "metric", "value")  # what differs between the rows of one run
 
 
 class Records:
-    """The runs recorded in `folder`.
+    """The runs recorded in `folder`, from which all that a sweep keeps there is removed first if `fresh`.
 
     **Attributes:** `records`: by hash, in the order in which they were recorded, as last read.
 
     **Raises:** ValueError where a file does not hold what it should, or is of a newer version.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, fresh: bool = False):
         self.folder, self._seen = Path(folder), {}
+        for name in (RUNS, CHECKPOINTS, OLD_RUNS, f"{OLD_RUNS}.damaged", TABLE) if fresh else ():
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            (self.folder / name).unlink(missing_ok=True)
         self.records: dict[str, dict] = read_table(self.folder / TABLE)
         lines = (self.folder / OLD_RUNS).read_bytes().splitlines() if (self.folder / OLD_RUNS).exists() else []
         for number, line in enumerate(lines, 1):

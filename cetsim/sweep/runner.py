@@ -16,10 +16,9 @@ from cetsim.sweep import checkpoint, provenance
 from cetsim.sweep.grid import Run, digest
 from cetsim.sweep.interrupts import graceful
 from cetsim.sweep.progress import Reporter, format_seconds
-from cetsim.sweep.records import SCHEMA, Records
+from cetsim.sweep.records import CHECKPOINTS, SCHEMA, Records
 from cetsim.sweep.table import final_values
 
-CHECKPOINTS = "checkpoints"  # folder, beside the records
 EVERY = 60.0  # seconds of training between two checkpoints, at least
 SHARE = 50  # times as long as a checkpoint takes is trained before the next, at least
 

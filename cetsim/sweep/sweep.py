@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,8 +14,8 @@ from cetsim import checks
 from cetsim.sweep.grid import Run, digest, entries, in_batches, naming, parse_shard, plain, words
 from cetsim.sweep.hosts import claimed, exchange
 from cetsim.sweep.interrupts import Interrupted, graceful
-from cetsim.sweep.records import OLD_RUNS, RUNS, TABLE, Records
-from cetsim.sweep.runner import CHECKPOINTS, EVERY, Runner
+from cetsim.sweep.records import Records
+from cetsim.sweep.runner import EVERY, Runner
 from cetsim.sweep.table import Table
 from cetsim.sweep.training import Trainer, Training
 
@@ -43,8 +42,7 @@ def run(
 ) -> Table:
     """Trains every condition that is not recorded in `folder` yet, and returns the records of all.
 
-    Started again after an interruption, whatever it was, it goes on from the last checkpoint, and the numbers are those
-    of a sweep that was not interrupted.
+    Started again after any interruption, it goes on from the last checkpoint, to the same numbers as without one.
 
     **Arguments:**
 
@@ -59,8 +57,7 @@ def run(
     - `describe`: of a condition, in words.
     - `stage`: names this part of a folder's work, such as choosing hyperparameters.
     - `batch`: conditions trained side by side at most. They are batched by the conditions and this alone.
-    - `shard`: `"i/n"` to be the i-th of n processes that share the folder and the work. Processes joined by
-      `initialize` share it by themselves.
+    - `shard`: `"i/n"`, the i-th of n processes that share folder and work; those joined by `initialize` do anyhow.
     - `wait`: wait for what other shards train, so that the table has all runs.
     - `checkpoint_every`: seconds between two checkpoints, at least.
     - `devices`: over which slots are spread; all of this process by default.
@@ -69,6 +66,25 @@ def run(
     **Raises:** ValueError for conditions or a batch that cannot be. BlockingIOError if another process has the folder,
     OSError if it cannot be written. `Interrupted`, a SystemExit of status 130 or 143, when SIGINT or SIGTERM came.
     """
+    index, count = _share(shard, fresh)
+    checks.require_whole("batch", batch)
+    folder, devices = Path(folder), tuple(jax.local_devices() if devices is None else devices)
+    runs = _declared(list(conditions), training, static, config, defaults, columns, describe)
+    size, multiple = (1, 1) if runs[0].training.on_host else (batch, len(devices))
+    batches, keys = in_batches(runs, size, multiple)[index - 1 :: count], [run.key for run in runs]
+    try:
+        with claimed(folder, f"{index}/{count}"):
+            records = Records(folder, fresh)
+            runner = Runner(lambda run, width: Trainer(run.training, width, devices), records, checkpoint_every, stage)
+            return _finished(runner, batches, keys, count == 1, wait)
+    except Interrupted:
+        command = shlex.join(argument for argument in sys.orig_argv if argument != "--fresh")
+        print(f"\ninterrupted; what was done is kept in {folder}\nto go on: {command}", file=sys.stderr)
+        raise
+
+
+def _share(shard: str, fresh: bool) -> tuple[int, int]:
+    """Which of how many processes this one is, from 1."""
     index, count = parse_shard(shard)
     if (joined := jax.process_count()) > 1:
         if count > 1:
@@ -76,32 +92,28 @@ def run(
         index, count = jax.process_index() + 1, joined
     if fresh and count > 1:
         raise ValueError(f"`fresh` must be False where processes share a folder, which others use, got {index}/{count}")
-    checks.require_whole("batch", batch)
-    folder, devices = Path(folder), tuple(jax.local_devices() if devices is None else devices)
-    runs = _declared(list(conditions), training, static, config, defaults, columns, describe)
-    size, multiple = (1, 1) if runs[0].training.on_host else (batch, len(devices))
-    batches = in_batches(runs, size, multiple)[index - 1 :: count]
-    keys = [run.key for run in runs]
-    try:
-        with claimed(folder, f"{index}/{count}"):
-            if fresh:
-                for name in (RUNS, CHECKPOINTS, OLD_RUNS, f"{OLD_RUNS}.damaged", TABLE):
-                    shutil.rmtree(folder / name, ignore_errors=True)
-                    (folder / name).unlink(missing_ok=True)
-            records = Records(folder)
-            failed = {key: record for key, record in records.records.items() if "error" in record}
-            runner = Runner(lambda run, width: Trainer(run.training, width, devices), records, checkpoint_every, stage)
-            runner.run(batches)
-            if count == 1 and (others := len(list(runner.checkpoints.glob("*")))):
-                print(f"note: unfinished batches, declared otherwise, that are left alone: {others}", file=sys.stderr)
-            exchange(records, keys)
-            if wait:
-                _wait(records, keys, failed)
-    except Interrupted:
-        command = shlex.join(argument for argument in sys.orig_argv if argument != "--fresh")
-        print(f"\ninterrupted; what was done is kept in {folder}\nto go on: {command}", file=sys.stderr)
-        raise
+    return index, count
+
+
+def _finished(runner: Runner, batches: list, keys: list[str], alone: bool, wait: bool) -> Table:
+    """The runs, these batches of them trained here, and if so wanted the others waited for; says which failed."""
+    records = runner.records
+    failed = {key: record for key, record in records.records.items() if "error" in record}
+    runner.run(batches)
+    if alone and (others := len(list(runner.checkpoints.glob("*")))):
+        print(f"note: unfinished batches, declared otherwise, that are left alone: {others}", file=sys.stderr)
+    exchange(records, keys)
     records.refresh()
+    # What failed before is waited for once more.
+    waiting = lambda: wait and sum(records.records.get(key) == failed.get(key) for key in keys)  # noqa: E731
+    if left := waiting():
+        print(f"waiting for {left} runs of other shards", flush=True)
+        with graceful() as asked:
+            asked.work = "nothing: what is waited for is of other shards"
+            while waiting():
+                time.sleep(POLL)
+                asked.stop_if_requested()
+                records.refresh()
     table = Table({key: records.records[key] for key in keys if key in records.records})
     errors = [f"{key}: {record['error']}" for key, record in table.records.items() if "error" in record]
     if errors:
@@ -142,17 +154,3 @@ def _declared(conditions: list, training, static, config, defaults, columns, des
         more = plain(columns(condition) if callable(columns) else columns or {}, "columns")
         runs[key] = Run(condition, made, group, named, key, more | plain(values, "conditions"), describe(condition))
     return list(runs.values())
-
-
-def _wait(records: Records, keys: list[str], failed: dict[str, dict]) -> None:
-    """Waits until the other shards have recorded theirs, those which had `failed` before once more."""
-    waiting = lambda: sum(records.records.get(key) == failed.get(key) for key in keys)  # noqa: E731
-    records.refresh()
-    if waiting():
-        print(f"waiting for {waiting()} runs of other shards", flush=True)
-    with graceful() as asked:
-        asked.work = "nothing: what is waited for is of other shards"
-        while waiting():
-            time.sleep(POLL)
-            asked.stop_if_requested()
-            records.refresh()

@@ -8,15 +8,16 @@ lead, so that `weights(lags)` is `[*lags, out]` and the activity of a step is `[
 `2.0 * one - other` is a trace.
 """
 
-from cetsim.traces.base import AbstractTrace
+from cetsim.traces.base import AbstractTrace, FIRTrace, SumTrace
 from cetsim.traces.cascade import CascadingTrace
+from cetsim.traces.delay_line import DelayLine
 from cetsim.traces.exponential import DoubleExponentialTrace, ExponentialTrace
-from cetsim.traces.finite import DelayLine, FIRTrace
+from cetsim.traces.filters import AbstractFilter
 from cetsim.traces.first_stage import FirstStageCascade
 from cetsim.traces.legendre import LegendreTrace
-from cetsim.traces.sums import SumTrace
 
 __all__ = [
+    "AbstractFilter",
     "AbstractTrace",
     "CascadingTrace",
     "DelayLine",

@@ -1,83 +1,40 @@
-"""What every trace is: one linear filter, seen as weights, as steps and as a state space."""
+"""What every trace is, a filter that adds up with others, and the two kinds that come of any: sums and tables.
 
-import abc
+They are in one file, since a sum is a trace and what two traces add up to is a sum.
+"""
+
 from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import wadler_lindig as wl
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
-from cetsim import checks, display, extras, state_space, steps
-from cetsim.state_space import System
-
-READS = ("before", "after")
-NORMALIZATIONS = ("area", "peak")
+from cetsim import checks, display, state_space, steps
+from cetsim.state_space import DenseSystem
+from cetsim.traces import readout
+from cetsim.traces.filters import AbstractFilter
 
 
-class AbstractTrace(eqx.Module):
-    """A causal linear filter of a synapse's activity. Subclasses define one kernel; this class maps over many."""
+class AbstractTrace(AbstractFilter):
+    """What a synapse remembers: a filter of its activity (see `AbstractFilter`). Traces form a vector space."""
 
-    dt: eqx.AbstractVar[float]
-    read: eqx.AbstractVar[str]
     __array_ufunc__: ClassVar[None] = None  # NumPy's numbers leave `number * trace` to the trace
-    _rounds: ClassVar[bool] = True  # whether a step rounds its state; a shift register only moves it
-
-    def __pdoc__(self, **_):
-        """How it is shown, alone and inside other modules."""
-        return wl.TextDoc(display.describe(self))
-
-    @abc.abstractmethod
-    def _weights(self, lags):
-        """Weights of one kernel at `lags`."""
-
-    @abc.abstractmethod
-    def _system(self) -> System:
-        """State space of one kernel."""
-
-    @abc.abstractmethod
-    def _stages(self) -> int:
-        """Size of the state per synapse."""
-
-    @abc.abstractmethod
-    def window(self, tail: float = 1e-6) -> int:
-        """Number of lags, from 0, outside which at most `tail` of the area lies. Needs concrete parameters."""
-
-    def label(self) -> str:
-        """The kind of trace in a few words, for tables."""
-        return type(self).__name__
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the parameters: `()` for one kernel shared by all synapses, `(out,)` for one a post-neuron."""
-        return jnp.shape(jax.tree.leaves(self)[0])
-
-    def _settled(self) -> "AbstractTrace":
-        """The same trace with what can be computed on the host, once, in float64, before any program runs."""
-        return self
-
-    def _remarks(self) -> list[str]:
-        """What is shown besides the fields."""
-        return []
 
     def _parts(self) -> tuple[tuple, tuple]:
         """What it is a weighted sum of: amounts and traces."""
         return (1.0,), (self,)
 
-    def _times(self, amount) -> "AbstractTrace":
-        from cetsim.traces.sums import SumTrace  # a kind of trace itself
-
+    def __mul__(self, amount):
+        """The trace with its weights multiplied by a number, or by one for each post-neuron."""
+        if isinstance(amount, AbstractTrace):
+            return NotImplemented
         amount = checks.require_finite("amount", amount)
         amounts, parts = self._parts()
         # In NumPy, so that what is known stays known in a program that is being traced.
         amounts = [each if checks.is_traced(each) else np.asarray(each) for each in amounts]
         return SumTrace([amount * each for each in amounts], parts)
-
-    def __mul__(self, amount):
-        """The trace with its weights multiplied by a number, or by one for each post-neuron."""
-        return NotImplemented if isinstance(amount, AbstractTrace) else self._times(amount)
 
     __rmul__ = __mul__
 
@@ -89,8 +46,6 @@ class AbstractTrace(eqx.Module):
 
     def __add__(self, other):
         """The trace whose weights are the sum of both, of one dt; see `SumTrace`."""
-        from cetsim.traces.sums import SumTrace
-
         if not isinstance(other, AbstractTrace):
             return NotImplemented
         (amounts, parts), (other_amounts, other_parts) = self._parts(), other._parts()
@@ -103,100 +58,181 @@ class AbstractTrace(eqx.Module):
     def __sub__(self, other):
         return self + -1.0 * other if isinstance(other, AbstractTrace) else NotImplemented
 
-    def _mapped(self, function, in_axes, out_axes):
-        for _ in self.shape:
-            function = jax.vmap(function, in_axes=(0, *in_axes), out_axes=out_axes)
-        return function
-
-    def weights(self, lags) -> Float[Array, "..."]:
-        """Impulse response at `lags`, what an event that many steps ago contributes to the trace now.
-
-        **Arguments:** `lags`: in steps, any shape; integers on the grid of time, other reals between.
-
-        **Returns:** weights, shape `[*lags.shape, *self.shape]`.
-        """
-        lags = steps.count(checks.require_numbers("lags", lags))
-        if self._rounds:  # others look their lags up, and those are counted exactly
-            lags = lags.astype(jax.tree.leaves(self)[0].dtype)
-        trace = self._settled()
-        return trace._mapped(type(trace)._weights, (None,), lags.ndim)(trace, lags)
-
-    def init(self, shape: tuple[int, ...], compensated: bool | None = None) -> Float[Array, "rows *shape"]:
-        """Empty state, `[rows, *shape]`, for activity of `shape`, whose leading axes are the trace's own.
-
-        **Arguments:** `compensated`: whether a second row a stage keeps what rounding takes from the first, without
-        which a float32 trace drifts over thousands of steps; None for yes in float32 and no in float64.
-        """
-        if tuple(shape[: len(self.shape)]) != self.shape:
-            raise ValueError(f"`shape` must begin with the trace's own shape {self.shape}, got {tuple(shape)}")
-        dtype = jax.tree.leaves(self)[0].dtype
-        if compensated is None:
-            compensated = jnp.finfo(dtype).bits < 64
-        rows = self._stages() * (2 if compensated and self._rounds else 1)
-        return jnp.zeros((rows, *shape), dtype=dtype)
-
-    def step(self, state: Float[Array, "rows *shape"], e: Shaped[Array | np.ndarray, "*shape"]):
-        """One step of dt: takes the activity `e` held over it, returns `(state, trace read at this step)`."""
-        if state.shape[1:] != jnp.shape(e):
-            raise ValueError(f"`e` must have the state's shape {state.shape[1:]}, got {jnp.shape(e)}")
-        trace = self._settled()
-        return trace._mapped(type(trace)._step, (1, 0), (1, 0))(trace, state, jnp.asarray(e, dtype=state.dtype))
-
-    def _step(self, state, e):
-        system = self._system()
-        new_state = state_space.advance(system, state, e)
-        read = (state if self.read == "before" else new_state)[: system.output.shape[0]]
-        return new_state, jnp.tensordot(system.output, read, axes=1, precision="highest")
-
-    def system(self) -> System:
-        """Discrete state space of the trace, its fields led by `self.shape`."""
-        trace = self._settled()
-        return trace._mapped(type(trace)._system, (), 0)(trace)
-
-    def peak(self) -> np.ndarray:
-        """Lag of the largest |weight| in seconds, on the host. Needs concrete parameters."""
-        with jax.ensure_compile_time_eval():
-            weights = np.asarray(self.weights(jnp.arange(self.window() + 1)))
-        return np.asarray(np.argmax(np.abs(weights), axis=0) * self.dt)
-
     def tabulate(self, size: int) -> "AbstractTrace":
         """The trace's first `size` weights as a `FIRTrace`, so that traces of any kind share one program."""
-        from cetsim.traces.finite import FIRTrace  # a kind of trace itself
-
         size = checks.require_whole("size", size)
         return FIRTrace(jnp.moveaxis(self.weights(jnp.arange(size)), 0, -1), dt=self.dt)
 
-    def plot(self, axes=None, seconds: float | None = None):
-        """Draws the impulse response against the lag in seconds, one line per kernel.
 
-        **Arguments:**
+class SumTrace(AbstractTrace):
+    """Weighted sum of traces, as `a * trace + b * trace` makes it: every part keeps a state of its own.
 
-        - `axes`: of matplotlib; new ones if None.
-        - `seconds`: the longest lag shown; by default all but 1 % of the area.
+    It is read as its parts are, `"after"` where these differ (a delay line is always).
 
-        **Returns:** the axes.
+    **Fields:** `amounts`: what each part is multiplied by. `parts`: the traces, of one shape.
+    """
 
-        **Raises:** ImportError without matplotlib, which is in the extra `experiments`.
-        """
-        if axes is None:
-            axes = extras.require("matplotlib.pyplot", extra="experiments").subplots()[1]
-        lags = np.arange(self.window(1e-2) if seconds is None else round(seconds / self.dt) + 1)
-        weights = np.asarray(self.weights(lags)).reshape(len(lags), -1)
-        axes.plot(lags * self.dt, weights, marker="." if len(lags) < 60 else None)
-        axes.set(xlabel="time since the activity, s", ylabel="weight in the trace", title=display.describe(self))
-        return axes
+    amounts: tuple[Float[Array, "..."], ...]
+    parts: tuple[AbstractTrace, ...]
+    dt: float = eqx.field(static=True)
+    read: str = eqx.field(static=True)
+    _rounds: ClassVar[bool] = False  # lags reach every part as they are
 
-    def _concrete(self, tail: float) -> list[np.ndarray]:
-        """The parameters on the host, to tell the window that leaves `tail` of the area out."""
-        checks.require_within("tail", tail, "(0, 1)")
-        leaves = jax.tree.leaves(self)
-        if any(map(checks.is_traced, leaves)):
-            raise ValueError("the window of a trace with traced parameters is unknown: give a number of steps instead")
-        return [np.asarray(leaf, dtype=float) for leaf in leaves]
+    def __init__(self, amounts, parts):
+        checks.require_same_dt("traces that are added", *(part.dt for part in parts))
+        amounts = [checks.require_finite("amount", amount) for amount in amounts]
+        shape = jnp.broadcast_shapes(*(jnp.shape(amount) for amount in amounts), *(part.shape for part in parts))
+        self.amounts = tuple(readout.spread(amount, shape) for amount in amounts)
+        self.parts = tuple(_spread(part, shape) for part in parts)
+        self.dt = parts[0].dt
+        self.read = "before" if all(part.read == "before" for part in parts) else "after"
+
+    @property
+    def _waits(self) -> list[bool]:
+        """Of which parts the value must wait in a row of its own, to be read after what they are read before."""
+        return [self.read == "after" and part.read == "before" for part in self.parts]
+
+    def _settled(self):
+        return eqx.tree_at(lambda trace: trace.parts, self, tuple(part._settled() for part in self.parts))
+
+    def _weights(self, lags):
+        dtype = self.amounts[0].dtype
+        each = (part._weights(lags.astype(dtype) if part._rounds else lags) for part in self.parts)
+        return sum(amount * weights for amount, weights in zip(self.amounts, each, strict=True))
+
+    def _stages(self):
+        return sum(part._stages() + waits for part, waits in zip(self.parts, self._waits, strict=True))
+
+    def init(self, shape: tuple[int, ...], compensated: bool | None = None) -> Float[Array, "rows *shape"]:
+        """Empty states of all parts one after the other; see `AbstractTrace.init`."""
+        states = [part.init(shape, compensated) for part in self.parts]
+        dtype, waits = self.amounts[0].dtype, self._waits
+        rows = [jnp.pad(state, [(0, wait)] + [(0, 0)] * len(shape)) for state, wait in zip(states, waits, strict=True)]
+        return jnp.concatenate(rows).astype(dtype)
+
+    def _step(self, state, e):
+        compensated, total, states = state.shape[0] != self._stages(), 0.0, []
+        for amount, part, waits in zip(self.amounts, self.parts, self._waits, strict=True):
+            rows = _rows(part, compensated)
+            part_state, state = state[:rows], state[rows:]
+            new_state, value = part._step(part_state, e)
+            states.append(new_state)
+            if waits:
+                states.append(value[None])
+                state = state[1:]
+            total = total + amount * value
+        return jnp.concatenate(states), total
+
+    def _system(self):
+        systems = [part._system() for part in self.parts]
+        blocks, inputs, outputs = [], [], []
+        for amount, system, waits in zip(self.amounts, systems, self._waits, strict=True):
+            increment, entering, output = system.increment, system.input, system.output
+            if waits:  # one more row holds what the part was read as before the step's input entered
+                increment = jnp.pad(increment, [(0, 1), (0, 1)]).at[-1].set(jnp.append(output, -1.0))
+                entering, output = jnp.append(entering, 0.0), jnp.zeros(len(output) + 1, output.dtype).at[-1].set(1.0)
+            blocks.append(increment)
+            inputs.append(entering)
+            outputs.append(amount * output)
+        increment = jax.scipy.linalg.block_diag(*blocks)
+        return DenseSystem(increment, jnp.concatenate(inputs), jnp.concatenate(outputs))
+
+    def window(self, tail: float = 1e-6) -> int:
+        """Number of lags, from 0, outside which at most `tail` of the area of |w| lies. Needs concrete parameters."""
+        self._concrete(tail)
+        amounts = [np.max(np.abs(np.asarray(amount))) for amount in self.amounts]
+        if not any(amounts):
+            return 1
+        share = 1e-2 * tail / len(self.parts)
+        for _ in range(8):  # until what the parts leave out is little of what is left of their sum
+            windows = [part.window(max(share, 1e-300)) for part in self.parts]
+            with jax.ensure_compile_time_eval():
+                lags = jnp.arange(max(windows))
+                sizes = np.abs(np.asarray(self.weights(lags), dtype=float)).reshape(len(lags), -1)
+                areas = [np.abs(np.asarray(part.weights(lags), dtype=float)).sum(axis=0).max() for part in self.parts]
+            left_out = 2 * share * sum(a * area for a, area in zip(amounts, areas, strict=True))
+            least = np.min(np.where(sizes.sum(axis=0) > 0, sizes.sum(axis=0), np.inf))
+            if left_out <= 0.1 * tail * least:
+                break
+            share *= 0.05 * tail * least / left_out
+        return max(readout.leaving(kernel, tail) for kernel in sizes.T)
+
+    def label(self) -> str:
+        """Its parts in a few words."""
+        return self._joined([part.label() for part in self.parts])
+
+    def _shown(self) -> str:
+        return self._joined([display.describe(part) for part in self.parts])
+
+    def _joined(self, parts: list[str]) -> str:
+        text = ""
+        for amount, part in zip(self.amounts, parts, strict=True):
+            number = None if checks.is_traced(amount) or amount.ndim else np.asarray(amount)
+            one, minus = number is not None and abs(number) == 1, number is not None and number < 0
+            factor = "" if one else f"{display.value_text('amount', amount if number is None else abs(number))} * "
+            sign = "-" if minus else "+"
+            text += f" {sign} {factor}{part}" if text else f"{sign if minus else ''}{factor}{part}"
+        return text
+
+    def _parts(self):
+        return self.amounts, self.parts
 
 
-def check_options(read, normalization, dt) -> None:
-    """Raises ValueError for an unknown convention or a `dt` that is not above 0."""
-    checks.require_in("read", read, READS)
-    checks.require_in("normalization", normalization, NORMALIZATIONS)
-    checks.require_dt(dt)
+class FIRTrace(AbstractTrace):
+    """Any kernel given by its weights at lags 0, 1, 2, ...; zero from there on. Lags between are rounded.
+
+    **Arguments:** `taps`: weights, `[*shape, lags]`, finite. `dt`: length of a step, in seconds.
+
+    **Raises:** ValueError for no taps or a tap that is not finite.
+    """
+
+    taps: Float[Array, "*shape lags"]
+    dt: float = eqx.field(static=True)
+    read: str = eqx.field(static=True)
+    _rounds: ClassVar[bool] = False
+
+    def __init__(self, taps, dt=0.2):
+        checks.require_dt(dt)
+        taps = checks.require_finite("taps", taps)
+        if np.ndim(taps) == 0 or np.shape(taps)[-1] == 0:
+            raise ValueError(f"`taps` must hold at least one lag, got shape {np.shape(taps)}")
+        self.taps = steps.constant(taps, jnp.result_type(taps, float))
+        self.dt, self.read = float(dt), "after"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameters without the axis of lags."""
+        return self.taps.shape[:-1]
+
+    def _weights(self, lags):
+        index = jnp.round(lags).astype(jnp.int32)
+        inside = (index >= 0) & (index < self.taps.shape[-1])
+        return jnp.where(inside, self.taps[jnp.clip(index, 0, self.taps.shape[-1] - 1)], 0.0)
+
+    def _system(self):
+        return state_space.shift_system(self.taps)
+
+    def _step(self, state, e):
+        state = jnp.concatenate([e[None].astype(state.dtype), state[:-1]])
+        return state, jnp.tensordot(self.taps, state, axes=1, precision="highest")
+
+    def _stages(self):
+        return self.taps.shape[-1]
+
+    def window(self, tail: float = 1e-6) -> int:
+        """Number of taps."""
+        return self.taps.shape[-1]
+
+
+def _rows(part: AbstractTrace, compensated: bool) -> int:
+    """Rows of a part's state."""
+    return jax.eval_shape(lambda: part.init(part.shape, compensated)).shape[0]
+
+
+def _spread(part: AbstractTrace, shape) -> AbstractTrace:
+    """A trace that may be shared as one of a kernel for each post-neuron."""
+    if part.shape == tuple(shape):
+        return part
+    if part.shape != ():
+        raise ValueError(f"traces that are added must be shared or of one shape, got {part.shape} and {tuple(shape)}")
+    return jax.tree.map(lambda leaf: readout.spread(leaf, (*shape, *leaf.shape), leaf.dtype), part)

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from cetsim import checks, display, kernels, state_space, steps
 from cetsim.traces import readout as readouts
-from cetsim.traces.base import AbstractTrace, check_options
+from cetsim.traces.base import AbstractTrace
+from cetsim.traces.filters import check_options
 
 
 class CascadingTrace(AbstractTrace):

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cetsim import checks, kernels, state_space, steps
-from cetsim.traces.base import AbstractTrace, check_options
+from cetsim.traces.base import AbstractTrace
+from cetsim.traces.filters import check_options
 from cetsim.traces.readout import spread
 
 

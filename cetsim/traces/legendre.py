@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from cetsim import checks, kernels, state_space, steps
 from cetsim.traces import readout as readouts
-from cetsim.traces.base import AbstractTrace, check_options
+from cetsim.traces.base import AbstractTrace
 from cetsim.traces.cascade import checked_order
+from cetsim.traces.filters import check_options
 
 _DOUBLINGS = 31  # of a step, enough for every lag that an int32 counts
 

@@ -1,4 +1,4 @@
-"""Traces of finite length: the ideal delay line, and any kernel given by its weights."""
+"""The ideal delay line."""
 
 from typing import ClassVar
 
@@ -81,49 +81,3 @@ class DelayLine(AbstractTrace):
     def laplace(self, s):
         """Laplace transform e^(-sT), s per second."""
         return jnp.exp(-s * self.delay)
-
-
-class FIRTrace(AbstractTrace):
-    """Any kernel given by its weights at lags 0, 1, 2, ...; zero from there on. Lags between are rounded.
-
-    **Arguments:** `taps`: weights, `[*shape, lags]`, finite. `dt`: length of a step, in seconds.
-
-    **Raises:** ValueError for no taps or a tap that is not finite.
-    """
-
-    taps: Float[Array, "*shape lags"]
-    dt: float = eqx.field(static=True)
-    read: str = eqx.field(static=True)
-    _rounds: ClassVar[bool] = False
-
-    def __init__(self, taps, dt=0.2):
-        checks.require_dt(dt)
-        taps = checks.require_finite("taps", taps)
-        if np.ndim(taps) == 0 or np.shape(taps)[-1] == 0:
-            raise ValueError(f"`taps` must hold at least one lag, got shape {np.shape(taps)}")
-        self.taps = steps.constant(taps, jnp.result_type(taps, float))
-        self.dt, self.read = float(dt), "after"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the parameters without the axis of lags."""
-        return self.taps.shape[:-1]
-
-    def _weights(self, lags):
-        index = jnp.round(lags).astype(jnp.int32)
-        inside = (index >= 0) & (index < self.taps.shape[-1])
-        return jnp.where(inside, self.taps[jnp.clip(index, 0, self.taps.shape[-1] - 1)], 0.0)
-
-    def _system(self):
-        return state_space.shift_system(self.taps)
-
-    def _step(self, state, e):
-        state = jnp.concatenate([e[None].astype(state.dtype), state[:-1]])
-        return state, jnp.tensordot(self.taps, state, axes=1, precision="highest")
-
-    def _stages(self):
-        return self.taps.shape[-1]
-
-    def window(self, tail: float = 1e-6) -> int:
-        """Number of taps."""
-        return self.taps.shape[-1]
