@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from experiments.common import checks, returns, rl
+from experiments.common import returns, rl
 from experiments.common.conditions import Condition
 
 
 @dataclass(frozen=True)
-class Options(rl.Control):
+class Options(rl.LateControl):
     """Control learned from rewards that come seconds to minutes late.
 
     An actor-critic acts every 0.2 s. Its TD errors and log-policy gradients reach the actor's synapses --delays seconds
@@ -25,22 +25,6 @@ class Options(rl.Control):
     """demo: CartPole at two delays, in minutes; quick: in an hour; paper: at all delays, in half a day; authors: the
     same with the authors' whole setting, of CartPole or another environment; space_invaders and lunarlander: two delays
     each, in hours."""
-    delays: tuple[float, ...] = (2.0, 8.0)
-    """Delays of credit in seconds, multiples of 0.2 s."""
-    selection_delay: float = 8.0
-    """The delay at which learning rates and β are chosen, for all delays."""
-
-    @property
-    def longest(self) -> float:
-        """The longest delay of any signal, in seconds."""
-        choice = len(self.learning_rates) * len(self.betas) > 1
-        return max((*self.delays, self.selection_delay) if choice else self.delays)
-
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        checks.steps_above_zero("delays", self.delays, self.dt)
-        checks.steps_above_zero("selection_delay", (self.selection_delay,), self.dt)
-        super().check()
 
 
 _PAPER = Options(preset="paper", frames=rl.PAPER["cartpole"].frames, delays=(2.0, 8.0, 32.0, 64.0, 128.0), **rl.CHOICES)
@@ -64,8 +48,7 @@ PRESETS = {
 
 def conditions(options: Options) -> list[Condition]:
     """Every trace at every delay, and signals without delay."""
-    late = [Condition(*trace, delay, boundary="carry") for delay in options.delays for trace in options.delayed_traces]
-    return [Condition(*rl.UNDELAYED, boundary="carry"), *late]
+    return options.late()
 
 
 run, report = partial(rl.run, conditions), returns.report

@@ -49,7 +49,8 @@ class Reservoir(eqx.Module):
     - `kind`: `"rate"` or `"spiking"`.
     - `time_constant`: of a neuron, α = e^(-dt/τ), and of the integrator; in seconds, at least `dt`.
     - `dt`: length of a step, in seconds.
-    - `gain`: standard deviation of W; U has a spectral radius of 0.9, or of 0.9 times the threshold between spikes.
+    - `gain`: standard deviation of W, one number or one for each input; U has a spectral radius of 0.9, or of 0.9 times
+      the threshold between spikes.
     - `key`: of the weights.
 
     **Raises:** ValueError for an argument outside its range.
@@ -64,7 +65,9 @@ class Reservoir(eqx.Module):
     def __init__(self, inputs, neurons, kind="rate", *, time_constant=0.1, dt=0.02, gain=1.0, key: Array):
         inputs, neurons = checks.require_whole("inputs", inputs), checks.require_whole("neurons", neurons)
         checks.require_in("kind", kind, ("rate", "spiking"))
-        checks.require_above("gain", checks.require_static("gain", gain), 0.0)
+        gain = np.asarray(checks.require_above("gain", gain, 0.0), float)
+        if gain.shape not in ((), (inputs,)):
+            raise ValueError(f"`gain` must be one number or one for each of {inputs} inputs, got shape {gain.shape}")
         self.kind, self.integrator = kind, LeakyIntegrator(time_constant, dt)
         self.neuron = LIF(time_constant, 0.2, dt) if kind == "spiking" else self.integrator
         one, two = jax.random.split(key)

@@ -31,6 +31,7 @@ class Condition:
     - `code`, `errors`: how images become spikes, and how errors pass a layer of neurons on their way down, see
       `experiments/spiking_vision.py`.
     - `cell`, `pause_s`: of a recurrent network and its task, see `experiments/delayed_match.py`.
+    - `view`: what an agent sees of its environment, see `experiments/hidden_state.py`.
     """
 
     trace: str = "backprop"
@@ -69,6 +70,7 @@ class Condition:
     errors: str = "unrolled"
     cell: str = ""
     pause_s: float = 0.0
+    view: str = ""
 
 
 # Runs are named by what fields were called when the first were made, and columns of tables are called so.

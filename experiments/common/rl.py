@@ -186,6 +186,33 @@ class Control(Agent, Orders, Sweep):
 
 
 @dataclass(frozen=True)
+class LateControl(Control):
+    """The same where all layers learn from signals that are late by one of several delays."""
+
+    delays: tuple[float, ...] = (2.0, 8.0)
+    """Delays of credit in seconds, multiples of 0.2 s."""
+    selection_delay: float = 8.0
+    """The delay at which learning rates and β are chosen, for all delays."""
+
+    @property
+    def longest(self) -> float:
+        """The longest delay of any signal, in seconds."""
+        choice = len(self.learning_rates) * len(self.betas) > 1
+        return max((*self.delays, self.selection_delay) if choice else self.delays)
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        checks.steps_above_zero("delays", self.delays, self.dt)
+        checks.steps_above_zero("selection_delay", (self.selection_delay,), self.dt)
+        super().check()
+
+    def late(self, **more) -> list[Condition]:
+        """Signals without delay, and every trace at every delay; `more` is said of all conditions."""
+        late = [(*trace, delay) for delay in self.delays for trace in self.delayed_traces]
+        return [Condition(*one, boundary="carry", **more) for one in (UNDELAYED, *late)]
+
+
+@dataclass(frozen=True)
 class Setting:
     """All that runs depend on besides their conditions; what is not as by default names them."""
 
@@ -203,13 +230,22 @@ class Course(selection.Course):
 
     static = ("trace", "order", "delay_s", "layers", "beta")
     measured = MEASURED  # moments at which alignment is
+    aligned = True  # whether it is
 
     def __init__(self, options: Control, measured_on: str):
         super().__init__(options, measured_on)
         self.network = "actor and critic " + "-".join(map(str, options.hidden))
-        self.environment, self.on_host = open_environment(options), options.environment == "lunarlander"
+        self.environment, self.on_host = self.open(), options.environment == "lunarlander"
         self.frames_per_step = int(np.prod(options.sides))
         self.updates = (options.frames if measured_on == "test" else options.selection_frames) // self.frames_per_step
+
+    def open(self):
+        """The environment; ImportError says what to install."""
+        return open_environment(self.options)
+
+    def environment_of(self, condition: Condition):
+        """The environment as the agent of a condition sees it."""
+        return self.environment
 
     def settings(self) -> Settings:
         """What is compiled into a program."""
@@ -248,8 +284,9 @@ class Course(selection.Course):
         The trace is the same for all of them, and what depends on it: a constant of their program, so that the steps
         are known of which synapses remember the past.
         """
-        hyper, on_host = self.hyperparameters(Condition(**static, learning_rate=1.0)), self.on_host
-        run = (HostRun if on_host else ActorCriticRun)(self.environment, self.settings())
+        condition, on_host = Condition(**static, learning_rate=1.0), self.on_host
+        hyper, environment = self.hyperparameters(condition), self.environment_of(condition)
+        run = (HostRun if on_host else ActorCriticRun)(environment, self.settings())
         traces = lambda state: (state.agent.hyper.trace, state.agent.hyper.delay)  # noqa: E731
 
         def with_trace(state):
@@ -292,7 +329,7 @@ class Course(selection.Course):
         diverged = lambda state: {"diverged": state[0].agent.diverged}  # noqa: E731
         ended = [sweep.Evaluation(function, at=[self.updates]) for function in (returns, diverged)]
         aligned = sweep.Evaluation(align, at=sorted({*at, self.updates}))
-        return [aligned, *ended] if self.measured_on == "test" else ended
+        return [aligned, *ended] if self.aligned and self.measured_on == "test" else ended
 
     def config(self) -> Setting:
         """All that runs depend on besides their conditions."""
@@ -325,13 +362,17 @@ def open_environment(options: Control):
     return environments.split_signs(vector_env) if split else vector_env
 
 
-def run(conditions: Callable[[Control], list[Condition]], options: Control) -> pd.DataFrame | None:
+def run(
+    conditions: Callable[[Control], list[Condition]], options: Control, course: Callable[..., Course] = Course
+) -> pd.DataFrame | None:
     """Chooses settings, trains what is not finished and records it; `conditions`, of options, are compared.
+
+    **Arguments:** `course`: how runs are trained, where that is not as usual.
 
     **Returns:** the tidy rows of the runs reported; None in shards that leave the report to the first.
     """
     with users_errors():
-        courses = {measured_on: Course(options, measured_on) for measured_on in ("validation", "test")}
+        courses = {measured_on: course(options, measured_on) for measured_on in ("validation", "test")}
         groups = [candidates(options, condition) for condition in conditions(options)]
         for condition in (one for group in groups for one in group):
             courses["test"].hyperparameters(condition)

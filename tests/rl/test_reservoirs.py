@@ -85,13 +85,24 @@ def test_observations_are_what_the_reservoir_holds_of_the_episode(kind):
     np.testing.assert_array_equal(through.reward, whole.reward)
 
 
+def test_a_gain_for_each_input():
+    one, two = (reservoirs.Reservoir(2, 6, gain=gain, key=jax.random.key(1)).inside for gain in (1.0, (3.0, 0.5)))
+    np.testing.assert_allclose(two, one * np.array([3.0, 0.5]), rtol=1e-12)
+
+
 def test_wrong_use_is_refused():
     for seen in ((), (0, 3), (-1,)):
         with pytest.raises(ValueError, match="`seen` must be places"):
             reservoirs.hidden(counting(), seen)
     with pytest.raises(ValueError, match="must take 3 inputs, got 2"):
         reservoirs.remembered(counting(), reservoirs.Reservoir(2, 4, key=jax.random.key(0)))
-    for options in (dict(kind="other"), dict(gain=0.0), dict(time_constant=0.01, dt=0.02), dict(time_constant=0.0)):
+    for options in (
+        dict(kind="other"),
+        dict(gain=0.0),
+        dict(gain=(1.0, 2.0, 3.0)),
+        dict(time_constant=0.01, dt=0.02),
+        dict(time_constant=0.0),
+    ):
         with pytest.raises(ValueError, match=r"kind|gain|time_constant"):
             reservoirs.Reservoir(2, 4, **options, key=jax.random.key(0))
 
