@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 from experiments.common import checks, returns, rl
 from experiments.common.conditions import Condition
@@ -25,9 +25,9 @@ class Options(rl.Control):
     """demo: CartPole at two delays, in minutes; quick: in an hour; paper: at all delays, in half a day; authors: the
     same with the authors' whole setting, of CartPole or another environment; space_invaders and lunarlander: two delays
     each, in hours."""
-    delays: tuple[float, ...] = (2.0, 8.0)
+    delays: Annotated[tuple[float, ...], checks.steps] = (2.0, 8.0)
     """Delays of credit in seconds, multiples of 0.2 s."""
-    selection_delay: float = 8.0
+    selection_delay: Annotated[float, checks.steps] = 8.0
     """The delay at which learning rates and β are chosen, for all delays."""
 
     @property
@@ -36,27 +36,18 @@ class Options(rl.Control):
         choice = len(self.learning_rates) * len(self.betas) > 1
         return max((*self.delays, self.selection_delay) if choice else self.delays)
 
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        checks.steps_above_zero("delays", self.delays, self.dt)
-        checks.steps_above_zero("selection_delay", (self.selection_delay,), self.dt)
-        super().check()
 
-
-_PAPER = Options(preset="paper", frames=rl.PAPER["cartpole"].frames, delays=(2.0, 8.0, 32.0, 64.0, 128.0), **rl.CHOICES)
+_PAPER = Options(frames=rl.PAPER["cartpole"].frames, delays=(2.0, 8.0, 32.0, 64.0, 128.0), **rl.CHOICES)
 _TWO_DELAYS = dict(seeds=1, orders=(2, 10), betas=(0.9, 0.99), learning_rates=(1e-4, 5e-4), frames=2_000_000)
 _OTHERS = {"lunarlander": (8.0, 32.0, 128.0), "space_invaders": (2.0, 8.0)}
 PRESETS = {
     "demo": Options(seeds=1, frames=500_000),
-    "quick": Options(preset="quick", frames=500_000, delays=(2.0, 8.0, 32.0), seeds=2),
+    "quick": Options(frames=500_000, delays=(2.0, 8.0, 32.0), seeds=2),
     "paper": _PAPER,
-    "authors": replace(_PAPER, preset="authors", **rl.authors("cartpole")),
+    "authors": replace(_PAPER, **rl.authors("cartpole")),
+    **{f"authors_{name}": replace(_PAPER, delays=delays, **rl.authors(name)) for name, delays in _OTHERS.items()},
     **{
-        f"authors_{name}": replace(_PAPER, preset=f"authors_{name}", delays=delays, **rl.authors(name))
-        for name, delays in _OTHERS.items()
-    },
-    **{
-        name: replace(_PAPER, preset=name, environment=name, delays=_OTHERS[name][:2], **_TWO_DELAYS)
+        name: replace(_PAPER, environment=name, delays=_OTHERS[name][:2], **_TWO_DELAYS)
         for name in ("space_invaders", "lunarlander")
     },
 }
