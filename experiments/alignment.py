@@ -26,26 +26,20 @@ class Options(Delays, Orders, Gate, Vision):
 
     preset: Literal["demo", "quick", "cifar10"] = "demo"
     """demo: digits, quick: MNIST, each in a minute; cifar10: three epochs, in a quarter of an hour."""
-    delays: tuple[float, ...] = (0.2, 2.0, 6.0, 10.0)
-    """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
-    orders: tuple[int, ...] = (2, 6, 10, 20)
-    """Orders of the cascading traces, 2 to 64."""
     error_gate: float = 0.0
     """Squared error norm at or below which a layer's activity leaves no trace, 1e-8 in the paper; 0 turns the gate
     off, so that what is seen is of the traces alone."""
 
 
 PRESETS = {
-    "demo": Options(seeds=2, learning_rates=(3e-3,), batch_conditions=1),
+    "demo": Options(
+        delays=(0.2, 2.0, 6.0, 10.0), orders=(2, 6, 10, 20), seeds=2, learning_rates=(3e-3,), batch_conditions=1
+    ),
     "quick": Options(
-        preset="quick", delays=(0.2, 1.0, 4.0, 10.0), orders=(2, 4, 6, 10, 20), learning_rates=(1e-3,), steps=1404,
-        **MNIST,
+        delays=(0.2, 1.0, 4.0, 10.0), orders=(2, 4, 6, 10, 20), learning_rates=(1e-3,), steps=1404, **MNIST
     ),
-    "cifar10": Options(
-        preset="cifar10", seeds=1, delays=(0.2, 2.0, 10.0), orders=(2, 6, 10), learning_rates=(1e-3,), steps=1170,
-        **CIFAR10,
-    ),
-}  # fmt: skip
+    "cifar10": Options(seeds=1, delays=(0.2, 2.0, 10.0), learning_rates=(1e-3,), steps=1170, **CIFAR10),
+}
 
 
 def conditions(options: Options) -> list[list[Condition]]:

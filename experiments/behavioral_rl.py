@@ -27,20 +27,17 @@ class Options(rl.LateControl):
     each, in hours."""
 
 
-_PAPER = Options(preset="paper", frames=rl.PAPER["cartpole"].frames, delays=(2.0, 8.0, 32.0, 64.0, 128.0), **rl.CHOICES)
+_PAPER = Options(frames=rl.PAPER["cartpole"].frames, delays=(2.0, 8.0, 32.0, 64.0, 128.0), **rl.CHOICES)
 _TWO_DELAYS = dict(seeds=1, orders=(2, 10), betas=(0.9, 0.99), learning_rates=(1e-4, 5e-4), frames=2_000_000)
 _OTHERS = {"lunarlander": (8.0, 32.0, 128.0), "space_invaders": (2.0, 8.0)}
 PRESETS = {
     "demo": Options(seeds=1, frames=500_000),
-    "quick": Options(preset="quick", frames=500_000, delays=(2.0, 8.0, 32.0), seeds=2),
+    "quick": Options(frames=500_000, delays=(2.0, 8.0, 32.0), seeds=2),
     "paper": _PAPER,
-    "authors": replace(_PAPER, preset="authors", **rl.authors("cartpole")),
+    "authors": replace(_PAPER, **rl.authors("cartpole")),
+    **{f"authors_{name}": replace(_PAPER, delays=delays, **rl.authors(name)) for name, delays in _OTHERS.items()},
     **{
-        f"authors_{name}": replace(_PAPER, preset=f"authors_{name}", delays=delays, **rl.authors(name))
-        for name, delays in _OTHERS.items()
-    },
-    **{
-        name: replace(_PAPER, preset=name, environment=name, delays=_OTHERS[name][:2], **_TWO_DELAYS)
+        name: replace(_PAPER, environment=name, delays=_OTHERS[name][:2], **_TWO_DELAYS)
         for name in ("space_invaders", "lunarlander")
     },
 }

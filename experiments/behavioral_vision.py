@@ -1,6 +1,6 @@
 """Test accuracy against the delay of credit: ET, CET, the ideal delay line, and backprop without delay."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,8 +27,6 @@ class Options(Delays, SelectionDelay, Orders, Vision):
     """demo: digits, in minutes; quick: MNIST, in minutes; paper: MNIST, the paper's delays, in hours; cifar10: three
     delays, 10 epochs, one seed, in hours; cifar10-paper: all delays, 50 epochs, three seeds, and tinyimagenet: 1 s,
     100 epochs, for a GPU."""
-    delays: tuple[float, ...] = (0.2, 2.0, 6.0, 10.0)
-    """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
     error_gates: Annotated[tuple[float, ...], checks.NOT_NEGATIVE] = (1e-8,)
     """Squared error norms at or below which a layer's activity leaves no trace; 0 turns the gate off."""
 
@@ -37,22 +35,18 @@ class Options(Delays, SelectionDelay, Orders, Vision):
 # be much shorter than those reported, or else the poorer traces are held back by more than their memory.
 _PAPER_DELAYS = (0.2, 0.6, 1.0, 2.0, 4.0, 10.0)
 PRESETS = {
-    "demo": Options(),
-    "quick": Options(preset="quick", delays=(0.2, 4.0, 10.0), seeds=1, steps=2808, selection_steps=1404, **MNIST),
-    "paper": Options(
-        preset="paper", delays=_PAPER_DELAYS, error_gates=(1e-8, 0.0), steps=12000, selection_steps=12000, **MNIST
-    ),
+    "demo": Options(delays=(0.2, 2.0, 6.0, 10.0)),
+    "quick": Options(delays=(0.2, 4.0, 10.0), seeds=1, steps=2808, selection_steps=1404, **MNIST),
+    "paper": Options(delays=_PAPER_DELAYS, error_gates=(1e-8, 0.0), steps=12000, selection_steps=12000, **MNIST),
     "cifar10": Options(
-        preset="cifar10", delays=(2.0, 10.0, 0.2), seeds=1, steps=3900, selection_steps=312, selection_delay=2.0,
-        **CIFAR10,
+        delays=(2.0, 10.0, 0.2), seeds=1, steps=3900, selection_steps=312, selection_delay=2.0, **CIFAR10
     ),
-    "cifar10-paper": replace(
-        Options(preset="cifar10-paper", delays=_PAPER_DELAYS, steps=19500, selection_steps=15600, **CIFAR10),
-        batch_conditions=16,
+    "cifar10-paper": Options(
+        delays=_PAPER_DELAYS, steps=19500, selection_steps=15600, **CIFAR10 | dict(batch_conditions=16)
     ),
     "tinyimagenet": Options(
-        preset="tinyimagenet", dataset="tinyimagenet", network="resnet20", form="preactivation",
-        delays=(1.0,), orders=(10,), steps=78100, selection_steps=62400, batch_conditions=4,
+        dataset="tinyimagenet", network="resnet20", form="preactivation", delays=(1.0,), orders=(10,), steps=78100,
+        selection_steps=62400, batch_conditions=4,
     ),
 }  # fmt: skip
 
@@ -60,10 +54,10 @@ PRESETS = {
 def conditions(options: Options) -> list[list[Condition]]:
     """Backprop once, and every trace at every delay under every gate."""
     delayed = [
-        [set_to_delay(options, trace, order, delay, error_gate=gate)]
+        [set_to_delay(options, *trace, delay, error_gate=gate)]
         for gate in options.error_gates
         for delay in options.delays
-        for trace, order in options.delayed_traces
+        for trace in options.delayed_traces
     ]
     return [[set_to_delay(options, "backprop")], *delayed]
 
@@ -75,10 +69,10 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figures of accuracy and of gradient alignment."""
     ends = tables.latest(tables.like_last(tables.finals(rows), tables.SUBJECT), KEY)
     late = ends["trace"] != "backprop"
-    delays, gates = sorted(set(ends.loc[late, "delay_s"])), sorted(set(ends.loc[late, "error_gate"]), reverse=True)
+    delays = sorted(set(ends.loc[late, "delay_s"]))
+    gates = sorted(set(ends.loc[late, "error_gate"]), reverse=True) or [0.0]
     # Backprop, which has neither delay nor gate, is the same everywhere.
     panels = {gate: tables.everywhere(ends[(ends["error_gate"] == gate) | ~late], "delay_s", delays) for gate in gates}
-    panels = panels or {0.0: tables.everywhere(ends, "delay_s", delays)}
     metric = "top-1 accuracy" if ends["dataset"].iloc[0] == "tinyimagenet" else "test accuracy"
     paper = tables.everywhere(tables.published(ends["dataset"].iloc[0], metric), "delay_s", delays)
     for frame in panels.values():

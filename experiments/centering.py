@@ -8,7 +8,7 @@ centred and biases do not follow, learning breaks under Adam, also that of backp
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import optax
 import pandas as pd
@@ -36,7 +36,7 @@ class Options(Orders, Gate, Vision):
     ways: tuple[Literal["weights", "bias", "running"], ...] = ("weights", "bias", "running")
     """What is taken off beside the plain way: weights: the mean of the segment, in the update of weights alone; bias:
     the same, and biases follow; running: the mean of activity so far (decay 0.99 an update), and biases follow."""
-    delay: float = 10.0
+    delay: Annotated[float, checks.delays] = 10.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s, below 25.6 s."""
     orders: tuple[int, ...] = (2, 10)
     """Orders of the cascading traces, 2 to 64."""
@@ -45,17 +45,12 @@ class Options(Orders, Gate, Vision):
     error_gate: float = 0.0
     """Squared error norm at or below which a layer's activity leaves no trace."""
 
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        checks.delays("delay", (self.delay,), "reset")
-
 
 PRESETS = {
     "demo": Options(steps=400, learning_rates=(1e-3,), seeds=2),
-    "quick": Options(preset="quick", steps=936, learning_rates=(1e-3,), **MNIST),
+    "quick": Options(steps=936, learning_rates=(1e-3,), **MNIST),
     "cifar10": Options(
-        preset="cifar10", delay=2.0, steps=3900, learning_rates=(1e-3,), seeds=1, error_gate=1e-8, ways=("bias",),
+        delay=2.0, steps=3900, learning_rates=(1e-3,), seeds=1, error_gate=1e-8, ways=("bias",),
         **CIFAR10,
     ),
 }  # fmt: skip

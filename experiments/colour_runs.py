@@ -50,7 +50,7 @@ class Options(Files):
     """Segments of 128 images that a network is trained on."""
     learning_rate: Annotated[float, checks.ABOVE_ZERO] = 1e-3
     """Of the networks."""
-    delay: float = 2.0
+    delay: Annotated[float, checks.delays] = 2.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s; traces are set to it."""
     rules: Annotated[tuple[Literal["backprop", "delay line", "CET(10)", "balanced(10)", "ET"], ...], checks.WORDS] = (
         "backprop", "CET(10)", "ET",
@@ -76,7 +76,6 @@ class Options(Files):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.delays("delay", (self.delay,), "reset")
         checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
         suppressed.check_counts(self)
 
@@ -84,7 +83,7 @@ class Options(Files):
 PRESETS = {
     "demo": Options(),
     "quick": replace(
-        Options(), preset="quick", dataset="mnist", hidden=(256, 256), network_steps=1000, latents=512, k=16,
+        Options(), dataset="mnist", hidden=(256, 256), network_steps=1000, latents=512, k=16,
         steps=400, batch=256, rules=tuple(RULES), seeds=3,
     ),
 }  # fmt: skip

@@ -10,7 +10,7 @@ Beside the returns it is measured, along the way:
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import equinox as eqx
 import jax
@@ -71,9 +71,9 @@ class Options(rl.Control):
     """none: leave the settings as they are."""
     orders: tuple[int, ...] = (10,)
     """Orders of the cascading traces, 2 to 64."""
-    delays: tuple[float, ...] = (8.0, 64.0)
+    delays: Annotated[tuple[float, ...], checks.steps] = (8.0, 64.0)
     """Delays of credit in seconds, multiples of 0.2 s."""
-    long_delays: tuple[float, ...] = (128.0,)
+    long_delays: Annotated[tuple[float, ...], checks.steps, checks.OPTIONAL] = (128.0,)
     """Delays at which there is one seed, for twice as many frames."""
 
     @property
@@ -83,9 +83,6 @@ class Options(rl.Control):
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
-        for name in ("delays", "long_delays"):
-            if getattr(self, name):
-                checks.steps_above_zero(name, getattr(self, name), self.dt)
         super().check()
         checks.require("environment", self.environment != "lunarlander", "simulated in JAX", self.environment)
         checks.require("learning_rates", len(self.learning_rates) == 1, "one rate", self.learning_rates)
@@ -93,7 +90,7 @@ class Options(rl.Control):
 
 PRESETS = {
     "demo": Options(changes="none", seeds=1, frames=500_000, delays=(8.0,), long_delays=()),
-    "quick": Options(preset="quick", frames=1_000_000),
+    "quick": Options(frames=1_000_000),
 }
 
 

@@ -15,7 +15,7 @@ lies in E g·c is of the mean activity, in which the gradient has a part as well
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class Options(Stream, Orders, Gate, Vision):
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits; quick: MNIST; both in minutes."""
-    delay: float = 10.0
+    delay: Annotated[float, checks.delays] = 10.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s, below 25.6 s."""
     orders: tuple[int, ...] = (2, 4, 6, 10, 20, 32, 64)
     """Orders of the cascading traces, 2 to 64."""
@@ -57,14 +57,13 @@ class Options(Stream, Orders, Gate, Vision):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.delays("delay", (self.delay,), "reset")
         checks.require("network", self.network == "mlp", "mlp, whose statistics are those of a neuron", self.network)
         checks.require("boundary", self.boundary == "reset", "reset, of which the prediction is", self.boundary)
 
 
 PRESETS = {
     "demo": Options(steps=400, learning_rates=(1e-3,), seeds=2),
-    "quick": Options(preset="quick", error_gate=1e-8, steps=936, learning_rates=(1e-3,), seeds=1, **MNIST),
+    "quick": Options(error_gate=1e-8, steps=936, learning_rates=(1e-3,), seeds=1, **MNIST),
 }
 
 
@@ -82,19 +81,19 @@ def conditions(options: Options) -> list[list[Condition]]:
 class Course(vision.Course):
     """Runs of which backprop's are looked into, at its last weights."""
 
-    def evaluations(self, run, at, salient=False, of_state=lambda state: state):
+    def evaluations(self, run, at, salient=False):
         """Accuracy and the rest as usual; and of each kernel the parts of its update."""
-        measured = super().evaluations(run, at, salient, of_state)
-        split = eqx.Partial(_split_update, run, round(self.options.delay / DT), of_state)
+        measured = super().evaluations(run, at, salient)
+        split = eqx.Partial(_split_update, run, round(self.options.delay / DT))
         for one in kernels(self.options) if self.measured_on == "test" else ():
             weights = hyperparameters(one).trace.weights(jnp.arange(self.options.unit))
             measured.append(self.of_segments(split, weights, [at[-1]], one))
         return measured
 
 
-def _split_update(run, late: int, of_state, state, weights, x, labels):
+def _split_update(run, late: int, state, weights, x, labels):
     """The parts of one segment's update by layer, at the weights of a run."""
-    model = eqx.combine(of_state(state).params, run._template())
+    model = eqx.combine(state.params, run._template())
     return measures.by_layer(model, x, labels, weights, late, run.settings.form)
 
 

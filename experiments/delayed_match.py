@@ -68,7 +68,7 @@ class Options(Sweep):
 
 PRESETS = {
     "demo": Options(),
-    "quick": Options(preset="quick", pauses=(0.1, 0.5), steps=500, seeds=3),
+    "quick": Options(pauses=(0.1, 0.5), steps=500, seeds=3),
 }
 
 

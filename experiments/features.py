@@ -62,7 +62,7 @@ class Options(Files):
     """Sizes of the hidden layers."""
     network_steps: Annotated[int, checks.COUNT] = 400
     """Segments of 128 images that a network is trained on."""
-    delay: float = 10.0
+    delay: Annotated[float, checks.delays] = 10.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s; traces are set to it."""
     learning_rate: Annotated[float, checks.ABOVE_ZERO] = 1e-3
     """Of the networks."""
@@ -86,7 +86,6 @@ class Options(Files):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.delays("delay", (self.delay,), "reset")
         checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
         for pair in self.pairs:
             checks.require("pairs", pair in PAIRS, f"of {', '.join(PAIRS)}", pair)
@@ -95,7 +94,7 @@ class Options(Files):
 PRESETS = {
     "demo": Options(pairs=("CET(10)", "ET", "another seed"), delay=4.0),
     "quick": Options(
-        preset="quick", dataset="mnist", hidden=(512, 512), network_steps=1404, latents=512, k=16, steps=400,
+        dataset="mnist", hidden=(512, 512), network_steps=1404, latents=512, k=16, steps=400,
         batch=256, seeds=3,
     ),
 }  # fmt: skip

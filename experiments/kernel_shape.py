@@ -42,9 +42,7 @@ class Options(Delays, SelectionDelay, Orders, Gate, Vision):
 
 PRESETS = {
     "demo": Options(steps=400, learning_rates=(1e-3,)),
-    "quick": Options(
-        preset="quick", delays=(4.0, 10.0), orders=(2, 4, 6, 10, 32), steps=1170, learning_rates=(1e-3,), **MNIST
-    ),
+    "quick": Options(delays=(4.0, 10.0), orders=(2, 4, 6, 10, 32), steps=1170, learning_rates=(1e-3,), **MNIST),
 }
 
 
@@ -87,11 +85,9 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     grid, lines = ends[~line], ends[line]
     for delay, of_delay in grid.groupby("delay_s"):
         for (metric, name), digits in zip(NAMES.items(), (1, 3), strict=True):
-            title = (
-                f"{name[0].upper()}{name[1:]}, delay {delay:g} s, {captions.settings(grid)}.{captions.left_out(ends)}"
-            )
+            title = f"{name}, delay {delay:g} s, {captions.settings(grid)}.{captions.left_out(ends)}"
             frame = of_delay.assign(value=of_delay[metric])
-            print(tables.table(title, frame, "factor", "peak / delay", scale=1, digits=digits))
+            print(tables.table(title[0].upper() + title[1:], frame, "factor", "peak / delay", scale=1, digits=digits))
         print(f"delay line: {tables.cell(lines.loc[lines['delay_s'] == delay, 'value'])}")
     staged = grid[grid["trace"].isin(["ET", "CET"])]  # a row of the map is an order, of which these are one each
     return [*draw_maps(staged, ends, options.folder), *draw_lines(grid, lines, options.folder)]
@@ -152,22 +148,21 @@ def _draw_colours(figure, axes, norm: Normalize, name: str) -> None:
 
 def draw_lines(grid: pd.DataFrame, lines: pd.DataFrame, folder: Path) -> list[Path]:
     """Accuracy against the factor by which the peak is set wrong, a panel for each delay, the delay line across."""
-    delays = sorted(set(grid["delay_s"]))
-    label = "peak of the trace / delay (ET: time constant / delay)"
-    same = dict(x="factor", xlabel=label, scale=100, keys=tables.traces(grid)[::-1])
+    same = dict(x="factor", xlabel="peak of the trace / delay (ET: time constant / delay)", scale=100)
+    same["keys"] = tables.traces(grid)[::-1]
     paper = tables.published(grid["dataset"].iloc[0], "test accuracy").assign(factor=1.0)
-    paper = {delay: paper[paper["delay_s"] == delay] for delay in delays}
-    shown = [
-        same | dict(frame=grid[grid["delay_s"] == delay], title=f"delay {delay:g} s", paper=paper[delay])
-        for delay in delays
-    ]
+    paper = dict(list(paper[paper["delay_s"].isin(grid["delay_s"])].groupby("delay_s")))
+    shown = {
+        delay: same | dict(frame=runs, title=f"delay {delay:g} s", paper=paper.get(delay))
+        for delay, runs in grid.groupby("delay_s")
+    }
 
     def add_ceilings(axes):
         style = plots.styles([("delay line", 0)])["delay line", 0] | dict(marker="")
-        for axis, delay in zip(axes[:, 0], delays, strict=True):
+        for axis, delay in zip(axes[:, 0], shown, strict=True):
             if len(ceiling := lines.loc[lines["delay_s"] == delay, "value"].dropna()):
                 axis.axhline(100 * ceiling.mean(), **style, label="delay line", zorder=1)
 
     note, size = f"{captions.settings(grid)}.{captions.seeds(grid)}", dict(height=1.9, margin=1.4, sharex=True)
-    note += captions.published(grid) if any(map(len, paper.values())) else ""
-    return plots.panels(folder, "peak-wrong", note, shown, "test accuracy (%)", finish=add_ceilings, **size)
+    note += captions.published(grid) if paper else ""
+    return plots.panels(folder, "peak-wrong", note, [*shown.values()], "test accuracy (%)", finish=add_ceilings, **size)

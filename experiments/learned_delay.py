@@ -62,7 +62,7 @@ class Options(learned.Learned):
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in a quarter of an hour."""
-    delay: float = 2.0
+    delay: Annotated[float, checks.delays] = 2.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s; what the peak should come to."""
     order: Annotated[int, checks.ORDER] = 10
     """Order of the cascade, 2 to 64."""
@@ -82,7 +82,7 @@ class Options(learned.Learned):
         checks.peaks("starts", self.starts, (self.delay,), "reset")
 
 
-PRESETS = {"demo": Options(), "quick": Options(preset="quick", steps=1404, **MNIST)}
+PRESETS = {"demo": Options(), "quick": Options(steps=1404, **MNIST)}
 
 
 def slope(run: SupervisedRun, rule: Condition, state: TrainState, log_peak: Float[Array, ""]) -> Float[Array, ""]:
@@ -175,9 +175,8 @@ def draw(rows: pd.DataFrame, ends: pd.DataFrame, settings: str, folder: Path) ->
         losses = binned(rows[rows["metric"] == "train_loss"], ends["step"].iloc[0])
         _draw_seeds(axes[1, 0], losses, ends, delay)
         axes[1, 0].set_title("b  What the network learns meanwhile", loc="left")
-        axes[1, 0].set_ylabel("training loss (nats)")
+        axes[1, 0].set(xlabel="updates of the network", ylabel="training loss (nats)")
         plots.log_ticks(axes[1, 0])
-        axes[1, 0].set_xlabel("updates of the network")
         names = {m: "held wrong" if m == "held" else f"learned by {m}" for m in dict.fromkeys(ends["method"])}
         lines = [Line2D([], [], **_HELD_RIGHT, label=f"held right, {delay:g} s")]
         lines += [Line2D([], [], **_STYLES[method], label=name) for method, name in names.items()]
@@ -195,12 +194,11 @@ def _draw_peaks(axis, rows: pd.DataFrame, ends: pd.DataFrame, delay: float, best
     axis.axhline(delay, color="#000000", linewidth=0.9)
     axis.axhline(best, color="#000000", linewidth=0.9, linestyle=":")
     _draw_seeds(axis, rows[rows["metric"] == "learned_peak_s"], ends[ends["method"] != "held"], delay)
-    axis.set_yscale("log")
+    axis.set(yscale="log", ylabel="peak of the trace (s)")
     starts = set(ends["peak_s"])
     ticks = sorted(starts | {delay * factor for factor in (0.7, 1.4) if min(starts) < delay * factor < max(starts)})
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
-    axis.set_ylabel("peak of the trace (s)")
     axis.set_title(f"a  The peak, for a delay of {delay:g} s", loc="left")
 
 

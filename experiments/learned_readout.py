@@ -51,7 +51,7 @@ class Options(learned.Learned):
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in a quarter of an hour."""
-    delay: float = 4.0
+    delay: Annotated[float, checks.delays] = 4.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s."""
     order: Annotated[int, checks.BALANCED] = 10
     """Order of the cascade, 3 to 64."""
@@ -67,7 +67,7 @@ class Options(learned.Learned):
 
 PRESETS = {
     "demo": Options(steps=2000, seeds=2),
-    "quick": Options(preset="quick", steps=1404, delay=10.0, seeds=1, **MNIST),
+    "quick": Options(steps=1404, delay=10.0, seeds=1, **MNIST),
 }
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 from experiments.common import checks, returns, rl
 from experiments.common.conditions import Condition
@@ -20,7 +20,7 @@ class Options(rl.Control):
 
     preset: Literal["demo", "quick", "paper"] = "demo"
     """demo: CartPole, in minutes; quick: in an hour; paper: three seeds, in hours."""
-    delay: float = 120.0
+    delay: Annotated[float, checks.steps] = 120.0
     """Seconds that a signal takes from one layer to the one below, a multiple of 0.3 s."""
 
     @property
@@ -28,16 +28,11 @@ class Options(rl.Control):
         """The longest delay of any signal, in seconds."""
         return self.delay * len(self.hidden)
 
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        checks.steps_above_zero("delay", (self.delay,), self.dt)
-        super().check()
-
 
 PRESETS = {
     "demo": Options(seeds=1, frames=500_000),
-    "quick": Options(preset="quick", frames=500_000, seeds=2),
-    "paper": Options(preset="paper", frames=rl.PAPER["cartpole"].frames, **rl.CHOICES),
+    "quick": Options(frames=500_000, seeds=2),
+    "paper": Options(frames=rl.PAPER["cartpole"].frames, **rl.CHOICES),
 }
 
 

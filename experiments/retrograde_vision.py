@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common import alignment, captions, checks, plots, tables, vision
-from experiments.common.checks import DT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Vision
 
@@ -57,7 +56,7 @@ class Options(Orders, Gate, Vision):
     """Length of a run, in segments."""
     selection_steps: int = 300
     """Length of a run that only serves to choose the learning rate."""
-    delay: float = 120.0
+    delay: Annotated[float, checks.steps] = 120.0
     """Seconds that a signal takes from one layer to the one below, a multiple of 0.2 s."""
     fraction: Annotated[float, checks.SHARE] = 0.0125
     """Share of the images of a segment that are salient."""
@@ -65,7 +64,7 @@ class Options(Orders, Gate, Vision):
     """Squared error norm at or below which a layer's activity leaves no trace; 0 turns the gate off."""
     threshold: Annotated[float, checks.NOT_NEGATIVE] = 1.0
     """Loss in nats above which an image is salient, for the gate named threshold."""
-    delays: tuple[float, ...] = ()
+    delays: Annotated[tuple[float, ...], checks.steps, checks.OPTIONAL] = ()
     """Delays per layer to compare, in seconds."""
     fractions: Annotated[tuple[float, ...], checks.SHARE._replace(empty=True)] = ()
     """Shares of salient images to compare."""
@@ -88,9 +87,6 @@ class Options(Orders, Gate, Vision):
         """Raises UserError for an option outside its range."""
         super().check()
         checks.require("segment", self.segment >= 2, "at least 2", self.segment)
-        checks.steps_above_zero("delay", (self.delay,), DT)
-        if self.delays:
-            checks.steps_above_zero("delays", self.delays, DT)
         if self.boundary == "carry":
             ideal = "ideal with --boundary carry: what is sent down cannot wait"
             checks.require("derivatives", self.derivatives == ("ideal",), ideal, self.derivatives)
@@ -98,21 +94,18 @@ class Options(Orders, Gate, Vision):
         checks.require("network", self.network != "resnet20", row, self.network)
 
 
-_PAPER = Options(preset="paper", steps=1000, selection_steps=1000, **MNIST)
+_PAPER = Options(steps=1000, selection_steps=1000, **MNIST)
 PRESETS = {
     "demo": Options(
         segment=320, fraction=0.05, delay=20.0, steps=400, seeds=2, learning_rates=(3e-3,),
         derivatives=("ideal", "cascade"),
     ),
     "quick": Options(
-        preset="quick", delays=(0.2, 20.0, 120.0), gates=("quantile", "random"), learning_rates=(1e-3,), seeds=1,
-        **MNIST,
+        delays=(0.2, 20.0, 120.0), gates=("quantile", "random"), learning_rates=(1e-3,), seeds=1, **MNIST
     ),
     "paper": replace(_PAPER, delays=(0.2, 2.0, 20.0, 120.0, 240.0), fractions=(0.0125, 0.05, 0.2)),
-    "mechanisms": replace(
-        _PAPER, preset="mechanisms", gates=GATES, derivatives=("ideal", "cascade"), placements=("shown", "random"),
-    ),
-    "cifar10": Options(preset="cifar10", seeds=1, steps=780, selection_steps=390, **CIFAR10),
+    "mechanisms": replace(_PAPER, gates=GATES, derivatives=("ideal", "cascade"), placements=("shown", "random")),
+    "cifar10": Options(seeds=1, steps=780, selection_steps=390, **CIFAR10),
 }  # fmt: skip
 
 

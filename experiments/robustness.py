@@ -55,7 +55,7 @@ class Options(Gate, Vision):
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits; quick: MNIST; both in minutes."""
-    delay: float = 10.0
+    delay: Annotated[float, checks.delays] = 10.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s, below 25.6 s."""
     balanced: Annotated[tuple[int, ...], checks.BALANCED._replace(empty=False)] = (6, 10)
     """Orders of the cascades, 3 to 64."""
@@ -69,14 +69,13 @@ class Options(Gate, Vision):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.delays("delay", (self.delay,), "reset")
         checks.require("network", self.network == "mlp", "mlp, of whose layers the noise is known", self.network)
         checks.each("norms", self.norms, lambda v: v > 1, "above 1, the last stage's")
 
 
 PRESETS = {
     "demo": Options(steps=400, learning_rates=(1e-3,), seeds=2),
-    "quick": Options(preset="quick", steps=936, learning_rates=(1e-3,), **MNIST),
+    "quick": Options(steps=936, learning_rates=(1e-3,), **MNIST),
 }
 
 

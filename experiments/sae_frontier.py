@@ -79,11 +79,11 @@ class Options(Files):
 
 
 _QUICK = Options(
-    preset="quick", dataset="mnist", hidden=(512, 512), network_steps=2000, latents=512, steps=400, batch=256,
+    dataset="mnist", hidden=(512, 512), network_steps=2000, latents=512, steps=400, batch=256,
     k=(8, 16, 32), l1=(0.04, 0.1, 0.25), l0=(0.0003, 0.001, 0.003), examples=20_000, batch_conditions=9,
 )  # fmt: skip
 _CIFAR10 = replace(
-    _QUICK, preset="cifar10", dataset="cifar10", network_steps=390, latents=256, steps=300, batch=128,
+    _QUICK, dataset="cifar10", network_steps=390, latents=256, steps=300, batch=128,
     examples=10_000, vectors=400_000, test_images=500,
 )  # fmt: skip
 PRESETS = {"demo": Options(), "quick": _QUICK, "cifar10": _CIFAR10}

@@ -70,10 +70,10 @@ class Options(Files):
 PRESETS = {
     "demo": Options(),
     "clip": Options(
-        preset="clip", model="clip", dataset="mnist", patch=7, width=64, blocks=4, steps=4000, learning_rate=1e-3
+        model="clip", dataset="mnist", patch=7, width=64, blocks=4, steps=4000, learning_rate=1e-3
     ),
     "cifar10": Options(
-        preset="cifar10", dataset="cifar10", patch=4, width=128, blocks=5, steps=15_600, learning_rate=1e-3,
+        dataset="cifar10", patch=4, width=128, blocks=5, steps=15_600, learning_rate=1e-3,
         augment=True,
     ),
 }  # fmt: skip

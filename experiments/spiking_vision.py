@@ -46,7 +46,7 @@ class Options(Orders, Vision):
     """demo: digits, in two minutes; quick: MNIST."""
     codes: Annotated[tuple[Literal["rate", "latency"], ...], checks.WORDS] = CODES
     """How images become spikes."""
-    delays: tuple[float, ...] = (0.2, 2.0)
+    delays: Annotated[tuple[float, ...], checks.delays] = (0.2, 2.0)
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s."""
     hidden: tuple[int, ...] = (256,)
     """Number of hidden neurons, one layer."""
@@ -58,7 +58,6 @@ class Options(Orders, Vision):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.delays("delays", self.delays, "reset")
         checks.require("hidden", len(self.hidden) == 1, "one number of neurons", self.hidden)
         checks.require("network", self.network == "mlp", "mlp here", self.network)
         checks.require("form", self.form == "activation", "activation here", self.form)
@@ -67,7 +66,7 @@ class Options(Orders, Vision):
 PRESETS = {
     "demo": Options(hidden=(64,), codes=("latency",), delays=(1.0,), orders=(6,), steps=100, seeds=1),
     "quick": Options(
-        preset="quick", dataset="mnist", delays=(0.2, 2.0, 10.0), orders=(10,), balanced=(10,), steps=468, seeds=3,
+        dataset="mnist", delays=(0.2, 2.0, 10.0), orders=(10,), balanced=(10,), steps=468, seeds=3,
         learning_rates=(1e-2,),
     ),
 }  # fmt: skip

@@ -83,16 +83,14 @@ class Options(Files):
 
 
 _QUICK = Options(
-    preset="quick", dataset="mnist", hidden=(512, 512, 512), network_steps=1000, latents=1024, k=16, steps=400,
+    dataset="mnist", hidden=(512, 512, 512), network_steps=1000, latents=1024, k=16, steps=400,
     batch=256,
 )  # fmt: skip
 PRESETS = {
     "demo": Options(seeds=2),
     "quick": _QUICK,
-    "vit": replace(_QUICK, preset="vit", network="vit", latents=256, examples=2000),
-    "cifar10": replace(
-        _QUICK, preset="cifar10", dataset="cifar10", network="cnn", network_steps=780, latents=512, examples=500
-    ),
+    "vit": replace(_QUICK, network="vit", latents=256, examples=2000),
+    "cifar10": replace(_QUICK, dataset="cifar10", network="cnn", network_steps=780, latents=512, examples=500),
 }
 
 

@@ -37,21 +37,19 @@ class Options(SelectionDelay, Orders, Gate, Vision):
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
     boundaries: Annotated[tuple[Literal["reset", "carry"], ...], checks.WORDS] = ("reset", "carry")
     """Boundaries compared, reset and carry."""
-    delays: tuple[float, ...] = (0.4, 4.0)
+    delays: Annotated[tuple[float, ...], checks.delays] = (0.4, 4.0)
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless all is carried. A stream takes
     the longer per step the longer its trace remembers: at 10 s twice as long for CET(2)."""
-    orders: tuple[int, ...] = (10,)
-    """Orders of the cascading traces, 2 to 64."""
     error_gate: float = 1e-8
     """Squared error norm at or below which a layer's activity leaves no trace, where the loss is the mean of 128
     images; it closes on the same images however many there are to an update. 0 turns the gate off."""
-    order_delay: float = 4.0
+    order_delay: Annotated[float, checks.delays] = 4.0
     """The delay in seconds at which all that follows is compared."""
     run_lengths: Annotated[tuple[int, ...], checks.COUNT] = (1, 16)
     """Images of one class in a row; 1 shuffles all images."""
     interpolations: Annotated[tuple[int, ...], checks.COUNT] = (1, 4)
     """Steps of 0.2 s from one image to the next, blended in between; n of them show 1/n as many images in a run."""
-    segments: Annotated[tuple[int, ...], checks.COUNT] = (32, 128)
+    segments: Annotated[tuple[int, ...], checks.COUNT, checks.divisors] = (32, 128)
     """Images between two updates with the boundary carry, divisors of the images of a run; elsewhere there are 128."""
 
     @property
@@ -59,22 +57,12 @@ class Options(SelectionDelay, Orders, Gate, Vision):
         """The strictest of the boundaries, for checks."""
         return "reset" if "reset" in self.boundaries else "carry"
 
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        checks.delays("delays", self.delays, self.boundary)
-        checks.delays("order_delay", (self.order_delay,), self.boundary)
-        chosen = {self.selection_steps} if len(self.learning_rates) > 1 else set()
-        for images in sorted(steps * SEGMENT for steps in {self.steps, *chosen}):
-            divisors = f"divisors of the {images} images of a run"
-            checks.each("segments", self.segments, lambda v, n=images: n % v == 0, divisors)
-
 
 PRESETS = {
-    "demo": Options(seeds=2, steps=600, learning_rates=(3e-3,)),
+    "demo": Options(orders=(10,), seeds=2, steps=600, learning_rates=(3e-3,)),
     "quick": Options(
-        preset="quick", delays=(2.0, 10.0), orders=(2, 10), order_delay=2.0, run_lengths=(1, 16, 64),
-        segments=(128, 512), learning_rates=(1e-3,), steps=1400, **MNIST,
+        delays=(2.0, 10.0), orders=(2, 10), order_delay=2.0, run_lengths=(1, 16, 64), segments=(128, 512),
+        learning_rates=(1e-3,), steps=1400, **MNIST,
     ),
 }  # fmt: skip
 
@@ -186,13 +174,7 @@ def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, f
         at = "" if "delay_s" in rows else f" Delay {delay:g} s." if delay else ""
         note = f"{captions.settings(ends)}.{at} {text}{captions.seeds(ends)}{captions.left_out(ends)}"
         shown = [
-            dict(
-                frame=lines[one, boundary],
-                x=one,
-                xlabel=AXES[one],
-                scale=100,
-                keys=tables.traces(lines[one, boundary])[::-1],
-            )
+            dict(frame=lines[one, boundary], x=one, xlabel=AXES[one], scale=100)
             | dict(title=BOUNDARIES[boundary] if one == rows[0] else "")
             | dict(paper=paper if (one, boundary) == ("delay_s", "reset") else None)
             for one in rows

@@ -70,15 +70,11 @@ class Options(Files):
         suppressed.check_counts(self)
 
 
-_QUICK = Options(
-    preset="quick", dataset="mnist", hidden=(256, 256, 256, 256), network_steps=1000, latents=512, k=16, batch=256
-)
+_QUICK = Options(dataset="mnist", hidden=(256, 256, 256, 256), network_steps=1000, latents=512, k=16, batch=256)
 PRESETS = {
     "demo": Options(seeds=2),
     "quick": _QUICK,
-    "cifar10": replace(
-        _QUICK, preset="cifar10", dataset="cifar10", network_steps=1170, examples=1000, latents=256, seeds=1
-    ),
+    "cifar10": replace(_QUICK, dataset="cifar10", network_steps=1170, examples=1000, latents=256, seeds=1),
 }
 
 

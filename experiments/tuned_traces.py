@@ -66,9 +66,7 @@ class Options(Delays, Orders, Gate, Vision):
 
 PRESETS = {
     "demo": Options(steps=300, selection_steps=300, learning_rates=(1e-3, 3e-3)),
-    "quick": Options(
-        preset="quick", delays=(4.0, 10.0), steps=1170, selection_steps=1170, learning_rates=(3e-4, 1e-3), **MNIST
-    ),
+    "quick": Options(delays=(4.0, 10.0), steps=1170, selection_steps=1170, learning_rates=(3e-4, 1e-3), **MNIST),
 }
 
 

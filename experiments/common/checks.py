@@ -16,6 +16,8 @@ class UserError(Exception):
 class Rule(NamedTuple):
     """What every value of an option must be; written in its type, as `Annotated[int, COUNT]`, and kept by subclasses.
 
+    Where that depends on other options a function of them stands there, which gives rules: `Annotated[float, delays]`.
+
     **Fields:** `constraint`: in words. `holds`: of a number. `empty`, `repeated`: whether a tuple may be so.
     """
 
@@ -27,7 +29,8 @@ class Rule(NamedTuple):
 
 COUNT, ABOVE_ZERO = Rule("at least 1", lambda v: v >= 1), Rule("above 0", lambda v: v > 0)
 NOT_NEGATIVE, SHARE = Rule("at least 0", lambda v: v >= 0), Rule("above 0 and at most 1", lambda v: 0 < v <= 1)
-INSIDE, WORDS = Rule("above 0 and below 1", lambda v: 0 < v < 1), Rule()
+INSIDE = Rule("above 0 and below 1", lambda v: 0 < v < 1)
+WORDS, OPTIONAL = Rule(), Rule(empty=True)
 SIZES = COUNT._replace(repeated=True)
 ORDERS = Rule("2 to 64 (one stage is ET, always there)", lambda v: 2 <= v <= 64)
 ORDER, BALANCED = ORDERS._replace(constraint="2 to 64", empty=True), Rule("3 to 64", lambda v: 3 <= v <= 64, empty=True)
@@ -35,13 +38,13 @@ ORDER, BALANCED = ORDERS._replace(constraint="2 to 64", empty=True), Rule("3 to 
 
 def rules(options) -> None:
     """Raises UserError for an option that breaks a rule of its type, in whichever of its classes."""
-    for name, type_ in (
-        item for kind in type(options).__mro__ for item in vars(kind).get("__annotations__", {}).items()
-    ):
+    annotated = [item for kind in type(options).__mro__ for item in vars(kind).get("__annotations__", {}).items()]
+    for name, type_ in annotated:
         given = getattr(options, name)
-        values = given if isinstance(given, tuple) else (given,)
-        for rule in (entry for entry in getattr(type_, "__metadata__", ()) if isinstance(entry, Rule)):
-            if given is not None and not (rule.empty and not values):
+        values, entries = given if isinstance(given, tuple) else (given,), getattr(type_, "__metadata__", ())
+        found = [rule for entry in entries for rule in (entry(options) if callable(entry) else [entry])]
+        if given is not None and (values or not any(rule.empty for rule in found)):
+            for rule in found:
                 each(name, values, rule.holds, rule.constraint, not rule.repeated)
 
 
@@ -66,18 +69,32 @@ def whole_steps(seconds: float, dt: float = DT) -> bool:
     return abs(seconds / dt - round(seconds / dt)) < 1e-3
 
 
-def steps_above_zero(name: str, delays: tuple, dt: float = DT) -> None:
-    """Raises UserError unless there is at least one delay and all are whole steps of at least one."""
-    each(name, delays, lambda v: v > 0 and whole_steps(v, dt), f"above 0 and a multiple of {dt:g} s")
+def steps(options) -> list[Rule]:
+    """Rules of delays: whole steps of the options' `dt`, at least one."""
+    dt = getattr(options, "dt", DT)
+    return [Rule(f"above 0 and a multiple of {dt:g} s", lambda v: v > 0 and whole_steps(v, dt))]
 
 
-def delays(name: str, delays: tuple, boundary: str) -> None:
-    """Raises UserError unless delays are whole steps, and in segments that start empty shorter than a segment."""
-    each(name, delays, lambda v: v > 0, "above 0")
-    each(name, delays, whole_steps, f"multiples of the {DT:g} s of an image")
-    if boundary == "reset":
+def delays(options) -> list[Rule]:
+    """Rules of delays of images: whole steps, and in segments that start empty shorter than a segment."""
+    found = [ABOVE_ZERO, Rule(f"multiples of the {DT:g} s of an image", whole_steps)]
+    if getattr(options, "boundary", "reset") == "reset":
         lost = f"at most {LONGEST:g} s: signals later than the segment of {SEGMENT} x {DT:g} s are lost"
-        each(name, delays, lambda v: v < LONGEST + DT / 2, lost)
+        found.append(Rule(lost, lambda v: v < LONGEST + DT / 2))
+    return found
+
+
+def divisors(options) -> list[Rule]:
+    """Rules of images between two updates: divisors of those of a run, and of one that chooses if there is a choice."""
+    runs = {options.steps, *([options.selection_steps] if len(options.learning_rates) > 1 else [])}
+    images = sorted(SEGMENT * steps for steps in runs)
+    return [Rule(f"a divisor of the {n} images of a run", lambda v, n=n: n % v == 0) for n in images]
+
+
+def segment(options) -> list[Rule]:
+    """Rules of images between two updates, where there is one number of them and one boundary."""
+    whole = f"{SEGMENT} with --boundary reset, where a segment is an update"
+    return [Rule(whole, lambda v: v == SEGMENT or options.boundary == "carry"), *divisors(options)]
 
 
 def peaks(name: str, multiples: tuple, delays: tuple, boundary: str) -> None:

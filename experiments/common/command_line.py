@@ -14,8 +14,6 @@ from experiments.common import tables
 from experiments.common.checks import UserError
 from experiments.common.options import Files
 
-USAGE = "python -m experiments NAME [options]"
-
 
 def names() -> list[str]:
     """The experiments, found by listing their folder."""
@@ -85,7 +83,7 @@ def parse(name: str, experiment: ModuleType, arguments: list[str]) -> Files:
 
 def listing() -> str:
     """The experiments, a line each, with their presets."""
-    lines = [f"usage: {USAGE}", "", "experiments:"]
+    lines = ["usage: python -m experiments NAME [options]", "", "experiments:"]
     for name in names():
         experiment = load(name)
         about = experiment.Options.__doc__.splitlines()[0]

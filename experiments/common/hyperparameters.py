@@ -47,9 +47,8 @@ def make_delay(condition: Condition):
     if not condition.distribution:
         return FixedDelay(condition.delay_s, DT, max_delay=condition.delay_s if condition.boundary == "carry" else None)
     key, longest = jax.random.key(condition.seed + 7919), None
-    if (
-        condition.boundary == "carry"
-    ):  # room for uniform delays, and for gamma distributed ones up to 7 sd above the mean
+    # Room for uniform delays, and for gamma distributed ones up to 7 sd above the mean.
+    if condition.boundary == "carry":
         above = condition.spread_s * (0.5 if condition.distribution == "uniform" else 2.0)
         longest = DT * math.ceil((condition.delay_s + above) / DT - 1e-3)
     return RandomDelay(condition.delay_s, condition.spread_s, DT, condition.distribution, key, max_delay=longest)

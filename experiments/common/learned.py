@@ -11,7 +11,6 @@ loss after some updates. Of a single number that is the difference of two points
 approximation using a simultaneous perturbation gradient approximation".
 """
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple
@@ -50,7 +49,6 @@ class Learned(Gate, Vision):
         checks.require("network", self.network == "mlp", "mlp here", self.network)
         rates = self.learning_rates
         checks.require("learning_rates", len(rates) == 1, "one: it is not chosen here", rates)
-        checks.delays("delay", (self.delay,), "reset")
         most = f"at most --steps, {self.steps}"
         checks.require("learn_every", self.learn_every <= self.steps, most, self.learn_every)
 
@@ -80,10 +78,15 @@ class Learner(NamedTuple):
     key: Array
 
 
-def learn(
-    knob: Knob, run: SupervisedRun, rule: Condition, state: TrainState, learner: Learner
-) -> tuple[TrainState, Learner]:
+class LearningState(TrainState):
+    """All that a run is at one moment, with what is learned of its trace."""
+
+    learner: Learner
+
+
+def learn(knob: Knob, run: SupervisedRun, rule: Condition, state: LearningState) -> LearningState:
     """One step of θ: returns the state with its trace set to the new one, its network as it was."""
+    learner = state.learner
     key, direction = jax.random.split(learner.key)
     if rule.method == "perturbation":
         loss = lambda value: loss_after(run, rule, with_weights(state, knob.weights(rule, value)))  # noqa: E731
@@ -93,7 +96,7 @@ def learn(
     slope = jnp.where(jnp.isfinite(slope), slope, 0.0)  # a network that diverged tells nothing
     squares = learner.squares + slope**2
     value = knob.kept(learner.value - rule.step_size * slope / jnp.sqrt(jnp.where(squares > 0, squares, 1.0)))
-    return with_weights(state, knob.weights(rule, value)), Learner(value, squares, key)
+    return replace(with_weights(state, knob.weights(rule, value)), learner=Learner(value, squares, key))
 
 
 def difference(function: Callable, at: Float[Array, "..."], distance: float, key: Array) -> Float[Array, "..."]:
@@ -130,7 +133,7 @@ def by_every_method(options: Learned, held: Condition) -> list[Condition]:
 
 
 class Course(vision.Course):
-    """Trains as its parent does, moving what is learned on the way: a run's state comes with its learner's."""
+    """Trains as its parent does, moving what is learned on the way."""
 
     static = (*vision.Course.static, *RULE)
 
@@ -149,8 +152,8 @@ class Course(vision.Course):
         extra = len(moves) * (rule.segments * (1 + (rule.method == "perturbation")) + 2 * rule.horizon) * learned
         often = [0, *(moves if knob.every_move else at)] if learned else [steps] * knob.every_move
         measured = [
-            *self.evaluations(run, at, of_state=operator.itemgetter(0)),
-            sweep.Evaluation(lambda state: knob.measured(state[1].value), at=often),
+            *self.evaluations(run, at),
+            sweep.Evaluation(lambda state: knob.measured(state.learner.value), at=often),
             sweep.Evaluation(lambda state: {"extra_stretches": jnp.asarray(float(extra))}, at=[steps]),
         ]
         start = lambda condition: (hyperparameters(condition), knob.start(rule, condition))  # noqa: E731
@@ -160,11 +163,11 @@ class Course(vision.Course):
 
 def _init(run, start, key):
     hyper, value = start
-    return run.init(hyper, key), Learner(value, jnp.zeros_like(value), jax.random.fold_in(key, 1))
+    learner = Learner(value, jnp.zeros_like(value), jax.random.fold_in(key, 1))
+    return LearningState(**vars(run.init(hyper, key)), learner=learner)
 
 
 def _advance(knob, run, rule, state, steps):
     """The state after `steps` updates, before which the trace moves, and their losses."""
-    state, learner = state if rule.method == "held" else learn(knob, run, rule, *state)
-    state, losses = run.advance(state, steps)
-    return (state, learner), {"train_loss": losses}
+    state, losses = run.advance(state if rule.method == "held" else learn(knob, run, rule, state), steps)
+    return state, {"train_loss": losses}

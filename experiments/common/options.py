@@ -1,6 +1,5 @@
 """Options that experiments share, and their checks: a dataclass of them is an experiment's command line."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -63,11 +62,6 @@ class Sweep(Files):
         super().check()
         apart = self.selection_seed >= self.seeds
         checks.require("selection_seed", apart, f"outside the {self.seeds} seeds reported", self.selection_seed)
-        shard = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard)
-        within = shard is not None and int(shard[1]) <= int(shard[2])
-        checks.require("shard", within, "i/n with 1 <= i <= n", self.shard)
-        if self.fresh and int(shard[2]) > 1:
-            raise UserError("--fresh would remove what other shards do: start over in a new folder with --out")
 
 
 @dataclass(frozen=True)
@@ -116,22 +110,12 @@ class Stream:
     boundary: Literal["reset", "carry"] = "reset"
     """reset: every segment of 128 images starts with empty traces and loses the signals still under way;
     carry: traces and signals go on without end, and weights change every --segment images."""
-    segment: Annotated[int, checks.COUNT] = SEGMENT
+    segment: Annotated[int, checks.COUNT, checks.segment] = SEGMENT
     """Images between two updates with the boundary carry; divides the images of a run, 128 a step."""
     run_length: Annotated[int, checks.COUNT] = 1
     """Images of one class in a row; 1 shuffles all images."""
     interpolation: Annotated[int, checks.COUNT] = 1
     """Steps of 0.2 s from one image to the next, blended in between; 1 shows each image once."""
-
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        if self.boundary == "reset":
-            whole = f"{SEGMENT} with --boundary reset, where a segment is an update"
-            checks.require("segment", self.segment == SEGMENT, whole, self.segment)
-        for images in (self.steps * SEGMENT, self.selection_steps * SEGMENT):
-            divisor = f"a divisor of the {images} images of a run"
-            checks.require("segment", images % self.segment == 0, divisor, self.segment)
 
 
 @dataclass(frozen=True)
@@ -164,24 +148,13 @@ class Gate:
 class Delays(Stream):
     """Delays of credit, and how images come meanwhile."""
 
-    delays: tuple[float, ...] = (2.0, 6.0)
+    delays: Annotated[tuple[float, ...], checks.delays] = (2.0, 6.0)
     """Delays of the learning signal in seconds, multiples of 0.2 s, below 25.6 s unless carried."""
-
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        checks.delays("delays", self.delays, self.boundary)
 
 
 @dataclass(frozen=True)
 class SelectionDelay:
     """One delay at which learning rates are chosen."""
 
-    selection_delay: float | None = None
+    selection_delay: Annotated[float | None, checks.delays] = None
     """Choose each trace's learning rate at this delay alone, in seconds, for all delays; by default at each."""
-
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        if self.selection_delay is not None:
-            checks.delays("selection_delay", (self.selection_delay,), self.boundary)

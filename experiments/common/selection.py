@@ -54,24 +54,22 @@ def complete(courses: Mapping[str, Course], groups: Sequence[Sequence[Condition]
     status 1 if no run has ended well, of 130 or 143 when interrupted.
     """
     options = courses["test"].options
-    shared = dict(batch=options.batch_conditions, shard=options.shard)
-    index, count = map(int, options.shard.split("/"))
+    shared, first = dict(batch=options.batch_conditions, shard=options.shard), options.shard.startswith("1/")
     standing = [[at_selection_delay(options, one) for one in group] for group in groups]
     tried = [[replace(one, seed=options.selection_seed) for one in group] for group in standing]
     trials, best = list(dict.fromkeys(one for group in tried if len(group) > 1 for one in group)), [0] * len(groups)
     if trials:
-        records = train(
-            courses["validation"], trials, stage="selection", wait=True, fresh=options.fresh, **shared
-        ).records
+        choosing = dict(stage="selection", wait=True, fresh=options.fresh)
+        records = train(courses["validation"], trials, **choosing, **shared).records
         # A table leaves defaults out, so that records which are read from one are told their conditions again.
         pairs = zip(records.items(), trials, strict=True)
         whole = {run: record | {"columns": asdict(trial)} for (run, record), trial in pairs}
         best = sweep.choose(sweep.Table(whole), tried, courses["validation"].score)
     chosen = [group[i] for group, i in zip(groups, best, strict=True)]
     runs = list(dict.fromkeys(replace(one, seed=seed) for seed in range(options.seeds) for one in chosen))
-    table = train(courses["test"], runs, wait=index == 1, fresh=options.fresh and not trials, **shared)
-    if index > 1:
-        print(f"shard {index} of {count} is done; the first reports")
+    table = train(courses["test"], runs, wait=first, fresh=options.fresh and not trials, **shared)
+    if not first:
+        print(f"shard {options.shard.replace('/', ' of ')} is done; the first reports")
         return None
     return reported(table, options)
 

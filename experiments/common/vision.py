@@ -115,24 +115,22 @@ class Course(selection.Course):
             return ends, [steps]
         return ends, [*(end for end in ends[:-1] if (end // chunk) % (CURVE_POINTS // TEST_POINTS) == 0), steps]
 
-    def evaluations(
-        self, run: SupervisedRun, at: list[int], salient: bool = False, of_state: Callable = lambda state: state
-    ) -> list[sweep.Evaluation]:
+    def evaluations(self, run: SupervisedRun, at: list[int], salient: bool = False) -> list[sweep.Evaluation]:
         """What is measured of a run after the updates `at`, the last among them.
 
-        `salient`: whether a gate picks the images learned from, which counts. `of_state` finds the run's state.
+        `salient`: whether a gate picks the images learned from, which counts.
         """
         x, labels, names = self._images[1], self.test_labels, ("diverged", *(("skipped", "missed") if salient else ()))
         width = EVALUATED_AT_ONCE if self.options.network != "mlp" else len(labels)
         parts = [slice(start, start + width) for start in range(0, len(labels), width)]
         test = [(jnp.asarray(x[part]), jnp.asarray(labels[part])) for part in parts]
         measured = [
-            sweep.Evaluation(eqx.Partial(_evaluate, run, of_state), at=at, over=test, prefix=f"{self.measured_on}_"),
-            sweep.Evaluation(lambda state: {name: getattr(of_state(state), name) for name in names}, at=[at[-1]]),
+            sweep.Evaluation(run.evaluate, at=at, over=test, prefix=f"{self.measured_on}_"),
+            sweep.Evaluation(lambda state: {name: getattr(state, name) for name in names}, at=[at[-1]]),
         ]
         for one in (None, *self.probes) if self.measured_on == "test" and self.segments else ():
             hyper = None if one is None else hyperparameters(one)
-            measured.append(self.of_segments(eqx.Partial(_align, run, of_state), hyper, [0, *at], one))
+            measured.append(self.of_segments(eqx.Partial(_align, run), hyper, [0, *at], one))
         return measured
 
     def of_segments(self, function: Callable, first, at: list[int], probe: Condition | None) -> sweep.Evaluation:
@@ -168,12 +166,7 @@ def _advance(run, unrolled, state, steps):
     return state, {"train_loss": losses}
 
 
-def _evaluate(run, of_state, state, x, labels):
-    return run.evaluate(of_state(state), x, labels)
-
-
-def _align(run, of_state, state, hyper, x, labels):
-    state = of_state(state)
+def _align(run, state, hyper, x, labels):
     seen = state if hyper is None else eqx.tree_at(lambda state: state.hyper, state, hyper)
     return {"alignment": run.alignment(seen, x, labels)}
 

@@ -12,7 +12,7 @@ from experiment import copied, error_of, output_of, require_same_pictures, tidy
 import cetsim
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun, backprop
 from experiments import alignment, behavioral_vision
-from experiments.alignment import PRESETS, Options
+from experiments.alignment import Options
 from experiments.common import alignment as common
 from experiments.common import plots
 
@@ -102,12 +102,6 @@ def test_every_trace_at_every_delay_looks_on_at_backprop():
     assert {(c.trace, c.order) for c in delayed} == {("ET", 1), ("CET", 2), ("CET", 20), ("delay line", 0)}
     assert {(c.delay_s, c.peak_s) for c in delayed} == {(0.2, 0.2), (4.0, 4.0)}
     assert {c.error_gate for c in delayed} == {1e-6}
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_pass_their_own_checks_and_are_named(preset):
-    PRESETS[preset].check()
-    assert PRESETS[preset].preset == preset
 
 
 @pytest.mark.parametrize(

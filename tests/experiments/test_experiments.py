@@ -20,7 +20,7 @@ from experiments import behavioral_vision
 from experiments.behavioral_vision import PRESETS, Options
 from experiments.common import command_line, selection, tables, vision
 from experiments.common.conditions import Condition, from_record, recorded, set_to_delay
-from experiments.common.options import Sweep, Vision
+from experiments.common.options import Vision
 
 pytestmark = pytest.mark.slow
 
@@ -81,8 +81,9 @@ def test_options_given_override_those_of_the_preset():
 def test_presets_pass_their_own_checks(name, preset, options):
     options.check()
     assert options.folder == Path("results") / name
-    if isinstance(options, Sweep):
-        assert options.preset == preset
+    if EXPERIMENTS[name].PRESETS:
+        chosen = command_line.parse(name, EXPERIMENTS[name], ["--preset", preset])
+        assert chosen == dataclasses.replace(options, preset=preset)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

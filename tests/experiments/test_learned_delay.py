@@ -16,8 +16,8 @@ from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from experiments import learned_delay
 from experiments.common import learned
 from experiments.common.conditions import Condition, changed
-from experiments.common.learned import Learner
-from experiments.learned_delay import BOUNDS, KNOB, PRESETS, Options
+from experiments.common.learned import Learner, LearningState
+from experiments.learned_delay import BOUNDS, KNOB, Options
 
 pytestmark = pytest.mark.slow
 
@@ -121,11 +121,12 @@ def test_a_peak_is_set_in_the_trace_and_nowhere_else(small):
 def test_a_peak_goes_down_its_slopes_scaled_by_all_of_them(small, slopes, start, moves):
     run, state = small
     learner = Learner(jnp.asarray(start), jnp.zeros(()), jax.random.key(0))
+    state = LearningState(**vars(state), learner=learner)
     for slope, move in zip(slopes, moves, strict=True):
-        knob, before = KNOB._replace(slope=lambda *_, slope=slope: jnp.asarray(slope)), learner.value
-        state, learner = learned.learn(knob, run, ALIGNMENT, state, learner)
-        np.testing.assert_allclose(learner.value - before, move, rtol=1e-10, atol=1e-12)
-        assert jnp.all(state.hyper.trace.taps == learned_delay.weights(ALIGNMENT, learner.value))
+        knob, before = KNOB._replace(slope=lambda *_, slope=slope: jnp.asarray(slope)), state.learner.value
+        state = learned.learn(knob, run, ALIGNMENT, state)
+        np.testing.assert_allclose(state.learner.value - before, move, rtol=1e-10, atol=1e-12)
+        assert jnp.all(state.hyper.trace.taps == learned_delay.weights(ALIGNMENT, state.learner.value))
 
 
 @pytest.mark.parametrize("order", [2, 10, 30])
@@ -156,12 +157,6 @@ def test_a_run_is_named_by_what_its_method_uses_alone():
     same = lambda **given: [a == b for a, b in zip(names(), names(**given), strict=True)]  # noqa: E731
     assert same(horizon=5) == [True, True, True, False, True, True, False]
     assert same(learn_every=5) == [True, True, False, False, True, False, False]
-
-
-@pytest.mark.parametrize("options", PRESETS.values(), ids=PRESETS)
-def test_presets_pass_their_own_checks(options):
-    options.check()
-    assert PRESETS[options.preset] == options
 
 
 @pytest.mark.parametrize("method", ["alignment", "perturbation"])

@@ -48,12 +48,6 @@ def test_spreads_without_none_run_no_fixed_delay():
     assert [(group[0].distribution, group[0].spread_s) for group in groups] == [("gamma", 1.0)] * 3
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_pass_their_own_checks_and_are_named(preset):
-    PRESETS[preset].check()
-    assert PRESETS[preset].preset == preset
-
-
 def test_the_papers_setting():
     options = PRESETS["cifar10"]
     conditions = [group[0] for group in random_delay.conditions(options)]

@@ -12,7 +12,7 @@ from experiment import copied, error_of, output_of, require_same_pictures, tidy,
 from cetsim import datasets
 from experiments import streaming_vision
 from experiments.common import vision
-from experiments.streaming_vision import PRESETS, Options
+from experiments.streaming_vision import Options
 
 pytestmark = pytest.mark.slow
 
@@ -93,12 +93,6 @@ def test_a_run_of_more_frequent_updates_sees_as_many_images():
         assert settings.segment == condition.segment
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_pass_their_own_checks_and_are_named(preset):
-    PRESETS[preset].check()
-    assert PRESETS[preset].preset == preset
-
-
 # What is said to mistakes.
 
 
@@ -122,11 +116,11 @@ def test_presets_pass_their_own_checks_and_are_named(preset):
         (("--segments", "0"), "--segments must be at least 1, got 0"),
         (
             ("--segments", "100", "--steps", "3"),
-            "--segments must be divisors of the 384 images of a run, got",
+            "--segments must be a divisor of the 384 images of a run, got",
         ),
         (
             ("--segments", "96", "--steps", "3", "--learning-rates", "1e-3", "1e-2", "--selection-steps", "2"),
-            "--segments must be divisors of the 256 images of a run, got 96",
+            "--segments must be a divisor of the 256 images of a run, got 96",
         ),
         (("--plot-only",), "run the experiment first, without --plot-only"),
     ],
