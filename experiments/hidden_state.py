@@ -89,8 +89,8 @@ PRESETS = {
     "demo": Options(
         views=("positions", "rate"), delays=(4.0,), orders=(10,), seeds=1, frames=500_000, learning_rates=(1e-3,)
     ),
-    "quick": Options(preset="quick"),
-    "acrobot": Options(preset="acrobot", environment="acrobot"),
+    "quick": Options(),
+    "acrobot": Options(environment="acrobot"),
 }
 
 
