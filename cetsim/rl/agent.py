@@ -4,7 +4,7 @@ The actor's synapses learn through cascades from signals that come late, the cri
 (or, on request, as the actor does).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from cetsim import checks
 from cetsim.delays import FixedDelay, LayerwiseDelay
-from cetsim.rl import actor_trace, delayed_layer, images, networks
+from cetsim.rl import actor_trace, actors, delayed_layer, images, networks
+from cetsim.rl.actors import SpikingActor
 from cetsim.rl.delayed_layer import LayerState
 from cetsim.rl.policies import Categorical, Gaussian
 from cetsim.rl.settings import Hyperparameters, Settings
@@ -26,7 +28,7 @@ LAM_KEY = 1  # folded into an agent's key
 class Networks(eqx.Module):
     """The actor and the critic, or arrays in their shape (None for a part that has none)."""
 
-    actor: eqx.nn.Sequential
+    actor: eqx.nn.Sequential | SpikingActor
     critic: eqx.nn.Sequential | None
 
 
@@ -51,7 +53,10 @@ class AgentState(eqx.Module):
 
 
 class Rollout(eqx.Module):
-    """What happened between two updates, all fields `[time, environments, ...]`."""
+    """What happened between two updates, all fields `[time, environments, ...]` but one.
+
+    **Fields:** `memory`: what the actor's neurons held before the first step, None where nothing is held.
+    """
 
     observation: Float[Array, "*time environments size"]
     action: Shaped[Array, "..."]
@@ -59,6 +64,7 @@ class Rollout(eqx.Module):
     terminated: Bool[Array, "*time environments"]
     truncated: Bool[Array, "*time environments"]
     final: Float[Array, "*time environments size"]
+    memory: Any = None
 
     @property
     def alive(self) -> Float[Array, "*time environments"]:
@@ -98,6 +104,9 @@ class Learner(eqx.Module):
 
     def init(self, hyper: Hyperparameters, key: Array) -> AgentState:
         """An agent that has learned nothing; `key` sets its weights."""
+        if self.settings.neuron is not None:
+            trace = hyper.trace[0] if isinstance(hyper.trace, tuple) else hyper.trace
+            checks.require_same_dt("`Settings.neuron` and `trace`", self.settings.neuron.dt, trace.dt)
         params = eqx.filter(self._make(*jax.random.split(key)), eqx.is_inexact_array)
         hyper = self._with_random_lam(hyper, params, jax.random.fold_in(key, LAM_KEY))
         layers, optimizer = self.no_past(hyper, params), self._adam().init(params)
@@ -126,9 +135,14 @@ class Learner(eqx.Module):
         is_parameter = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
         return eqx.combine(params, eqx.filter(shapes, is_parameter, inverse=True))
 
-    def act(self, params: Networks, observations: Float[Array, "environments size"], key: Array):
-        """Actions drawn from the policy, led by environments."""
-        return self.policy.draw(key, jax.vmap(self.networks(params).actor)(observations))
+    def rest(self, params: Networks, environments: int):
+        """What the actor's neurons hold at rest, in so many environments; None if they hold nothing."""
+        return actors.rest(self.networks(params).actor, environments)
+
+    def act(self, params: Networks, memory, observations: Float[Array, "environments size"], key: Array):
+        """What the actor's neurons hold after a step, and actions drawn from the policy, led by environments."""
+        memory, outputs = actors.step(self.networks(params).actor, memory, observations)
+        return memory, self.policy.draw(key, outputs)
 
     def learn(self, state: AgentState, rollout: Rollout) -> tuple[AgentState, Metrics]:
         """One update: the agent after a rollout, and metrics."""
@@ -193,7 +207,7 @@ class Learner(eqx.Module):
         in this rollout, divided by its steps. The critic's, always a mean, is None unless it is late.
         """
         model = self.networks(params)
-        factors = networks.factors_of_policy(model.actor, self.policy, rollout.observation, rollout.action)
+        factors = actors.factors_of_policy(model.actor, self.policy, rollout)
         if self.settings.late_critic:
             factors += networks.factors_of_value(model.critic, rollout.observation)
         new_layers, updates = [], []
@@ -220,7 +234,7 @@ class Learner(eqx.Module):
 
     def _make(self, actor_key, critic_key) -> Networks:
         sizes = (self.size, *self.settings.hidden)
-        network = networks.actor((*sizes, self.policy.outputs), key=actor_key)
+        network = actors.make((*sizes, self.policy.outputs), self.settings.neuron, key=actor_key)
         if self.settings.critic == "conv":
             return Networks(network, images.critic(self.image, key=critic_key))
         return Networks(network, networks.critic(sizes, key=critic_key))
@@ -270,8 +284,11 @@ class Learner(eqx.Module):
         return optax.chain(clip, optax.scale_by_adam(eps=self.settings.epsilon))
 
     def _plain_loss(self, model: Networks, hyper: Hyperparameters, rollout: Rollout, targets):
-        """What is learned by ordinary backprop: the entropy bonus, and the critic unless it is late."""
-        entropy = jnp.mean(self.policy.entropy(networks.outputs(model.actor, rollout.observation)))
+        """What is learned by ordinary backprop: the entropy bonus, and the critic unless it is late.
+
+        Spiking neurons learn the bonus by e-prop's local rule, undelayed.
+        """
+        entropy = jnp.mean(self.policy.entropy(actors.outputs(model.actor, rollout)))
         value = networks.outputs(model.critic, rollout.observation)[..., 0]
         value_loss = 0.5 * jnp.mean((value - jax.lax.stop_gradient(targets)) ** 2)
         critics = jax.lax.stop_gradient(value_loss) if self.settings.late_critic else value_loss

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from cetsim import checks, credit
 from cetsim.delays import FixedDelay, LayerwiseDelay
+from cetsim.spiking.neurons import AbstractNeuron
 from cetsim.traces import AbstractTrace, DelayLine
 
 ACTOR_GRADIENTS = ("mean", "sum")
@@ -110,6 +111,9 @@ class Settings:
       but is no baseline: of a TD error at once it takes what says that going on is good.
     - `window`: steps of the past that layers keep the factors of. None takes what costs less, the kernel's own window
       (all but 1e-4 of its area) or the stages of every synapse, for which traces must be concrete at `init`.
+    - `neuron`: of the actor's hidden layers, such as `cetsim.spiking.LIF(0.2, 0.2, dt=0.2)`, whose steps are those of
+      the environment. Its synapses learn by e-prop's local rule, see `cetsim.rl.actors`; those of an `ALIF` with the
+      approximate adaptation factor. None for ReLU, which the critic has in any case.
 
     **Reference:** arXiv:2506.14598, reinforcement learning.
     """
@@ -132,11 +136,16 @@ class Settings:
     late_flag: bool = False
     center_td: float | None = None
     window: int | None = None
+    neuron: AbstractNeuron | None = None
 
     def __post_init__(self):
         for name in ("updates", "environments", "rollout", *(["window"] if self.window is not None else [])):
             object.__setattr__(self, name, checks.require_whole(name, getattr(self, name)))
         object.__setattr__(self, "hidden", tuple(checks.require_whole("hidden", units) for units in self.hidden))
+        if self.neuron is not None:
+            checks.require_instance("neuron", self.neuron, AbstractNeuron, "a neuron such as spiking.LIF(), or None")
+            if self.neuron.shape or self.neuron.constant is None:
+                raise ValueError(f"`neuron` must have one time constant that is not learned, got {self.neuron}")
         for name in ("clip_each", "reset_cascade", "late_critic", "late_flag"):
             object.__setattr__(self, name, checks.require_flag(name, getattr(self, name)))
         checks.require_in("form", self.form, credit.FORMS)
