@@ -210,12 +210,11 @@ class Learner(eqx.Module):
         factors = actors.factors_of_policy(model.actor, self.policy, rollout)
         if self.settings.late_critic:
             factors += networks.factors_of_value(model.critic, rollout.observation)
-        new_layers, updates = [], []
-        for rule, layer, seen in zip(self._rules(hyper, params), layers, factors, strict=True):
-            layer, gradient = self._learn_layer(hyper, rule, layer, seen, rollout, td_error)
-            new_layers.append(layer)
-            updates.append(jnp.mean(gradient, axis=0))
-        depth = len(self.settings.hidden) + 1
+        rules, depth, new_layers, updates = self._rules(hyper, params), len(self.settings.hidden) + 1, [], []
+        for part in (slice(depth), slice(depth, None)):  # the actor and, if it is late, the critic
+            found = self._learn_network(hyper, rules[part], layers[part], factors[part], rollout, td_error)
+            new_layers += [layer for layer, _ in found]
+            updates += [update for _, update in found]
         share = 1.0 if self.settings.actor_gradient == "sum" else 1 / self.settings.rollout
         late = networks.gradient_like(model.actor, [share * update for update in updates[:depth]])
         if not self.settings.late_critic:
@@ -223,14 +222,32 @@ class Learner(eqx.Module):
         scaled = [hyper.value * update / self.settings.rollout for update in updates[depth:]]
         return new_layers, Networks(late, networks.gradient_like(model.critic, scaled))
 
-    def _learn_layer(self, hyper, rule: "_Rule", layer: LayerState, seen, rollout: Rollout, td_error):
-        options = delayed_layer.Options(self.settings.form, self.settings.reset_cascade, self.settings.late_flag)
+    def _learn_network(self, hyper, rules: list["_Rule"], layers, factors, rollout: Rollout, td_error):
+        """State and update of each layer of a network, from the bottom up; they learn from the top down."""
+        found, above, passed = [], None, None
+        for rule, layer, seen in zip(rules[::-1], layers[::-1], factors[::-1], strict=True):
+            travelled = 0.0
+            if above is not None and self.settings.derivative == "cascade":
+                seen, travelled = seen._replace(error=passed @ above.layer.weight), above.delay.steps
+            layer, gradient, passed = self._learn_layer(hyper, rule, layer, seen, rollout, td_error, travelled)
+            found.insert(0, (layer, jnp.mean(gradient, axis=0)))
+            above = rule
+        return found
 
+    def _learn_layer(self, hyper, rule: "_Rule", layer: LayerState, seen, rollout: Rollout, td_error, travelled):
         def learn(layer, seen, td_error, alive):
             decay = hyper.discount * rule.lam
-            return delayed_layer.learn(rule.trace, rule.delay, decay, layer, seen, td_error, alive, options)
+            now = layer, seen, td_error, alive
+            return delayed_layer.learn(rule.trace, rule.delay, decay, *now, self._options, travelled)
 
-        return jax.vmap(learn, in_axes=(0, 1, 1, 1))(layer, seen, td_error, rollout.alive)
+        by_environment = jax.vmap(learn, in_axes=(0, 1, 1, 1), out_axes=(0, 0, 1))
+        return by_environment(layer, seen, td_error, rollout.alive)
+
+    @property
+    def _options(self) -> delayed_layer.Options:
+        """How layers learn."""
+        settings = self.settings
+        return delayed_layer.Options(settings.form, settings.derivative, settings.reset_cascade, settings.late_flag)
 
     def _make(self, actor_key, critic_key) -> Networks:
         sizes = (self.size, *self.settings.hidden)
@@ -255,6 +272,8 @@ class Learner(eqx.Module):
             for trace in traces:
                 if trace.shape:
                     raise ValueError(f"`trace` must be one for all synapses of a layer, got shape {trace.shape}")
+            if self.settings.derivative == "cascade":
+                _require_growing(delays)
             for layer, lam in zip(linear, lams, strict=True):
                 if synaptic and lam.shape != layer.weight.shape:
                     raise ValueError(
@@ -271,7 +290,7 @@ class Learner(eqx.Module):
             lags, stages = _window_of(trace), trace.init((), compensated=False).shape[0]
             form = actor_trace.cheaper(stages, lags, self.settings.rollout, out, inputs)
             window = lags if form == "windowed" else None
-        one = delayed_layer.init(trace, rule.delay, out, inputs, window, self.settings.late_flag)
+        one = delayed_layer.init(trace, rule.delay, out, inputs, window, self._options)
         spread = lambda leaf: jnp.broadcast_to(leaf, (self.settings.environments, *leaf.shape))  # noqa: E731
         return jax.tree.map(spread, one)
 
@@ -302,6 +321,15 @@ class _Rule(NamedTuple):
     delay: FixedDelay
     lam: Float[Array, "..."]
     layer: eqx.nn.Linear
+
+
+def _require_growing(delays: tuple[FixedDelay, ...]) -> None:
+    """Raises ValueError where errors would have to be at a layer before they are at the one above."""
+    known = [float(delay.delay) for delay in delays if not checks.is_traced(delay.delay)]
+    if known != sorted(known):
+        raise ValueError(
+            f"`delay` must not fall from the top layer down where `derivative` is 'cascade', got {known} s"
+        )
 
 
 def _window_of(trace: AbstractTrace) -> int:

@@ -14,6 +14,7 @@ from cetsim.traces import AbstractTrace, DelayLine
 ACTOR_GRADIENTS = ("mean", "sum")
 ANNEALED = ("none", "critic", "both")
 CRITICS = ("mlp", "conv")
+DERIVATIVES = ("ideal", "cascade")
 
 
 class Hyperparameters(eqx.Module):
@@ -114,6 +115,8 @@ class Settings:
     - `neuron`: of the actor's hidden layers, such as `cetsim.spiking.LIF(0.2, 0.2, dt=0.2)`, whose steps are those of
       the environment. Its synapses learn by e-prop's local rule, see `cetsim.rl.actors`; those of an `ALIF` with the
       approximate adaptation factor. None for ReLU, which the critic has in any case.
+    - `derivative`: how f', which errors pass on their way down, waits for them: `"ideal"`, as it was, or in a
+      `"cascade"` at the soma, the layer's trace, whose weights should sum to 1. In the trace of a synapse f' is exact.
 
     **Reference:** arXiv:2506.14598, reinforcement learning.
     """
@@ -137,6 +140,7 @@ class Settings:
     center_td: float | None = None
     window: int | None = None
     neuron: AbstractNeuron | None = None
+    derivative: str = "ideal"
 
     def __post_init__(self):
         for name in ("updates", "environments", "rollout", *(["window"] if self.window is not None else [])):
@@ -149,6 +153,7 @@ class Settings:
         for name in ("clip_each", "reset_cascade", "late_critic", "late_flag"):
             object.__setattr__(self, name, checks.require_flag(name, getattr(self, name)))
         checks.require_in("form", self.form, credit.FORMS)
+        checks.require_in("derivative", self.derivative, DERIVATIVES)
         for name in ("clip", "epsilon"):
             checks.require_above(name, getattr(self, name), 0.0)
             object.__setattr__(self, name, checks.require_static(name, getattr(self, name)))
