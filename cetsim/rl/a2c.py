@@ -3,11 +3,14 @@
 Rollouts and updates compile together; seeds and hyperparameters are vmapped.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from cetsim.rl import actors
 from cetsim.rl.agent import AgentState, Learner, Networks, Rollout
 from cetsim.rl.environments import Environment
 from cetsim.rl.settings import Hyperparameters, Settings
@@ -17,8 +20,13 @@ from cetsim.rl.vector_env import HostEnvironment
 class TrainState(eqx.Module):
     """All that a run is at one moment.
 
-    **Fields:** `agent`: see `cetsim.rl.agent`. `vector_env`: states of the environments, with what was last observed
-    there. `episode`: return of each so far. `key`.
+    **Fields:**
+
+    - `agent`: see `cetsim.rl.agent`.
+    - `vector_env`: states of the environments, what was last observed there, and what the actor's neurons hold there,
+      None if they hold nothing.
+    - `episode`: return of each so far.
+    - `key`: of what is drawn next.
     """
 
     agent: AgentState
@@ -64,8 +72,9 @@ class ActorCriticRun(eqx.Module):
     def init(self, hyper: Hyperparameters, key: Array) -> TrainState:
         """The run before its first update; `key` sets weights, actions and what happens in the environments."""
         key, agent_key, env_key = jax.random.split(key, 3)
-        vector_env = jax.vmap(self.environment.reset)(jax.random.split(env_key, self.settings.environments))
-        return TrainState(self.learner.init(hyper, agent_key), vector_env, jnp.zeros(self.settings.environments), key)
+        agent = self.learner.init(hyper, agent_key)
+        vector_env = self._reset(agent.params, env_key, self.settings.environments)
+        return TrainState(agent, vector_env, jnp.zeros(self.settings.environments), key)
 
     def advance(self, state: TrainState, updates: int) -> tuple[TrainState, Progress]:
         """Makes `updates` (static) updates; returns the state after them and the metrics of each, `[updates]`."""
@@ -81,7 +90,7 @@ class ActorCriticRun(eqx.Module):
     ) -> Float[Array, " episodes"]:
         """Return of as many episodes, side by side, with actions drawn from the policy; at most `max_steps` of each."""
         key, reset_key = jax.random.split(key)
-        vector_env = jax.vmap(self.environment.reset)(jax.random.split(reset_key, episodes))
+        vector_env = self._reset(state.agent.params, reset_key, episodes)
 
         def go_on(carry):
             _, _, running, _, step = carry
@@ -105,16 +114,23 @@ class ActorCriticRun(eqx.Module):
             vector_env, action, step = self._act(params, vector_env, key)
             return vector_env, Rollout(observation, action, step.reward, step.terminated, step.truncated, step.final)
 
-        return jax.lax.scan(act, vector_env, jax.random.split(key, self.settings.rollout))
+        after, rollout = jax.lax.scan(act, vector_env, jax.random.split(key, self.settings.rollout))
+        return after, dataclasses.replace(rollout, memory=vector_env[2])
+
+    def _reset(self, params: Networks, key: Array, environments: int) -> tuple:
+        """So many environments at the start of an episode."""
+        states, observations = jax.vmap(self.environment.reset)(jax.random.split(key, environments))
+        return states, observations, self.learner.rest(params, environments)
 
     def _act(self, params: Networks, vector_env, key: Array):
         """One step of every environment: the vector environment after it, the actions and what followed."""
-        states, observations = vector_env
+        states, observations, memory = vector_env
         action_key, env_key = jax.random.split(key)
-        actions = self.learner.act(params, observations, action_key)
+        memory, actions = self.learner.act(params, memory, observations, action_key)
         keys = jax.random.split(env_key, observations.shape[0])
         states, transitions = jax.vmap(self.environment.step)(keys, states, self.environment.policy.applied(actions))
-        return (states, transitions.observation), actions, transitions
+        memory = actors.forget(memory, transitions.terminated | transitions.truncated)
+        return (states, transitions.observation, memory), actions, transitions
 
     def _update(self, state: TrainState) -> tuple[TrainState, Progress]:
         key, rollout_key = jax.random.split(state.key)

@@ -4,7 +4,7 @@ The actor's synapses learn through cascades from signals that come late, the cri
 (or, on request, as the actor does).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from cetsim import checks
 from cetsim.delays import FixedDelay, LayerwiseDelay
-from cetsim.rl import actor_trace, delayed_layer, images, networks
+from cetsim.rl import actor_trace, actors, delayed_layer, images, networks
+from cetsim.rl.actors import SpikingActor
 from cetsim.rl.delayed_layer import LayerState
 from cetsim.rl.policies import Categorical, Gaussian
 from cetsim.rl.settings import Hyperparameters, Settings
@@ -26,7 +28,7 @@ LAM_KEY = 1  # folded into an agent's key
 class Networks(eqx.Module):
     """The actor and the critic, or arrays in their shape (None for a part that has none)."""
 
-    actor: eqx.nn.Sequential
+    actor: eqx.nn.Sequential | SpikingActor
     critic: eqx.nn.Sequential | None
 
 
@@ -51,7 +53,10 @@ class AgentState(eqx.Module):
 
 
 class Rollout(eqx.Module):
-    """What happened between two updates, all fields `[time, environments, ...]`."""
+    """What happened between two updates, all fields `[time, environments, ...]` but one.
+
+    **Fields:** `memory`: what the actor's neurons held before the first step, None where nothing is held.
+    """
 
     observation: Float[Array, "*time environments size"]
     action: Shaped[Array, "..."]
@@ -59,6 +64,7 @@ class Rollout(eqx.Module):
     terminated: Bool[Array, "*time environments"]
     truncated: Bool[Array, "*time environments"]
     final: Float[Array, "*time environments size"]
+    memory: Any = None
 
     @property
     def alive(self) -> Float[Array, "*time environments"]:
@@ -98,6 +104,9 @@ class Learner(eqx.Module):
 
     def init(self, hyper: Hyperparameters, key: Array) -> AgentState:
         """An agent that has learned nothing; `key` sets its weights."""
+        if self.settings.neuron is not None:
+            trace = hyper.trace[0] if isinstance(hyper.trace, tuple) else hyper.trace
+            checks.require_same_dt("`Settings.neuron` and `trace`", self.settings.neuron.dt, trace.dt)
         params = eqx.filter(self._make(*jax.random.split(key)), eqx.is_inexact_array)
         hyper = self._with_random_lam(hyper, params, jax.random.fold_in(key, LAM_KEY))
         layers, optimizer = self.no_past(hyper, params), self._adam().init(params)
@@ -126,9 +135,14 @@ class Learner(eqx.Module):
         is_parameter = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
         return eqx.combine(params, eqx.filter(shapes, is_parameter, inverse=True))
 
-    def act(self, params: Networks, observations: Float[Array, "environments size"], key: Array):
-        """Actions drawn from the policy, led by environments."""
-        return self.policy.draw(key, jax.vmap(self.networks(params).actor)(observations))
+    def rest(self, params: Networks, environments: int):
+        """What the actor's neurons hold at rest, in so many environments; None if they hold nothing."""
+        return actors.rest(self.networks(params).actor, environments)
+
+    def act(self, params: Networks, memory, observations: Float[Array, "environments size"], key: Array):
+        """What the actor's neurons hold after a step, and actions drawn from the policy, led by environments."""
+        memory, outputs = actors.step(self.networks(params).actor, memory, observations)
+        return memory, self.policy.draw(key, outputs)
 
     def learn(self, state: AgentState, rollout: Rollout) -> tuple[AgentState, Metrics]:
         """One update: the agent after a rollout, and metrics."""
@@ -198,16 +212,15 @@ class Learner(eqx.Module):
         for the same.
         """
         model = self.networks(params)
-        factors = networks.factors_of_policy(model.actor, self.policy, rollout.observation, rollout.action)
+        factors = actors.factors_of_policy(model.actor, self.policy, rollout)
         if self.settings.late_critic:
             factors += networks.factors_of_value(model.critic, rollout.observation)
-        depth = len(self.settings.hidden) + 1
-        errors = [td_error] * depth + [td_error if critic_error is None else critic_error] * (len(factors) - depth)
-        new_layers, updates = [], []
-        for rule, layer, seen, error in zip(self._rules(hyper, params), layers, factors, errors, strict=True):
-            layer, gradient = self._learn_layer(hyper, rule, layer, seen, rollout, error)
-            new_layers.append(layer)
-            updates.append(jnp.mean(gradient, axis=0))
+        rules, depth, new_layers, updates = self._rules(hyper, params), len(self.settings.hidden) + 1, [], []
+        errors = td_error, td_error if critic_error is None else critic_error
+        for part, error in zip((slice(depth), slice(depth, None)), errors, strict=True):  # actor and, if late, critic
+            found = self._learn_network(hyper, rules[part], layers[part], factors[part], rollout, error)
+            new_layers += [layer for layer, _ in found]
+            updates += [update for _, update in found]
         share = 1.0 if self.settings.actor_gradient == "sum" else 1 / self.settings.rollout
         late = networks.gradient_like(model.actor, [share * update for update in updates[:depth]])
         if not self.settings.late_critic:
@@ -215,18 +228,36 @@ class Learner(eqx.Module):
         scaled = [hyper.value * update / self.settings.rollout for update in updates[depth:]]
         return new_layers, Networks(late, networks.gradient_like(model.critic, scaled))
 
-    def _learn_layer(self, hyper, rule: "_Rule", layer: LayerState, seen, rollout: Rollout, td_error):
-        options = delayed_layer.Options(self.settings.form, self.settings.reset_cascade, self.settings.late_flag)
+    def _learn_network(self, hyper, rules: list["_Rule"], layers, factors, rollout: Rollout, td_error):
+        """State and update of each layer of a network, from the bottom up; they learn from the top down."""
+        found, above, passed = [], None, None
+        for rule, layer, seen in zip(rules[::-1], layers[::-1], factors[::-1], strict=True):
+            travelled = 0.0
+            if above is not None and self.settings.derivative == "cascade":
+                seen, travelled = seen._replace(error=passed @ above.layer.weight), above.delay.steps
+            layer, gradient, passed = self._learn_layer(hyper, rule, layer, seen, rollout, td_error, travelled)
+            found.insert(0, (layer, jnp.mean(gradient, axis=0)))
+            above = rule
+        return found
 
+    def _learn_layer(self, hyper, rule: "_Rule", layer: LayerState, seen, rollout: Rollout, td_error, travelled):
         def learn(layer, seen, td_error, alive):
             decay = hyper.discount * rule.lam
-            return delayed_layer.learn(rule.trace, rule.delay, decay, layer, seen, td_error, alive, options)
+            now = layer, seen, td_error, alive
+            return delayed_layer.learn(rule.trace, rule.delay, decay, *now, self._options, travelled)
 
-        return jax.vmap(learn, in_axes=(0, 1, 1, 1))(layer, seen, td_error, rollout.alive)
+        by_environment = jax.vmap(learn, in_axes=(0, 1, 1, 1), out_axes=(0, 0, 1))
+        return by_environment(layer, seen, td_error, rollout.alive)
+
+    @property
+    def _options(self) -> delayed_layer.Options:
+        """How layers learn."""
+        settings = self.settings
+        return delayed_layer.Options(settings.form, settings.derivative, settings.reset_cascade, settings.late_flag)
 
     def _make(self, actor_key, critic_key) -> Networks:
         sizes = (self.size, *self.settings.hidden)
-        network = networks.actor((*sizes, self.policy.outputs), key=actor_key)
+        network = actors.make((*sizes, self.policy.outputs), self.settings.neuron, key=actor_key)
         if self.settings.critic == "conv":
             return Networks(network, images.critic(self.image, key=critic_key))
         return Networks(network, networks.critic(sizes, key=critic_key))
@@ -247,6 +278,8 @@ class Learner(eqx.Module):
             for trace in traces:
                 if trace.shape:
                     raise ValueError(f"`trace` must be one for all synapses of a layer, got shape {trace.shape}")
+            if self.settings.derivative == "cascade":
+                _require_growing(delays)
             for layer, lam in zip(linear, lams, strict=True):
                 if synaptic and lam.shape != layer.weight.shape:
                     raise ValueError(
@@ -263,7 +296,7 @@ class Learner(eqx.Module):
             lags, stages = _window_of(trace), trace.init((), compensated=False).shape[0]
             form = actor_trace.cheaper(stages, lags, self.settings.rollout, out, inputs)
             window = lags if form == "windowed" else None
-        one = delayed_layer.init(trace, rule.delay, out, inputs, window, self.settings.late_flag)
+        one = delayed_layer.init(trace, rule.delay, out, inputs, window, self._options)
         spread = lambda leaf: jnp.broadcast_to(leaf, (self.settings.environments, *leaf.shape))  # noqa: E731
         return jax.tree.map(spread, one)
 
@@ -276,8 +309,11 @@ class Learner(eqx.Module):
         return optax.chain(clip, optax.scale_by_adam(eps=self.settings.epsilon))
 
     def _plain_loss(self, model: Networks, hyper: Hyperparameters, rollout: Rollout, targets):
-        """What is learned by ordinary backprop: the entropy bonus, and the critic unless it is late."""
-        entropy = jnp.mean(self.policy.entropy(networks.outputs(model.actor, rollout.observation)))
+        """What is learned by ordinary backprop: the entropy bonus, and the critic unless it is late.
+
+        Spiking neurons learn the bonus by e-prop's local rule, undelayed.
+        """
+        entropy = jnp.mean(self.policy.entropy(actors.outputs(model.actor, rollout)))
         value = networks.outputs(model.critic, rollout.observation)[..., 0]
         value_loss = 0.5 * jnp.mean((value - jax.lax.stop_gradient(targets)) ** 2)
         critics = jax.lax.stop_gradient(value_loss) if self.settings.late_critic else value_loss
@@ -291,6 +327,15 @@ class _Rule(NamedTuple):
     delay: FixedDelay
     lam: Float[Array, "..."]
     layer: eqx.nn.Linear
+
+
+def _require_growing(delays: tuple[FixedDelay, ...]) -> None:
+    """Raises ValueError where errors would have to be at a layer before they are at the one above."""
+    known = [float(delay.delay) for delay in delays if not checks.is_traced(delay.delay)]
+    if known != sorted(known):
+        raise ValueError(
+            f"`delay` must not fall from the top layer down where `derivative` is 'cascade', got {known} s"
+        )
 
 
 def _window_of(trace: AbstractTrace) -> int:

@@ -66,7 +66,8 @@ def _on_host(run: HostRun, agent: AgentState, hypers, sides: list[_Side], key: A
     environments, add = run.settings.environments, eqx.filter_jit(_add)
     vector_env = run.environment.open(environments)
     try:
-        state = HostState(agent, vector_env, vector_env.steps, vector_env.reset(env_key), jnp.zeros(environments), key)
+        memory, nothing = run.learner.rest(agent.params, environments), jnp.zeros(environments)
+        state = HostState(agent, vector_env, vector_env.steps, vector_env.reset(env_key), nothing, key, memory)
         for rollout_key, sends in zip(jax.random.split(key, len(sent)), sent, strict=True):
             state, rollout = run.roll_out(state, rollout_key)
             sides = add(run.learner, agent, hypers, sides, rollout, sends)

@@ -5,18 +5,19 @@ only its latest state goes on.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from cetsim import checks
+from cetsim.rl import actors
 from cetsim.rl.a2c import Progress, count_returns
 from cetsim.rl.agent import AgentState, Learner, Networks, Rollout
 from cetsim.rl.environments import Environment
+from cetsim.rl.host_policy import Layers, Neurons
 from cetsim.rl.policies import Categorical, Gaussian
 from cetsim.rl.settings import Hyperparameters, Settings
 from cetsim.rl.vector_env import HostEnvironment, VectorEnv
@@ -33,6 +34,7 @@ class HostState(NamedTuple):
     - `observation`: the last.
     - `episode`: return of each so far.
     - `key`: of what is drawn next.
+    - `memory`: what the actor's neurons hold, None if nothing.
     """
 
     agent: AgentState
@@ -41,6 +43,7 @@ class HostState(NamedTuple):
     observation: Shaped[np.ndarray, "environments size"]
     episode: Float[Array, " environments"]
     key: Array
+    memory: Any = None
 
 
 class HostTree(NamedTuple):
@@ -50,6 +53,7 @@ class HostTree(NamedTuple):
     observation: Shaped[np.ndarray, "environments size"]
     episode: Float[Array, " environments"]
     key: Array
+    memory: Any = None
 
 
 class HostProgress(Progress):
@@ -74,15 +78,17 @@ class HostRun:
             )
         self.environment, self.settings = environment, settings
         self.learner = Learner(environment.size, environment.policy, settings, environment.image)
-        self._update = jax.jit(self._learn)
+        self._update, self._forget = jax.jit(self._learn), jax.jit(actors.forget)
+        self._respond = jax.jit(lambda params, *seen: actors.step(self.learner.networks(params).actor, *seen))
 
     def init(self, hyper: Hyperparameters, key: Array) -> HostState:
         """The run before its first update; `key` sets weights, actions and what happens in the environments."""
         key, agent_key, env_key = jax.random.split(key, 3)
         agent = self.learner.init(hyper, agent_key)
-        vector_env = self.environment.open(self.settings.environments)
-        observation = vector_env.reset(env_key)
-        return HostState(agent, vector_env, vector_env.steps, observation, jnp.zeros(self.settings.environments), key)
+        environments = self.settings.environments
+        vector_env, memory = self.environment.open(environments), self.learner.rest(agent.params, environments)
+        observation, episode = vector_env.reset(env_key), jnp.zeros(environments)
+        return HostState(agent, vector_env, vector_env.steps, observation, episode, key, memory)
 
     def advance(self, state: HostState, updates: int) -> tuple[HostState, HostProgress]:
         """Makes `updates` updates; returns the state after them and the metrics of each, `[updates]`.
@@ -107,7 +113,8 @@ class HostRun:
         **Raises:** ValueError for a state whose vector environment has gone on since.
         """
         _require_latest(state)
-        return HostTree(state.agent, state.observation, state.episode, state.key), state.vector_env.record()
+        tree = HostTree(state.agent, state.observation, state.episode, state.key, state.memory)
+        return tree, state.vector_env.record()
 
     def restore(self, tree: HostTree, notes: dict) -> HostState:
         """The state that was saved, in a new vector environment that replays the episodes under way.
@@ -126,7 +133,7 @@ class HostRun:
         except Exception:
             vector_env.close()
             raise
-        return HostState(tree.agent, vector_env, vector_env.steps, observation, tree.episode, tree.key)
+        return HostState(tree.agent, vector_env, vector_env.steps, observation, *tree[2:])
 
     def evaluate(
         self, state: HostState, key: Array, episodes: int = 100, max_steps: int = 10_000
@@ -140,13 +147,15 @@ class HostRun:
         checks.require_whole("max_steps", max_steps)
         act_key, env_key = jax.random.split(key)
         width = self.settings.environments
-        vector_env, act = self.environment.open(width, max_steps), self.policy(state.agent.params, act_key)
+        params, vector_env = state.agent.params, self.environment.open(width, max_steps)
+        act = self.policy(params, act_key, self.learner.rest(params, width))
         left = episodes // width + (np.arange(width) < episodes % width)
         episode, returns = np.zeros(width), [[] for _ in range(width)]
         try:
             observation = vector_env.reset(env_key)
             while left.any():
                 step = vector_env.step(self.learner.policy.applied(act(observation)))
+                act.forget(step.terminated | step.truncated)
                 observation, episode = step.observation, episode + step.reward
                 for i in np.flatnonzero(step.terminated | step.truncated):
                     if left[i]:
@@ -159,38 +168,31 @@ class HostRun:
     def roll_out(self, state: HostState, key: Array) -> tuple[HostState, Rollout]:
         """A rollout with weights held: the state with its vector environment after it, and what happened."""
         state, happened = self._play(state, key)
-        return state, Rollout(*map(jnp.asarray, happened))
+        return state, Rollout(*jax.tree.map(jnp.asarray, happened))
 
-    def _play(self, state: HostState, key: Array) -> tuple[HostState, tuple[np.ndarray, ...]]:
+    def _play(self, state: HostState, key: Array) -> tuple[HostState, tuple]:
         """The same with the fields of the `Rollout` in NumPy, which a program takes up faster when it is called."""
         _require_latest(state)
         vector_env, observation = state.vector_env, state.observation
-        act, rows = self.policy(state.agent.params, key), []
+        act, rows = self.policy(state.agent.params, key, state.memory), []
         for _ in range(self.settings.rollout):
             actions = act(observation)
             transitions = vector_env.step(self.learner.policy.applied(actions))
+            act.forget(transitions.terminated | transitions.truncated)
             ends = transitions.terminated, transitions.truncated, transitions.final
             rows.append((observation, actions, transitions.reward, *ends))
             observation = transitions.observation
         # `np.stack` would take each of these many small arrays apart.
         happened = (np.concatenate(column).reshape(len(rows), *column[0].shape) for column in zip(*rows, strict=True))
-        return state._replace(steps=vector_env.steps, observation=observation), tuple(happened)
+        after = dict(steps=vector_env.steps, observation=observation, memory=act.memory)
+        return state._replace(**after), (*happened, state.memory)
 
-    def policy(self, params: Networks, key: Array):
-        """Actions drawn from the policy, of observations, step by step.
-
-        In NumPy: to call a compiled program costs about as much as a step of the simulators.
-        """
-        linear = [layer for layer in params.actor.layers if isinstance(layer, eqx.nn.Linear)]
-        *hidden, last = (np.asarray(layer.weight).T for layer in linear)
-        noise = self._noise(key)
-
-        def act(observations):
-            for weight in hidden:
-                observations = np.maximum(observations.dot(weight), 0)
-            return self.learner.policy.pick(observations.dot(last), next(noise))
-
-        return act
+    def policy(self, params: Networks, key: Array, memory=None) -> Layers | Neurons:
+        """Actions drawn from the policy, of observations, step by step; `memory` is what the actor's neurons hold."""
+        pick, noise = self.learner.policy.pick, self._noise(key)
+        if memory is None:
+            return Layers(params, pick, noise)
+        return Neurons(functools.partial(self._respond, params), self._forget, pick, noise, memory)
 
     def _noise(self, key: Array):
         """Noise of the policy step by step, drawn a rollout at a time."""

@@ -96,16 +96,21 @@ def _factors(model, observations, error_of) -> list[Factors]:
         z = x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
         derivatives.append((z > 0).astype(z.dtype))
         x = jax.nn.relu(z)
-    derivatives[-1], error, factors = None, error_of(z), []
-    for layer, x, derivative in zip(linear[::-1], seen[::-1], derivatives[::-1], strict=True):
+    return sent_down(linear, seen, [*derivatives[:-1], None], error_of(z))
+
+
+def sent_down(layers, seen: list, derivatives: list, error: Float[Array, "*time outputs"]) -> list[Factors]:
+    """The factors of each layer from what it saw, its slopes, and the error at the top, which goes down at once."""
+    factors = []
+    for layer, x, derivative in zip(layers[::-1], seen[::-1], derivatives[::-1], strict=True):
         x = x if layer.bias is None else jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
         factors.insert(0, Factors(x, derivative, error))
         error = (error if derivative is None else derivative * error) @ layer.weight
     return factors
 
 
-def gradient_like(model: eqx.nn.Sequential, updates: list[Float[Array, "_ _"]]) -> eqx.nn.Sequential:
-    """The updates of all layers, each with its biases as a last column, as a gradient of the model."""
+def gradient_like(model: eqx.Module, updates: list[Float[Array, "_ _"]]) -> eqx.Module:
+    """The updates of all its `layers`, each with its biases as a last column, as a gradient of the model."""
     layers = list(model.layers)
     places = [i for i, layer in enumerate(layers) if isinstance(layer, eqx.nn.Linear)]
     for i, update in zip(places, updates, strict=True):

@@ -39,7 +39,15 @@ class Policy(eqx.Module):
 
 
 def policy_of(run, state) -> Policy:
-    """The policy of a run, of `ActorCriticRun` or `HostRun`, at one moment."""
+    """The policy of a run, of `ActorCriticRun` or `HostRun`, at one moment.
+
+    **Raises:** ValueError for an actor whose neurons hold something from step to step, which a policy does not.
+    """
+    if run.settings.neuron is not None:
+        raise ValueError(
+            "`run` must have an actor without state over time, got one of spiking neurons: keep it by `save_agent` and "
+            "let it act by `run.learner.act`"
+        )
     return Policy(run.learner.networks(state.agent.params).actor, run.environment.name, run.environment.policy)
 
 

@@ -8,11 +8,13 @@ from jaxtyping import Array, Float
 
 from cetsim import checks, credit
 from cetsim.delays import FixedDelay, LayerwiseDelay
+from cetsim.spiking.neurons import AbstractNeuron
 from cetsim.traces import AbstractTrace, DelayLine
 
 ACTOR_GRADIENTS = ("mean", "sum")
 ANNEALED = ("none", "critic", "both")
 CRITICS = ("mlp", "conv")
+DERIVATIVES = ("ideal", "cascade")
 
 
 class Hyperparameters(eqx.Module):
@@ -112,6 +114,11 @@ class Settings:
       sends TD errors as they are (the authors'), so that without delay the update is the policy gradient's own.
     - `window`: steps of the past that layers keep the factors of. None takes what costs less, the kernel's own window
       (all but 1e-4 of its area) or the stages of every synapse, for which traces must be concrete at `init`.
+    - `neuron`: of the actor's hidden layers, such as `cetsim.spiking.LIF(0.2, 0.2, dt=0.2)`, whose steps are those of
+      the environment. Its synapses learn by e-prop's local rule, see `cetsim.rl.actors`; those of an `ALIF` with the
+      approximate adaptation factor. None for ReLU, which the critic has in any case.
+    - `derivative`: how f', which errors pass on their way down, waits for them: `"ideal"`, as it was, or in a
+      `"cascade"` at the soma, the layer's trace, whose weights should sum to 1. In the trace of a synapse f' is exact.
 
     **Reference:** arXiv:2506.14598, reinforcement learning.
     """
@@ -134,14 +141,21 @@ class Settings:
     late_flag: bool = False
     center_td: float | None = 0.9
     window: int | None = None
+    neuron: AbstractNeuron | None = None
+    derivative: str = "ideal"
 
     def __post_init__(self):
         for name in ("updates", "environments", "rollout", *(["window"] if self.window is not None else [])):
             object.__setattr__(self, name, checks.require_whole(name, getattr(self, name)))
         object.__setattr__(self, "hidden", tuple(checks.require_whole("hidden", units) for units in self.hidden))
+        if self.neuron is not None:
+            checks.require_instance("neuron", self.neuron, AbstractNeuron, "a neuron such as spiking.LIF(), or None")
+            if self.neuron.shape or self.neuron.constant is None:
+                raise ValueError(f"`neuron` must have one time constant that is not learned, got {self.neuron}")
         for name in ("clip_each", "reset_cascade", "late_critic", "late_flag"):
             object.__setattr__(self, name, checks.require_flag(name, getattr(self, name)))
         checks.require_in("form", self.form, credit.FORMS)
+        checks.require_in("derivative", self.derivative, DERIVATIVES)
         for name in ("clip", "epsilon"):
             checks.require_above(name, getattr(self, name), 0.0)
             object.__setattr__(self, name, checks.require_static(name, getattr(self, name)))

@@ -18,10 +18,10 @@ from cetsim.spiking.time import low_pass, own_step
 
 
 class Emitted(eqx.Module):
-    """The activation of one step: a spike that has been computed, with the slope ψ."""
+    """The activation of one step, or of many: a spike that has been computed, with the slope ψ."""
 
-    spike: Float[Array, " out"]
-    slope: Float[Array, " out"]
+    spike: Float[Array, "*steps out"]
+    slope: Float[Array, "*steps out"]
 
     def __call__(self, z):
         """The spike, whose derivative by `z` is ψ."""

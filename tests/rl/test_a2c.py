@@ -186,7 +186,10 @@ def test_layers_keep_what_costs_less(steps, kept):
         assert 1e-5 < forgotten < 1e-4
 
 
-@pytest.mark.parametrize("options", [delayed_layer.EXACT, delayed_layer.Options("preactivation", True, True)])
+@pytest.mark.parametrize(
+    "options", [delayed_layer.EXACT, delayed_layer.Options("preactivation", reset=True, late_flag=True),
+                delayed_layer.Options("authors_linear", "cascade", reset=True)]
+)  # fmt: skip
 @pytest.mark.parametrize("window", [None, 40])
 def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(window, options):
     rng, trace, delay = np.random.default_rng(0), CascadingTrace(3, 1.0, DT), FixedDelay(1.0, DT)
@@ -199,12 +202,12 @@ def test_cutting_rollouts_differently_changes_nothing_while_weights_are_held(win
         return delayed_layer.learn(trace, delay, 0.9, state, networks.Factors(*factors), td_error, alive, options)
 
     def summed(edges):
-        state, total = delayed_layer.init(trace, delay, 3, 4, window, options.late_flag), 0.0
+        state, total, passed = delayed_layer.init(trace, delay, 3, 4, window, options), 0.0, []
         for start, end in zip(edges[:-1], edges[1:], strict=True):  # noqa: RUF007
             rows = (array[start:end] for array in (x, derivative, error, td_error, alive))
-            state, gradient = learn(state, *rows)
-            total = total + gradient
-        return state, total
+            state, gradient, errors = learn(state, *rows)
+            total, passed = total + gradient, [*passed, errors]
+        return state, total, jnp.concatenate(passed)
 
     whole = summed([0, 24])
     close(summed([0, 8, 16, 24]), whole)

@@ -1,5 +1,6 @@
 """The agent in simulators on the host: what its rollouts say, and that it learns from them as in JAX environments."""
 
+import dataclasses
 import sys
 
 import jax
@@ -14,6 +15,7 @@ from cetsim.rl.environments import Environment
 from cetsim.rl.host import HostRun
 from cetsim.rl.policies import Categorical
 from cetsim.rl.vector_env import from_gymnasium
+from cetsim.spiking import LIF, FastSigmoid
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +73,11 @@ PATHS = [(1, 2), (1, 0), (-1, 0), (-1, -2)]  # places after one and two steps, f
 def same(left, right):
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def close(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
 
 
 def late(rate=1e-2):
@@ -220,6 +227,37 @@ def test_alignment_leaves_the_run_as_it_was(monkeypatch):
     same(RUN.advance(state, 1)[0].agent, RUN.advance(other, 1)[0].agent)
     same(policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(4), 2), cosines)
     assert not np.array_equal(policy_alignment(RUN, RUN.init(late(), jax.random.key(6)), jax.random.key(5), 2), cosines)
+
+
+SPIKING = HostRun(
+    RUN.environment, dataclasses.replace(SETTINGS, neuron=LIF(0.5, 0.1, 0.2, surrogate=FastSigmoid(10.0)))
+)
+
+
+def test_neurons_go_on_from_rollout_to_rollout_and_are_at_rest_after_an_episode():
+    state = SPIKING.init(late(), jax.random.key(3))
+    actor, learner = SPIKING.learner.networks(state.agent.params).actor, SPIKING.learner
+    memory, spiked = learner.rest(state.agent.params, SETTINGS.environments), 0.0
+    for number in range(2):
+        state, rollout = SPIKING.roll_out(state, jax.random.key(number))
+        close(rollout.memory, memory)
+        (response, readout), ended = actor.respond(rollout), rollout.terminated | rollout.truncated
+        assert ended.any()
+        for t in range(SETTINGS.rollout):
+            memory, outputs = actor.step(memory, rollout.observation[t])
+            np.testing.assert_allclose(outputs, readout.output[t], atol=1e-12)
+            spiked += float(memory[0].neuron.spike.mean()) / SETTINGS.rollout / 2
+            np.testing.assert_array_equal(memory[0].neuron.spike, response.output[t])
+            memory = jax.tree.map(lambda leaf: leaf * (1 - ended[t][:, None]), memory)  # noqa: B023
+    close(state.memory, memory)
+    assert 0.05 < spiked < 0.95
+
+
+def test_spiking_neurons_learn():
+    state = SPIKING.init(late(2e-2), jax.random.key(12))
+    before = SPIKING.evaluate(state, jax.random.key(13), 60).mean()
+    state, _ = SPIKING.advance(state, 200)
+    assert SPIKING.evaluate(state, jax.random.key(13), 60).mean() > before + 2.0
 
 
 def test_observations_split_by_sign():

@@ -1,5 +1,6 @@
 """A run on the host goes on from its checkpoint as if it had not stopped, or says that it cannot."""
 
+import dataclasses
 import functools
 import json
 import random
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from cetsim import CascadingTrace, FixedDelay
-from cetsim.rl import HostRun, Hyperparameters, Settings
+from cetsim.rl import HostRun, Hyperparameters, Settings, policy_alignment
 from cetsim.rl.vector_env import from_gymnasium
+from cetsim.spiking import LIF, FastSigmoid
 from cetsim.sweep import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -153,6 +155,21 @@ def test_a_run_goes_on_bit_for_bit(name):
         same(without_seconds(rest), jax.tree.map(lambda *rows: np.concatenate(rows), *told[k:]))
         same(anew.save(after)[0], run.save(state)[0])
         assert anew.save(after)[1] == run.save(state)[1]
+
+
+def test_spiking_neurons_go_on_where_they_were_saved():
+    settings = dataclasses.replace(SETTINGS, neuron=LIF(0.5, 0.1, 0.2, surrogate=FastSigmoid(10.0)))
+    run = HostRun(made("CartPole-v1"), settings)
+    late = Hyperparameters(1e-2, CascadingTrace(3, 1.0, 0.2), FixedDelay(1.0, 0.2))
+    state, _ = run.advance(run.init(late, jax.random.key(4)), 1)
+    tree, notes = run.save(state)
+    assert all(layer.filtered.any() for layer in tree.memory)
+    after, _ = run.advance(state, 2)
+    again, _ = run.advance(run.restore(tree, written(notes)), 2)
+    same((whole(again), again.memory), (whole(after), after.memory))
+    same(run.evaluate(again, jax.random.key(9), 4), run.evaluate(after, jax.random.key(9), 4))
+    cosines = policy_alignment(run, again, jax.random.key(4), 2)
+    assert ((cosines > -1) & (cosines < 1)).all()
 
 
 @NAMES
