@@ -64,7 +64,8 @@ def test_help_explains_every_option(name, capsys):
         command_line.main([name, "--help"])
     text = capsys.readouterr().out
     for option in dataclasses.fields(EXPERIMENTS[name].Options):
-        assert f"--{option.name.replace('_', '-')}" in text
+        flag = option.name.replace("_", "-")
+        assert f"--{flag}" in text or f"--no-{flag}" in text  # of what is on by default
 
 
 def test_options_given_override_those_of_the_preset():

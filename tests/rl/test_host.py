@@ -201,7 +201,8 @@ def test_it_learns():
 
 
 def alignment(hyper, rollouts):
-    return policy_alignment(RUN, RUN.init(hyper, jax.random.key(3)), jax.random.key(4), rollouts)
+    run = HostRun(RUN.environment, dataclasses.replace(SETTINGS, center_td=None))
+    return policy_alignment(run, run.init(hyper, jax.random.key(3)), jax.random.key(4), rollouts)
 
 
 def test_updates_are_compared_with_the_policy_gradient():
