@@ -36,7 +36,7 @@ TRACES = {
     "ET": ExponentialTrace(0.6, DT, read="after"),
     "delay line": DelayLine(0.6, DT),
 }
-SETTINGS = Settings(4, ENVIRONMENTS, STEPS, (6, 5), neuron=NEURONS["LIF"])
+SETTINGS = Settings(4, ENVIRONMENTS, STEPS, (6, 5), center_td=None, neuron=NEURONS["LIF"])
 RUN = ActorCriticRun(corridor(), SETTINGS)
 
 
