@@ -47,8 +47,6 @@ PAPER = {
 }
 CHOICES = {"orders": (2, 5, 8, 10), "betas": (0.5, 0.7, 0.9, 0.99), "learning_rates": (1e-4, 2.5e-4, 5e-4, 9e-4)}
 AUTHORS_CODE = {
-    "critic_rate": 1.0,  # one learning rate for both
-    "actor_gradient": "mean",  # their loss is the mean log-probability over steps and environments
     "form": "authors_linear",  # errors of their hidden layers are taken by z, and f' enters the trace besides
     "truncation": "terminate",  # their done flag holds both, and no value is bootstrapped from
     "cascade": "first_stage",  # they take the first row of the exact input matrix for its first column; ET: from lag 0
@@ -113,12 +111,6 @@ class Agent:
     """Whether the gradients of actor and critic are clipped each, rather than together."""
     epsilon: Annotated[float, checks.ABOVE_ZERO] = 1e-5
     """Adam's ε."""
-
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        low, high = self.random_lam or (0.0, 1.0)
-        checks.require("random_lam", 0 <= low <= high <= 1, "two ends in 0 to 1, the lower first", self.random_lam)
 
     @property
     def agent(self) -> "Agent":
