@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -31,13 +31,8 @@ class Options(Delays, SelectionDelay, Orders, Gate, Vision):
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
-    factors: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0)
+    factors: Annotated[tuple[float, ...], checks.peaks] = (0.5, 0.7, 1.0, 1.4, 2.0)
     """Peaks of the traces, in delays: 1 is right, 0.5 half the delay."""
-
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        checks.peaks("factors", self.factors, (*self.delays, self.selection_delay or self.delays[0]), self.boundary)
 
 
 PRESETS = {

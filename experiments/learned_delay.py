@@ -39,6 +39,7 @@ from experiments.common.options import MNIST
 
 BOUNDS = math.log(DT), math.log((SEGMENT - 1) * DT)  # of the logarithm of a peak in seconds
 BAND = 0.1  # of the delay, around it
+NOT_RIGHT = checks.Rule("above 0 and not 1, which is always there", lambda v: v > 0 and v != 1)
 _SUBJECT = (*tables.SUBJECT, "delay_s", "order", "error_gate", "learning_rate")
 _STYLES = {  # methods mostly agree: the wide line shows below the narrow one
     "held": dict(color="#999999"),
@@ -66,7 +67,7 @@ class Options(learned.Learned):
     """Delay of the learning signal in seconds, a multiple of 0.2 s; what the peak should come to."""
     order: Annotated[int, checks.ORDER] = 10
     """Order of the cascade, 2 to 64."""
-    starts: tuple[float, ...] = (0.5, 2.0)
+    starts: Annotated[tuple[float, ...], NOT_RIGHT, checks.peaks] = (0.5, 2.0)
     """Where the peak starts, in multiples of the delay."""
     methods: Annotated[tuple[Literal["alignment", "perturbation"], ...], checks.WORDS] = ("alignment", "perturbation")
     """Ways to tell in which direction to move the peak."""
@@ -74,12 +75,6 @@ class Options(learned.Learned):
     """Relative change of the peak in the first step; later ones are scaled by all slopes so far (AdaGrad)."""
     perturbation: Annotated[float, checks.INSIDE] = 0.2
     """Relative distance of the longer and the shorter peak that are tried, above 0 and below 1."""
-
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        checks.each("starts", self.starts, lambda v: v > 0 and v != 1, "above 0 and not 1, which is always there")
-        checks.peaks("starts", self.starts, (self.delay,), "reset")
 
 
 PRESETS = {"demo": Options(), "quick": Options(steps=1404, **MNIST)}

@@ -50,7 +50,7 @@ class Options(Orders, Gate, Vision):
     boundary: Literal["reset", "carry"] = "reset"
     """reset: every segment starts with empty traces, and signals that come after its end are still read; carry: traces
     and signals under way go on to the next segment."""
-    segment: int = 1280
+    segment: Annotated[int, checks.Rule("at least 2", lambda v: v >= 2)] = 1280
     """Images of a segment, after which weights change; --steps counts segments."""
     steps: int = 300
     """Length of a run, in segments."""
@@ -86,7 +86,6 @@ class Options(Orders, Gate, Vision):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.require("segment", self.segment >= 2, "at least 2", self.segment)
         if self.boundary == "carry":
             ideal = "ideal with --boundary carry: what is sent down cannot wait"
             checks.require("derivatives", self.derivatives == ("ideal",), ideal, self.derivatives)
@@ -212,21 +211,16 @@ def draw_curves(rows: pd.DataFrame, runs: Runs, folder: Path) -> list[Path]:
     return plots.panels(folder, "retrograde-vision", note, shown, ylabels, **how)
 
 
-def _in_words(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Runs with the values of one column as a reader knows them."""
-    if name == "fraction":
-        return frame.assign(fraction=100 * frame["fraction"])
-    return frame.assign(**{name: frame[name].replace(WORDS.get(name, {}))})
-
-
 def draw_settings(runs: Runs, varied: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
     """Final accuracy against all that is varied, a panel each."""
     if not varied:
         return plots.left_out("retrograde-settings", "nothing is varied")
     columns, same = min(3, len(varied)), dict(keys=tables.traces(runs.ends)[::-1], scale=100, band=False)
-    words = [name for name in varied if name in WORDS]
-    shown = [dict(frame=_in_words(frame, name), x=name, xlabel=TITLES[name]) | same for name, frame in varied.items()]
-    shown = [panel | dict(apart=0.08 if panel["x"] in words else 0.005) for panel in shown]
+    words, shown = [name for name in varied if name in WORDS], []
+    for name, frame in varied.items():
+        places = 100 * frame[name] if name == "fraction" else frame[name].replace(WORDS.get(name, {}))
+        panel = dict(frame=frame.assign(**{name: places}), x=name, apart=0.08 if name in words else 0.005)
+        shown.append(panel | dict(xlabel=TITLES[name]) | same)
 
     def make_room(axes):
         for axis, name in zip(axes.flat, varied, strict=False):

@@ -43,7 +43,7 @@ class Options(Delays, Orders, Gate, Vision):
     """Candidates of ET, in delays; as many as --orders times --peaks, and --rises times --depressions times --peaks."""
     orders: tuple[int, ...] = (2, 4, 6, 8, 10, 20)
     """Orders of the cascading traces, 2 to 64."""
-    peaks: tuple[float, ...] = (0.85, 1.0)
+    peaks: Annotated[tuple[float, ...], checks.peaks] = (0.85, 1.0)
     """Where CET and two exponentials peak, in delays; one that blurs much is at its best with an early peak."""
     rises: Annotated[tuple[float, ...], checks.Rule("above 0 and at most 0.99", lambda v: 0 < v <= 0.99)] = (0.5, 0.9)
     """Time constant τ2 of the exponential that is taken away, in those of the other, τ1; near 1 it tends to CET(2)."""
@@ -53,7 +53,6 @@ class Options(Delays, Orders, Gate, Vision):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.peaks("peaks", self.peaks, self.delays, self.boundary)
         budget, peaks = len(self.time_constants), len(self.peaks)
         for name, counts, more in (
             ("orders", (len(self.orders), peaks), "--peaks"),

@@ -38,8 +38,8 @@ ORDER, BALANCED = ORDERS._replace(constraint="2 to 64", empty=True), Rule("3 to 
 
 def rules(options) -> None:
     """Raises UserError for an option that breaks a rule of its type, in whichever of its classes."""
-    annotated = [item for kind in type(options).__mro__ for item in vars(kind).get("__annotations__", {}).items()]
-    for name, type_ in annotated:
+    kinds = reversed(type(options).__mro__)  # what others rest on comes first
+    for name, type_ in (item for kind in kinds for item in vars(kind).get("__annotations__", {}).items()):
         given = getattr(options, name)
         values, entries = given if isinstance(given, tuple) else (given,), getattr(type_, "__metadata__", ())
         found = [rule for entry in entries for rule in (entry(options) if callable(entry) else [entry])]
@@ -97,12 +97,13 @@ def segment(options) -> list[Rule]:
     return [Rule(whole, lambda v: v == SEGMENT or options.boundary == "carry"), *divisors(options)]
 
 
-def peaks(name: str, multiples: tuple, delays: tuple, boundary: str) -> None:
-    """Raises UserError unless cascades can peak at these multiples of delays, in segments that start empty within."""
-    each(name, multiples, lambda v: v > 0, "above 0")
-    for delay, multiple in ((delay, multiple) for delay in delays for multiple in multiples):
-        peak = multiple * delay
-        got = f"{multiple:g}, a peak at {peak:g} s where the delay is {delay:g} s"
-        require(name, peak > DT / 2, f"large enough for peaks above {DT / 2:g} s, half an image", got)
-        within = f"small enough for peaks up to {LONGEST:g} s, within a segment of {SEGMENT} x {DT:g} s"
-        require(name, boundary == "carry" or peak < LONGEST + DT / 2, within, got)
+def peaks(options) -> list[Rule]:
+    """Rules of multiples of delays at which cascades can peak: in segments that start empty, within."""
+    early, late = f"above {DT / 2:g} s, half an image", f"up to {LONGEST:g} s, within a segment of {SEGMENT} x {DT:g} s"
+    found, one = [ABOVE_ZERO], [getattr(options, name, None) for name in ("delay", "selection_delay")]
+    for delay in filter(None, (*getattr(options, "delays", ()), *one)):
+        there = f"where the delay is {delay:g} s"
+        found.append(Rule(f"large enough for peaks {early}, {there}", lambda v, t=delay: v * t > DT / 2))
+        if getattr(options, "boundary", "reset") == "reset":
+            found.append(Rule(f"small enough for peaks {late}, {there}", lambda v, t=delay: v * t < LONGEST + DT / 2))
+    return found

@@ -74,7 +74,9 @@ def save(drawn: Figure, folder: Path, name: str, note: str = "", legend: Axes | 
         fitting = max(1, int(drawn.get_figwidth() / (0.5 + 0.05 * max(map(len, names), default=0))))  # inches
         drawn.legend(handles, names, loc="outside upper center", ncols=min(columns, fitting))
     if note:
-        wrapped = textwrap.fill(_unbroken(note), _LETTERS[drawn.get_figwidth()])
+        # No line ends between a number and its unit.
+        unbroken = re.sub(r"(?<=\d) (?=[^\W\d]|%|× )|(?<=×) (?=\d)", "\N{NO-BREAK SPACE}", note)
+        wrapped = textwrap.fill(unbroken, _LETTERS[drawn.get_figwidth()])
         drawn.supxlabel(wrapped, fontsize=7, color="#333333", x=0.02, ha="left")
     paths = []
     for kind, metadata in (("png", {}), ("pdf", {"CreationDate": None})):  # undated: same rows, same file
@@ -83,11 +85,6 @@ def save(drawn: Figure, folder: Path, name: str, note: str = "", legend: Axes | 
         paths.append(folder / f"{name}.{kind}")
         write_atomic(paths[-1], out.getvalue())
     return paths
-
-
-def _unbroken(note: str) -> str:
-    """The note with spaces that no line ends at between a number and its unit."""
-    return re.sub(r"(?<=\d) (?=[^\W\d]|%|× )|(?<=×) (?=\d)", "\N{NO-BREAK SPACE}", note)
 
 
 def left_out(name: str, why: str) -> list[Path]:
@@ -192,10 +189,8 @@ def curves(axis: Axes, frame: pd.DataFrame, *, style: dict, name: str = "", scal
     if table.empty:
         return
     for run in table if table.shape[1] > 1 else ():
-        measured = table[run].dropna()
-        axis.plot(
-            measured.index.to_numpy(float), measured, color=style["color"], linewidth=0.5, alpha=0.6, label="_seed"
-        )
+        measured, thin = table[run].dropna(), dict(color=style["color"], linewidth=0.5, alpha=0.6, label="_seed")
+        axis.plot(measured.index.to_numpy(float), measured, **thin)
     mean = table.dropna().mean(axis=1)
     axis.plot(mean.index.to_numpy(float), mean, **({"zorder": 3, "label": name} | style | more))
 

@@ -117,12 +117,6 @@ class Agent:
     epsilon: Annotated[float, checks.ABOVE_ZERO] = 1e-5
     """Adam's ε."""
 
-    def check(self) -> None:
-        """Raises UserError for an option outside its range."""
-        super().check()
-        low, high = self.random_lam or (0.0, 1.0)
-        checks.require("random_lam", 0 <= low <= high <= 1, "two ends in 0 to 1, the lower first", self.random_lam)
-
     @property
     def agent(self) -> "Agent":
         """These options alone."""

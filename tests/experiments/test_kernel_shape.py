@@ -135,7 +135,10 @@ def test_runs_that_diverged_are_left_out_and_counted(lost, tmp_path, capsys):
         (("--factors",), "--factors must be at least one, got none"),
         (("--factors", "0.2", "--delays", "0.4"), "--factors must be large enough for peaks above 0.1 s, half"),
         (("--factors", "2.6", "--delays", "10"), "--factors must be small enough for peaks up to 25.4 s"),
-        (("--factors", "2", "--delays", "2", "--selection-delay", "20"), "a peak at 40 s where the delay is 20 s"),
+        (
+            ("--factors", "2", "--delays", "2", "--selection-delay", "20"),
+            "within a segment of 128 x 0.2 s, where the delay is 20 s, got 2",
+        ),
         (("--delays", "0.3"), "--delays must be multiples of the 0.2 s of an image, got 0.3"),
         (("--delays", "25.6"), "--delays must be at most 25.4 s"),
         (("--selection-delay", "0.3"), "--selection-delay must be multiples of the 0.2 s"),
