@@ -20,15 +20,17 @@ class Options(rl.LateControl):
 
     preset: Literal[
         "demo", "quick", "paper", "authors", "authors_lunarlander", "authors_space_invaders", "space_invaders",
-        "lunarlander",
+        "lunarlander", "lif", "lif_lunarlander",
     ] = "demo"  # fmt: skip
     """demo: CartPole at two delays, in minutes; quick: in an hour; paper: at all delays, in half a day; authors: the
     same with the authors' whole setting, of CartPole or another environment; space_invaders and lunarlander: two delays
-    each, in hours."""
+    each, in hours; lif and lif_lunarlander: the actor's hidden neurons are leaky integrate-and-fire, in CartPole and in
+    LunarLander at the paper's delays."""
 
 
 _PAPER = Options(frames=rl.PAPER["cartpole"].frames, delays=(2.0, 8.0, 32.0, 64.0, 128.0), **rl.CHOICES)
 _TWO_DELAYS = dict(seeds=1, orders=(2, 10), betas=(0.9, 0.99), learning_rates=(1e-4, 5e-4), frames=2_000_000)
+_LIF = dict(neurons="lif", betas=(0.9, 0.99), learning_rates=(5e-4,))
 _OTHERS = {"lunarlander": (8.0, 32.0, 128.0), "space_invaders": (2.0, 8.0)}
 PRESETS = {
     "demo": Options(seeds=1, frames=500_000),
@@ -40,6 +42,18 @@ PRESETS = {
         name: replace(_PAPER, environment=name, delays=_OTHERS[name][:2], **_TWO_DELAYS)
         for name in ("space_invaders", "lunarlander")
     },
+    "lif": Options(
+        preset="lif", frames=2_000_000, selection_frames=500_000, delays=(8.0, 32.0), orders=(2, 10), **_LIF
+    ),
+    "lif_lunarlander": Options(
+        preset="lif_lunarlander",
+        environment="lunarlander",
+        frames=2_000_000,
+        delays=(32.0, 64.0),
+        selection_delay=32.0,
+        orders=(5,),
+        **_LIF,
+    ),
 }
 
 

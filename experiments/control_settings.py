@@ -45,6 +45,7 @@ _MORE = {
     "synapses forget at an episode's end": dict(reset_cascade=True),
     "late critic": dict(late_critic=True),
     "Adam's ε 1e-8": dict(epsilon=1e-8),
+    "slopes remembered in a cascade": dict(derivative="cascade"),
 }
 CHANGES = {
     "ours": {"": _BEFORE}

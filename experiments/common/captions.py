@@ -46,6 +46,8 @@ _AGENTS = {  # by option of an agent, and its value where it has several
     "discount": "discount γ is {}",
     "lam": "λ is {}",
     "entropy": "weight of the entropy bonus is {}",
+    "neurons=lif": "the actor's hidden neurons are leaky integrate-and-fire",
+    "derivative=cascade": "slopes that errors pass are remembered in a cascade",
 }  # fmt: skip
 
 

@@ -32,7 +32,8 @@ def report(rows: pd.DataFrame, options: Control) -> list[Path]:
     delays = sorted(set(ends.loc[ends["trace"] != UNDELAYED[0], "delay_s"])) or [0.0]
     spread, aligned = (tables.everywhere(frame, "delay_s", delays) for frame in (ends, alignment(rows, ends)))
     retrograde = (ends["scenario"] == "retrograde").any()
-    paper = tables.published(ends["dataset"].iloc[0], "mean return")
+    spiking = " LIF" if "neurons=lif" in ends["variant"].iloc[0] else ""
+    paper = tables.published(ends["dataset"].iloc[0] + spiking, "mean return")
     paper = None if retrograde else tables.everywhere(paper, "delay_s", delays)
     title = f"Mean return after training, {captions.agent(ends)}{captions.left_out(ends)}"
     print(tables.table(title, spread, "delay_s", "delay (s)", paper, scale=1))

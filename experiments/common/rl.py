@@ -12,6 +12,7 @@ import pandas as pd
 
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade, FixedDelay, LayerwiseDelay, sweep
 from cetsim.rl import ActorCriticRun, HostRun, Hyperparameters, Settings, environments, from_gymnasium, policy_alignment
+from cetsim.spiking import LIF, FastSigmoid
 from experiments.common import checks, selection
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import readout
@@ -27,6 +28,7 @@ MAX_STEPS = 10_000  # of an episode of the evaluation
 DEFAULTS = 2  # raised with every default of the agent that changes, so that older runs are not taken for new ones
 EVALUATION_KEY, ALIGNMENT_KEY = 1, 2  # folded into a run's key
 VALUE = 0.5  # weight of the critic's loss
+MEMBRANE, THRESHOLD = 0.4, 0.2  # of spiking neurons: seconds, and in units of the current
 PROBABILITY = checks.Rule("0 to 1", lambda v: 0 <= v <= 1)
 
 
@@ -116,6 +118,16 @@ class Agent:
     """Whether the gradients of actor and critic are clipped each, rather than together, as the authors' are."""
     epsilon: Annotated[float, checks.ABOVE_ZERO] = 1e-5
     """Adam's ε."""
+    neurons: Literal["relu", "lif"] = "relu"
+    """Hidden neurons of the actor: ReLU, or leaky integrate-and-fire, which learn by e-prop's local rule."""
+    derivative: Literal["ideal", "cascade"] = "ideal"
+    """How the derivative that errors pass waits for them: as it was, or in the layer's trace at the soma."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        same = self.derivative == "ideal" or self.normalization == "area"
+        checks.require("normalization", same, "area where --derivative is cascade", self.normalization)
 
     @property
     def agent(self) -> "Agent":
@@ -238,6 +250,8 @@ class Course(selection.Course):
         """What is compiled into a program."""
         environments, rollout = self.options.sides
         known = _known(Settings, self.options) | dict(environments=environments, rollout=rollout)
+        if self.options.neurons == "lif":
+            known["neuron"] = LIF(MEMBRANE, THRESHOLD, self.options.dt, surrogate=FastSigmoid(1 / THRESHOLD))
         return Settings(updates=self.updates, **known)
 
     def hyperparameters(self, condition: Condition) -> Hyperparameters:

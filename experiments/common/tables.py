@@ -16,7 +16,10 @@ CITATION = "Learning From the Past with Cascading Eligibility Traces, arXiv:2506
 DATASETS = {"digits": "digits (8x8)", "mnist": "MNIST", "cifar10": "CIFAR-10", "tinyimagenet": "TinyImageNet"}
 SUBJECT = ("dataset", "network", "form", "boundary")  # what one figure is of
 NEEDED = ("trace", "order", "delay_s", "metric", "step", "value")
-_PAPERS_TASKS = {"LunarLander-v3": "LunarLander-v2", "MinAtar SpaceInvaders": "MinAtar/SpaceInvaders-v0"}
+_PAPERS_TASKS = {
+    "LunarLander-v3": "LunarLander-v2", "LunarLander-v3 LIF": "LunarLander-v2 LIF",
+    "MinAtar SpaceInvaders": "MinAtar/SpaceInvaders-v0",
+}  # fmt: skip
 _RANK = (*WITHOUT_DELAY, "delay line", "balanced", "CET - ET", "CET", "double exponential", "ET", "e-prop")
 
 

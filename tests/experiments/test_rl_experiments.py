@@ -1,6 +1,9 @@
 """The experiments on reinforcement learning: what they run, what they say to mistakes, what their figures are of."""
 
+import io
+import re
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +13,7 @@ from experiment import error_of, output_of, trained
 from worlds import corridor
 
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FirstStageCascade
+from cetsim.spiking import LIF
 from experiments import behavioral_rl, retrograde_rl
 from experiments.behavioral_rl import PRESETS, Options
 from experiments.common import captions, returns, rl, selection, tables
@@ -115,6 +119,15 @@ def test_flags_reach_the_agent():
     assert {name: getattr(settings, name) for name in own} == own
 
 
+def test_spiking_neurons_and_remembered_slopes_reach_the_agent():
+    settings = Course(Options(neurons="lif", derivative="cascade"), "test").settings()
+    assert isinstance(settings.neuron, LIF)
+    assert (settings.neuron.dt, settings.derivative) == (0.2, "cascade")
+    plain = Course(Options(), "test").settings()
+    assert (plain.neuron, plain.derivative) == (None, "ideal")
+    assert Course(retrograde_rl.Options(neurons="lif"), "test").settings().neuron.dt == 0.3
+
+
 def test_the_authors_code():
     stage = Course(PRESETS["authors"], "test")
     settings, hyper = stage.settings(), stage.hyperparameters(Condition("CET", 10, 8.0, learning_rate=1e-3))
@@ -191,6 +204,19 @@ def test_retrograde_end_to_end(tmp_path, monkeypatch):
     assert names == {"retrograde-rl-curves.png", "retrograde-rl-alignment.png"}
 
 
+def test_spiking_neurons_end_to_end_beside_the_papers(tmp_path, monkeypatch):
+    make_small(monkeypatch)
+    arguments = ("behavioral-rl", *SMALL, "--frames", "64", "--delays", "0.4", "0.8", "--neurons", "lif")
+    text = output_of(*arguments, "--derivative", "cascade", "--out", tmp_path)
+    assert "The actor's hidden neurons are leaky integrate-and-fire and slopes that errors pass are remembered" in text
+    rows = tables.read(tmp_path / "behavioral-rl" / "results.csv")
+    rows = rows.assign(dataset="LunarLander-v3", delay_s=rows["delay_s"].replace({0.4: 32.0, 0.8: 64.0}))
+    rows["order"] = rows["order"].replace({2: 5})
+    with redirect_stdout(io.StringIO()) as out:
+        returns.report(rows, Options(neurons="lif", out=tmp_path))
+    assert re.search(r"^  paper +122 +64$", out.getvalue(), re.MULTILINE)
+
+
 # What it says to mistakes.
 
 
@@ -214,6 +240,10 @@ def test_retrograde_end_to_end(tmp_path, monkeypatch):
         (("--critic-rate", "0"), "--critic-rate must be above 0, got 0"),
         (("--discount", "1.5"), "--discount must be 0 to 1, got 1.5"),
         (("--environment", "pong"), "invalid choice"),
+        (
+            ("--derivative", "cascade", "--normalization", "peak"),
+            "--normalization must be area where --derivative is cascade, got peak",
+        ),
         (("--selection-seed", "0"), "--selection-seed must be outside the 1 seeds reported, got 0"),
     ],
 )
