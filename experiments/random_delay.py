@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import pandas as pd
 
 from experiments.common import captions, checks, plots, tables, vision
-from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Stream, Vision
 
@@ -117,5 +116,5 @@ def _note(ends: pd.DataFrame) -> str:
         f"{captions.settings(ends)}. Mean delay and traces' peaks (ET: time constant): {ends['delay_s'].iloc[0]:g} s. "
         "Spread: full width of uniform delays; gamma distributed ones have the same standard deviation."
     )
-    lost = f" Signals that come after the end of their segment of {SEGMENT * DT:g} s are lost."
+    lost = f" Signals that come after the end of their segment of {checks.SEGMENT * checks.DT:g} s are lost."
     return text + lost * (ends["boundary"].iloc[0] == "reset") + captions.seeds(ends) + captions.left_out(ends)

@@ -179,11 +179,9 @@ def draw(ends: pd.DataFrame, options: Options, delays: list[float]) -> list[Path
             _draw_kernels(axes[len(delays) + index, 0], ends, options, delay)
         axes[len(delays) - 1, 0].set_xlabel("test accuracy (%)")
         axes[-1, 0].set_xlabel("time since the activity (s)")
-        note = (
-            f"{captions.settings(ends)}.{captions.seeds(ends, 'Bars: means; dots: seeds.')} Each trace is the best of "
-        )
-        note += "equally many of its family, by held-out images; τ: time constants, ρ: size of the faster exponential. "
-        note += f"Open circles: set by the delay alone.{captions.published(ends, 'Open squares')} "
+        note = f"{captions.settings(ends)}.{captions.seeds(ends, 'Bars: means; dots: seeds.')} Each trace is the best "
+        note += "of equally many of its family, by held-out images; τ: time constants, ρ: size of the faster "
+        note += f"exponential. Open circles: set by the delay alone.{captions.published(ends, 'Open squares')} "
         note += f"Below, weights relative to that at the delay (dashed).{captions.left_out(ends)}"
         return plots.save(figure, options.folder, "tuned-traces", note)
 

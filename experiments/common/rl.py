@@ -16,7 +16,6 @@ from experiments.common import checks, selection
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import readout
 from experiments.common.options import Orders, Sweep
-from experiments.common.selection import users_errors
 
 NAMES = {"cartpole": "CartPole-v1", "space_invaders": "MinAtar SpaceInvaders", "lunarlander": "LunarLander-v3"}
 UNDELAYED = ("no delay", 0)
@@ -315,7 +314,7 @@ def run(conditions: Callable[[Control], list[Condition]], options: Control) -> p
 
     **Returns:** the tidy rows of the runs reported; None in shards that leave the report to the first.
     """
-    with users_errors():
+    with selection.users_errors():
         courses = {measured_on: Course(options, measured_on) for measured_on in ("validation", "test")}
         groups = [candidates(options, condition) for condition in conditions(options)]
         for condition in (one for group in groups for one in group):

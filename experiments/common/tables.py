@@ -101,10 +101,10 @@ def last(rows: pd.DataFrame, metric: str) -> pd.Series:
     return rows[rows["metric"] == metric].drop_duplicates("run", keep="last").set_index("run")["value"]
 
 
-def like_last(frame: pd.DataFrame, names: Sequence[str], **asked) -> pd.DataFrame:
+def like_last(frame: pd.DataFrame, names: Sequence[str], free: str = "error_gate", **asked) -> pd.DataFrame:
     """Rows that agree in `names` with the last one, or with the last that has what was `asked` for.
 
-    Backprop, which has no gate, goes with any.
+    What has no delay goes with any value of `free`: backprop has no gate.
     """
     late = ~frame["trace"].isin(WITHOUT_DELAY)
     of_interest = frame[late] if late.any() else frame
@@ -112,7 +112,7 @@ def like_last(frame: pd.DataFrame, names: Sequence[str], **asked) -> pd.DataFram
         of_interest = of_interest[of_interest[name] == value] if (of_interest[name] == value).any() else of_interest
     same = pd.Series(True, frame.index)
     for name in names:
-        same &= (frame[name] == of_interest[name].iloc[-1]) | ((name == "error_gate") & ~late)
+        same &= (frame[name] == of_interest[name].iloc[-1]) | ((name == free) & ~late)
     return frame[same]
 
 

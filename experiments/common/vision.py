@@ -25,7 +25,6 @@ from experiments.common.checks import DT, SEGMENT, UserError
 from experiments.common.conditions import Condition, changed
 from experiments.common.hyperparameters import WEIGHT_DECAY, hyperparameters
 from experiments.common.options import Vision
-from experiments.common.selection import users_errors
 
 CURVE_POINTS = 10  # of the training loss
 TEST_POINTS = 5  # of accuracy and alignment along the way
@@ -191,7 +190,7 @@ def run(
 
     **Raises:** UserError for data that cannot be read, or are too few.
     """
-    with users_errors():
+    with selection.users_errors():
         dataset = datasets.load(options.dataset, options.data_dir)
         held_out = datasets.split_validation(dataset, options.validation, options.selection_seed)
     if (kept := len(held_out.train_y)) < options.unit:
@@ -199,7 +198,7 @@ def run(
     rates, wanted = options.learning_rates, conditions(options)
     groups = [[replace(one, learning_rate=rate) for one in group for rate in rates] for group in wanted]
     reported = course(options, dataset, "test", probes(options))
-    with users_errors():
+    with selection.users_errors():
         for group in groups:
             labels = held_out.train_y if len(group) > 1 else dataset.train_y
             for condition in group:
