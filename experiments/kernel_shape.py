@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,12 +44,9 @@ PRESETS = {
 def conditions(options: Options) -> list[list[Condition]]:
     """The delay line, set right, and every order of trace at every multiple of every delay."""
     *traces, line = options.delayed_traces
-    return [[set_to_delay(options, *line, delay)] for delay in options.delays] + [
-        [set_to_delay(options, *trace, delay, peak_s=round(factor * delay, 9))]
-        for delay in options.delays
-        for trace in traces
-        for factor in options.factors
-    ]
+    varied = product(options.delays, traces, options.factors)
+    right = [set_to_delay(options, *line, delay) for delay in options.delays]
+    return [[one] for one in (*right, *(set_to_delay(options, *t, d, peak_s=round(f * d, 9)) for d, t, f in varied))]
 
 
 run = partial(vision.run, conditions)

@@ -112,9 +112,7 @@ def published(ends: pd.DataFrame) -> pd.DataFrame:
 
 
 def _note(ends: pd.DataFrame) -> str:
-    text = (
-        f"{captions.settings(ends)}. Mean delay and traces' peaks (ET: time constant): {ends['delay_s'].iloc[0]:g} s. "
-        "Spread: full width of uniform delays; gamma distributed ones have the same standard deviation."
-    )
+    text = f"{captions.settings(ends)}. Mean delay and traces' peaks (ET: time constant): {ends['delay_s'].iloc[0]:g} "
+    text += "s. Spread: full width of uniform delays; gamma distributed ones have the same standard deviation."
     lost = f" Signals that come after the end of their segment of {checks.SEGMENT * checks.DT:g} s are lost."
     return text + lost * (ends["boundary"].iloc[0] == "reset") + captions.seeds(ends) + captions.left_out(ends)

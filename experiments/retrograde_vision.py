@@ -130,8 +130,7 @@ def _condition(options: Options, trace: str, order: int, change: dict) -> Condit
     setting |= {"threshold": options.threshold} if setting["gate"] == "threshold" else {}
     setting |= {"boundary": "reset" if still and options.network == "mlp" else options.boundary}
     setting |= {"layers": CNN_LAYERS if options.network == "cnn" else len(options.hidden) + 1}
-    late = setting.pop("delay_s")
-    return set_to_delay(options, trace, order, late, segment=options.segment, **setting)
+    return set_to_delay(options, trace, order, **setting)
 
 
 run = partial(vision.run, conditions)

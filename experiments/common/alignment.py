@@ -157,11 +157,9 @@ def _note(frame: pd.DataFrame, columns: int) -> str:
     where = "All are measured at the weights of the same run, of backprop." if together else (
         "Each is measured at the weights of its own run.")  # fmt: skip
     ratio, count = frame["peak_ratio"].iloc[-1], frame["layer"].nunique()
-    text = (
-        f"{_settings(frame)}. Cosine of the angle between the trace's update of a layer's weights and the gradient of "
-        f"the loss over the images whose signals arrive: 1 if it is the gradient. {where} Traces are set to "
-        f"{'the delay' if ratio == 1 else f'{ratio:g} times the delay'} (ET: its time constant)."
-    )
+    text = f"{_settings(frame)}. Cosine of the angle between the trace's update of a layer's weights and the gradient "
+    text += f"of the loss over the images whose signals arrive: 1 if it is the gradient. {where} Traces are set to "
+    text += f"{'the delay' if ratio == 1 else f'{ratio:g} times the delay'} (ET: its time constant)."
     if frame["error_gate"].iloc[-1]:
         text += " The gate keeps out images learned well, of the delay line too; where nothing is left, it counts as 0."
     if any(key[0] == "CET" for key in tables.traces(frame)):

@@ -182,14 +182,16 @@ def table(title: str, frame: pd.DataFrame, across: str, head: str = "", paper: p
     return text(title, [head, *(place if isinstance(place, str) else f"{place:g}" for place in places)], body)
 
 
-def published(task: str, metric: str, scenario: str = "behavioral") -> pd.DataFrame:
+def published(task: str, metric: str, scenario: str = "behavioral", delays: Sequence | None = None) -> pd.DataFrame:
     """The paper's values of a dataset or environment, as rows of `trace`, `order`, `delay_s` and `value`.
 
-    Those of no delay are among them in every scenario, their trace named as in our tables.
+    Those of no delay are among them in every scenario, their trace named as in our tables: once, or, where `delays` are
+    asked for, at each of them.
     """
     rows = pd.read_csv(Path(__file__).with_name("paper.csv"))
     name = _PAPERS_TASKS.get(task, DATASETS.get(task, task))
     rows = rows[(rows["task"] == name) & (rows["metric"] == metric) & rows["scenario"].isin([scenario, "none"])]
     still = rows["trace"] == "backprop"
     trace = rows["trace"].mask(still, "backprop" if task in DATASETS else "no delay")
-    return rows.assign(trace=trace, order=rows["order"].mask(still, 0))[["trace", "order", "delay_s", "value"]]
+    rows = rows.assign(trace=trace, order=rows["order"].mask(still, 0))[["trace", "order", "delay_s", "value"]]
+    return rows if delays is None else everywhere(rows[still | rows["delay_s"].isin(delays)], "delay_s", delays)

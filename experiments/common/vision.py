@@ -115,10 +115,7 @@ class Course(selection.Course):
         return ends, [*(end for end in ends[:-1] if (end // chunk) % (CURVE_POINTS // TEST_POINTS) == 0), steps]
 
     def evaluations(self, run: SupervisedRun, at: list[int], salient: bool = False) -> list[sweep.Evaluation]:
-        """What is measured of a run after the updates `at`, the last among them.
-
-        `salient`: whether a gate picks the images learned from, which counts.
-        """
+        """What is measured of a run after the updates `at`, the last among them; of a `salient` gate what it counts."""
         x, labels, names = self._images[1], self.test_labels, ("diverged", *(("skipped", "missed") if salient else ()))
         width = EVALUATED_AT_ONCE if self.options.network != "mlp" else len(labels)
         parts = [slice(start, start + width) for start in range(0, len(labels), width)]
@@ -199,9 +196,6 @@ def run(
     groups = [[replace(one, learning_rate=rate) for one in group for rate in rates] for group in wanted]
     reported = course(options, dataset, "test", probes(options))
     with selection.users_errors():
-        for group in groups:
-            labels = held_out.train_y if len(group) > 1 else dataset.train_y
-            for condition in group:
-                hyperparameters(condition)
-                InputOrder(condition.run_length, condition.interpolation).check(labels, condition.segment)
+        for condition in (one for group in groups for one in group):
+            hyperparameters(condition)
     return selection.complete({"test": reported, "validation": course(options, held_out, "validation")}, groups)
