@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -61,11 +62,8 @@ def conditions(options: Options) -> list[list[Condition]]:
     """Every trace, set to the mean delay, at every spread of every distribution; without spread they are one."""
     delays = [("", 0.0)] if 0 in options.spreads else []
     delays += [(name, spread) for name in options.distributions for spread in options.spreads if spread > 0]
-    return [
-        [set_to_delay(options, *trace, options.mean, distribution=name, spread_s=spread)]
-        for name, spread in delays
-        for trace in options.delayed_traces
-    ]
+    late, varied = options.mean, product(delays, options.delayed_traces)
+    return [[set_to_delay(options, *trace, late, distribution=name, spread_s=s)] for (name, s), trace in varied]
 
 
 run = partial(vision.run, conditions)

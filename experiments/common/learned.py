@@ -47,8 +47,8 @@ class Learned(Gate, Vision):
         """Raises UserError for an option outside its range."""
         super().check()
         checks.require("network", self.network == "mlp", "mlp here", self.network)
-        one = len(self.learning_rates) == 1
-        checks.require("learning_rates", one, "one: it is not chosen here", self.learning_rates)
+        rates = self.learning_rates
+        checks.require("learning_rates", len(rates) == 1, "one: it is not chosen here", rates)
         most = f"at most --steps, {self.steps}"
         checks.require("learn_every", self.learn_every <= self.steps, most, self.learn_every)
 

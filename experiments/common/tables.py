@@ -70,11 +70,9 @@ def of_options(rows: pd.DataFrame, options: Files) -> pd.DataFrame:
 def write(folder: Path) -> None:
     """Regenerates results.csv from all that is recorded in a folder, without columns that hold defaults alone."""
     rows, plain = sweep.load(folder).rows, recorded(Condition())
-    varied = [
-        name for name in rows if name in NEEDED or name not in plain or (rows[name].dropna() != plain[name]).any()
-    ]
+    unsaid = [n for n in plain if n in rows and n not in NEEDED and (rows[n].dropna() == plain[n]).all()]
     first = ("experiment", "scenario", "dataset", "network", "form")
-    kept = sorted(varied, key=lambda name: first.index(name) if name in first else len(first))
+    kept = sorted(rows.drop(columns=unsaid), key=lambda name: first.index(name) if name in first else len(first))
     write_atomic(folder / "results.csv", rows[kept].to_csv(index=False, lineterminator="\n"))
 
 
