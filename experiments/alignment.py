@@ -1,8 +1,4 @@
-"""Cosine between a trace's update and the true gradient, per layer, against delay, order and training time.
-
-All traces are measured at the same weights, along a run of backprop: networks trained with different traces are at
-different places, where the same trace would be aligned differently (that is what behavioral-vision draws).
-"""
+"""Cosine between a trace's update and the true gradient, all traces at the same weights, along a run of backprop."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +17,8 @@ class Options(Delays, Orders, Gate, Vision):
     delay line reaches 1 whatever the delay, unless the error gate keeps activity out: of images learned well it does,
     and where nothing is left of a segment the cosine counts as 0. Compared are the exponential trace (ET), cascading
     traces of several orders (CET) and the delay line, each set to the delay, all at the same weights: those of a
-    network trained by backprop, before, during and after training.
+    network trained by backprop, before, during and after training. Networks trained with different traces are at
+    different places, where the same trace would be aligned differently: that is what behavioral-vision draws.
     """
 
     preset: Literal["demo", "quick", "cifar10"] = "demo"

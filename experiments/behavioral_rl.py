@@ -33,8 +33,8 @@ _TWO_DELAYS = dict(seeds=1, orders=(2, 10), betas=(0.9, 0.99), learning_rates=(1
 _LIF = dict(neurons="lif", betas=(0.9, 0.99), learning_rates=(5e-4,))
 _OTHERS = {"lunarlander": (8.0, 32.0, 128.0), "space_invaders": (2.0, 8.0)}
 PRESETS = {
-    "demo": Options(seeds=1, frames=500_000),
-    "quick": Options(frames=500_000, delays=(2.0, 8.0, 32.0), seeds=2),
+    "demo": Options(orders=(2, 10), seeds=1, frames=500_000),
+    "quick": Options(orders=(2, 10), frames=500_000, delays=(2.0, 8.0, 32.0), seeds=2),
     "paper": _PAPER,
     "authors": replace(_PAPER, **rl.authors("cartpole")),
     **{f"authors_{name}": replace(_PAPER, delays=delays, **rl.authors(name)) for name, delays in _OTHERS.items()},

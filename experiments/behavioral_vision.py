@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,12 +54,8 @@ PRESETS = {
 
 def conditions(options: Options) -> list[list[Condition]]:
     """Backprop once, and every trace at every delay under every gate."""
-    delayed = [
-        [set_to_delay(options, *trace, delay, error_gate=gate)]
-        for gate in options.error_gates
-        for delay in options.delays
-        for trace in options.delayed_traces
-    ]
+    varied = product(options.error_gates, options.delays, options.delayed_traces)
+    delayed = [[set_to_delay(options, *trace, delay, error_gate=gate)] for gate, delay, trace in varied]
     return [[set_to_delay(options, "backprop")], *delayed]
 
 
@@ -74,7 +71,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     # Backprop, which has neither delay nor gate, is the same everywhere.
     panels = {gate: tables.everywhere(ends[(ends["error_gate"] == gate) | ~late], "delay_s", delays) for gate in gates}
     metric = "top-1 accuracy" if ends["dataset"].iloc[0] == "tinyimagenet" else "test accuracy"
-    paper = tables.everywhere(tables.published(ends["dataset"].iloc[0], metric), "delay_s", delays)
+    paper = tables.published(ends["dataset"].iloc[0], metric, delays=delays)
     for frame in panels.values():
         print(tables.table(f"Test accuracy in %, {captions.settings(frame)}", frame, "delay_s", "delay (s)", paper))
         rates = frame.assign(value=frame["learning_rate"]).drop_duplicates(["trace", "order", "delay_s"])

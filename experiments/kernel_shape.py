@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,6 @@ from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from experiments.common import captions, checks, plots, tables, vision
-from experiments.common.checks import DT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import MNIST, Delays, Gate, Orders, SelectionDelay, Vision
 
@@ -44,12 +44,9 @@ PRESETS = {
 def conditions(options: Options) -> list[list[Condition]]:
     """The delay line, set right, and every order of trace at every multiple of every delay."""
     *traces, line = options.delayed_traces
-    return [[set_to_delay(options, *line, delay)] for delay in options.delays] + [
-        [set_to_delay(options, *trace, delay, peak_s=round(factor * delay, 9))]
-        for delay in options.delays
-        for trace in traces
-        for factor in options.factors
-    ]
+    varied = product(options.delays, traces, options.factors)
+    right = [set_to_delay(options, *line, delay) for delay in options.delays]
+    return [[one] for one in (*right, *(set_to_delay(options, *t, d, peak_s=round(f * d, 9)) for d, t, f in varied))]
 
 
 run = partial(vision.run, conditions)
@@ -57,7 +54,7 @@ run = partial(vision.run, conditions)
 
 def rate_of(order: float, peak: float) -> float:
     """Rate α per second of the stages of a cascade that peaks at `peak`; of ET, 1/τ."""
-    return 1 / peak if order == 1 else (order - 1) / (peak - DT / 2)
+    return 1 / peak if order == 1 else (order - 1) / (peak - checks.DT / 2)
 
 
 def select(rows: pd.DataFrame, options: Options) -> pd.DataFrame:
@@ -92,13 +89,19 @@ def draw_maps(grid: pd.DataFrame, ends: pd.DataFrame, folder: Path) -> list[Path
     """Maps over order and rate: accuracy on the left, alignment on the right, a row for each delay."""
     delays, orders = sorted(set(grid["delay_s"])), sorted(set(grid["order"]))
     size = dict(width=plots.PAGE_WIDTH, height=1.2 + len(delays) * (0.75 + 0.24 * len(orders)))
+    slim = dict(location="top", aspect=40, shrink=0.9)
     with plots.figure(len(delays), 2, **size, sharex="row", sharey=True) as (figure, axes):
         for column, (metric, name) in enumerate(NAMES.items()):
             norm = _norm(grid[metric], metric)
             for axis, delay in zip(axes[:, column], delays, strict=True):
                 _draw_map(axis, grid[grid["delay_s"] == delay], orders, delay, metric, norm)
             axes[-1, column].set_xlabel("rate of the stages, α (1/s)")
-            _draw_colours(figure, axes[:, column], norm, name)
+            bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes[:, column], label=name, **slim)
+            if metric == "accuracy":
+                bar.set_ticks([tick for tick in CHANCE_TO_BEST if norm.vmin <= tick <= norm.vmax])
+                bar.minorticks_off()
+            else:
+                bar.locator, bar.formatter = MaxNLocator(5), StrMethodFormatter("{x:.2f}")
         for axis in axes[:, 0]:
             axis.set_ylabel("order (stages)")
         factors = ", ".join(f"{factor:g}" for factor in sorted(set(grid["factor"])))
@@ -129,16 +132,6 @@ def _draw_map(axis, of_delay: pd.DataFrame, orders: list[int], delay: float, met
     axis.text(0.98, 0.03, "peak before the delay", ha="right", **corners)
     axis.set_yticks(range(len(right)), ["1 (ET)" if order == 1 else f"{order:g}" for order in orders])
     axis.set_title(f"delay {delay:g} s", loc="left")
-
-
-def _draw_colours(figure, axes, norm: Normalize, name: str) -> None:
-    bar = figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, location="top", aspect=40, shrink=0.9)
-    bar.set_label(name)
-    if isinstance(norm, FuncNorm):
-        bar.set_ticks([tick for tick in CHANCE_TO_BEST if norm.vmin <= tick <= norm.vmax])
-        bar.minorticks_off()
-    else:
-        bar.locator, bar.formatter = MaxNLocator(5), StrMethodFormatter("{x:.2f}")
 
 
 def draw_lines(grid: pd.DataFrame, lines: pd.DataFrame, folder: Path) -> list[Path]:

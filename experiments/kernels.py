@@ -49,20 +49,16 @@ class Options(Files):
 PRESETS: dict[str, Options] = {}
 
 
-def conditions(options: Options) -> list[Condition]:
-    """ET and every cascade."""
-    return [Condition("ET", 1, options.delay), *(Condition("CET", n, options.delay) for n in options.orders)]
-
-
 def run(options: Options) -> pd.DataFrame:
-    """Computes what is missing: a sweep in which nothing is trained; the rows to report."""
+    """Computes what is missing of ET and every cascade: a sweep in which nothing is trained; the rows to report."""
+    kernels = [Condition("ET", 1, options.delay), *(Condition("CET", n, options.delay) for n in options.orders)]
     stay = dict(steps=1, hyperparameters=from_record, on_host=True)
     measured = partial(analyse, dt=options.dt)
     nothing = sweep.Training(lambda kernel, key: kernel, lambda kernel, steps: (kernel, {}), measured, **stay)
     with users_errors():
         how = dict(config={"dt": options.dt}, defaults=recorded(Condition()) | {"dt": 0.04}, fresh=options.fresh)
         how |= dict(columns={"experiment": options.name}, batch=1)
-        table = sweep.run(options.folder, map(recorded, conditions(options)), nothing, **how)
+        table = sweep.run(options.folder, map(recorded, kernels), nothing, **how)
     return reported(table, options)
 
 

@@ -176,11 +176,9 @@ def draw(rows: pd.DataFrame, ends: pd.DataFrame, settings: str, folder: Path) ->
         lines = [Line2D([], [], **_HELD_RIGHT, label=f"held right, {delay:g} s")]
         lines += [Line2D([], [], **_STYLES[method], label=name) for method, name in names.items()]
         figure.legend(handles=lines, loc="outside upper center", ncols=2)
-        note = (
-            f"{settings}. ▲ starts too short, ▼ too long.{captions.seeds(ends, 'Thick: mean; thin: seeds.')} Grey: "
-            f"delay ± {100 * BAND:g} %. Dotted: where the update is best aligned if images are unrelated, "
-            f"{best:.3g} s.{captions.left_out(ends)}"
-        )
+        note = f"{settings}. ▲ starts too short, ▼ too long.{captions.seeds(ends, 'Thick: mean; thin: seeds.')} Grey: "
+        note += f"delay ± {100 * BAND:g} %. Dotted: where the update is best aligned if images are unrelated, "
+        note += f"{best:.3g} s.{captions.left_out(ends)}"
         return plots.save(figure, folder, "learned-delay", note)
 
 
@@ -198,10 +196,7 @@ def _draw_peaks(axis, rows: pd.DataFrame, ends: pd.DataFrame, delay: float, best
 
 
 def binned(losses: pd.DataFrame, steps: int) -> pd.DataFrame:
-    """Losses of tenths of a run; a last part of few updates, which is noise, is left out.
-
-    A run whose peak is learned records its loss at every move, others once a tenth.
-    """
+    """Losses of tenths of a run, which may have recorded them more often; a last part of few updates is left out."""
     chunk = max(1, steps // vision.CURVE_POINTS)
     tenth = np.ceil(losses["step"].astype(float) / chunk)
     mean = losses.assign(tenth=tenth).groupby(["run", "tenth"], as_index=False).agg(

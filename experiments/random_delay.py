@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pandas as pd
 
 from experiments.common import captions, checks, plots, tables, vision
-from experiments.common.checks import DT, SEGMENT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Stream, Vision
 
@@ -62,11 +62,8 @@ def conditions(options: Options) -> list[list[Condition]]:
     """Every trace, set to the mean delay, at every spread of every distribution; without spread they are one."""
     delays = [("", 0.0)] if 0 in options.spreads else []
     delays += [(name, spread) for name in options.distributions for spread in options.spreads if spread > 0]
-    return [
-        [set_to_delay(options, *trace, options.mean, distribution=name, spread_s=spread)]
-        for name, spread in delays
-        for trace in options.delayed_traces
-    ]
+    late, varied = options.mean, product(delays, options.delayed_traces)
+    return [[set_to_delay(options, *trace, late, distribution=name, spread_s=s)] for (name, s), trace in varied]
 
 
 run = partial(vision.run, conditions)
@@ -113,9 +110,7 @@ def published(ends: pd.DataFrame) -> pd.DataFrame:
 
 
 def _note(ends: pd.DataFrame) -> str:
-    text = (
-        f"{captions.settings(ends)}. Mean delay and traces' peaks (ET: time constant): {ends['delay_s'].iloc[0]:g} s. "
-        "Spread: full width of uniform delays; gamma distributed ones have the same standard deviation."
-    )
-    lost = f" Signals that come after the end of their segment of {SEGMENT * DT:g} s are lost."
+    text = f"{captions.settings(ends)}. Mean delay and traces' peaks (ET: time constant): {ends['delay_s'].iloc[0]:g} "
+    text += "s. Spread: full width of uniform delays; gamma distributed ones have the same standard deviation."
+    lost = f" Signals that come after the end of their segment of {checks.SEGMENT * checks.DT:g} s are lost."
     return text + lost * (ends["boundary"].iloc[0] == "reset") + captions.seeds(ends) + captions.left_out(ends)

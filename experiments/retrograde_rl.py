@@ -30,8 +30,8 @@ class Options(rl.Control):
 
 
 PRESETS = {
-    "demo": Options(seeds=1, frames=500_000),
-    "quick": Options(frames=500_000, seeds=2),
+    "demo": Options(orders=(2, 10), seeds=1, frames=500_000),
+    "quick": Options(orders=(2, 10), frames=500_000, seeds=2),
     "paper": Options(frames=rl.PAPER["cartpole"].frames, **rl.CHOICES),
 }
 

@@ -130,8 +130,7 @@ def _condition(options: Options, trace: str, order: int, change: dict) -> Condit
     setting |= {"threshold": options.threshold} if setting["gate"] == "threshold" else {}
     setting |= {"boundary": "reset" if still and options.network == "mlp" else options.boundary}
     setting |= {"layers": CNN_LAYERS if options.network == "cnn" else len(options.hidden) + 1}
-    late = setting.pop("delay_s")
-    return set_to_delay(options, trace, order, late, segment=options.segment, **setting)
+    return set_to_delay(options, trace, order, **setting)
 
 
 run = partial(vision.run, conditions)
@@ -141,10 +140,8 @@ class Runs:
     """The runs of the last row's subject and how they can be compared: `usual` is the setting of the first of them."""
 
     def __init__(self, rows: pd.DataFrame):
-        ends = tables.finals(rows)
         # Backprop, which has nothing to carry, goes with either boundary.
-        alike = [(ends[n] == ends[n].iloc[-1]) | ((n == "boundary") & (ends["trace"] == "backprop")) for n in _SUBJECT]
-        self.ends = ends[pd.concat(alike, axis=1).all(axis=1)]
+        self.ends = tables.like_last(tables.finals(rows), _SUBJECT, free="boundary")
         late = self.ends[self.ends["trace"] != "backprop"]
         self.first = (late if len(late) else self.ends).iloc[0]
         self.usual = {name: self.first[name] for name in _SETTING}

@@ -131,6 +131,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figures."""
     ends = select(rows, options)
     delay, late = order_delay(ends, options), ends[ends["trace"] != "backprop"]
+    paper = tables.published(ends["dataset"].iloc[0], "test accuracy", delays=sorted(set(late["delay_s"])))
     boundaries = [boundary for boundary in BOUNDARIES if (late["boundary"] == boundary).any()]
     lines = {(varied, boundary): line(ends, varied, boundary, delay) for varied in AXES for boundary in boundaries}
     # One delay is enough, since it is compared between boundaries and traces.
@@ -140,29 +141,22 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         title = AXES[varied] + ("" if varied == "delay_s" else f", delay {delay:g} s")
         runs = {m: lines[varied, m] for m in boundaries if varied != "segment" or m == "carry"}
         for boundary, frame in runs.items():
-            paper = _published(ends) if (varied, boundary) == ("delay_s", "reset") else None
-            print(tables.table(f"{title}: {BOUNDARIES[boundary]}", frame, varied, paper=paper))
+            theirs = paper if (varied, boundary) == ("delay_s", "reset") else None
+            print(tables.table(f"{title}: {BOUNDARIES[boundary]}", frame, varied, paper=theirs))
         if len(runs) > 1:  # what carrying changes, seed by seed
             place, reset = ["trace", "order", varied, "seed"], runs["reset"]
             both = runs["carry"][runs["carry"]["trace"] != "backprop"].merge(reset, on=place, suffixes=("", "_reset"))
             cost = both.assign(value=both["value"] - both["value_reset"]).dropna(subset=["value"])
             print(tables.table(f"{title}: {BOUNDARIES['carry']}, less {BOUNDARIES['reset']}", cost, varied))
-    return draw(ends, lines, compared, delay, options.folder)
+    return draw(ends, lines, compared, delay, paper, options.folder)
 
 
-def _published(ends: pd.DataFrame) -> pd.DataFrame:
-    """The paper's accuracies at our delays, in segments that start empty."""
-    delays = sorted(set(ends.loc[ends["trace"] != "backprop", "delay_s"]))
-    paper = tables.everywhere(tables.published(ends["dataset"].iloc[0], "test accuracy"), "delay_s", delays)
-    return paper[paper["delay_s"].isin(delays)]
-
-
-def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, folder: Path) -> list[Path]:
+def draw(ends: pd.DataFrame, lines: dict, compared: dict, delay: float | None, paper: pd.DataFrame, folder: Path):
     """Accuracy against delay, the order of images, and the images of an update; a column for each boundary."""
     alike = f"Weights change every {SEGMENT} images."
     blended = f"With n steps of {DT:g} s per image, blended into the next, the same time shows 1/n as many images."
     updates = "The same images in all: fewer to an update make more updates; the error gate is scaled to match."
-    paper, paths = _published(ends), []
+    paths = []
     for name, varied, boundaries, text in (
         ("streaming-vision", ["delay_s"], compared["delay_s"], alike),
         ("input-order", ["run_length", "interpolation"], compared["delay_s"], f"{alike} {blended}"),

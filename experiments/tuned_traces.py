@@ -17,14 +17,13 @@ from experiments.common.options import MNIST, Delays, Gate, Orders, Vision
 
 FAMILIES = ("ET", "double exponential", "CET")  # and balanced cascades, where options or rows have them
 REFERENCES = ("delay line", "backprop")  # nothing in them to tune but the learning rate
-UNTUNED_ORDER, UNTUNED_RISE = 10, 0.5
+ORDERS = {"ET": 1, "double exponential": 2, "CET": 10, "balanced": 10, "delay line": 0, "backprop": 0}  # untuned
+UNTUNED_RISE = 0.5
 NAMES = {"double exponential": "two exponentials"}
 _CONSTANTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 16.0)
 KERNEL_SPAN = 2.5  # kernels are drawn up to this many delays
 _MEMBER = ("trace", "order", "delay_s", "peak_s", "rise_s", "ratio")  # what tells a trace at a delay from others
-_STYLED_AS = *(("ET", 1), ("double exponential", 2), ("CET", 10)), ("balanced", 10), ("delay line", 0), ("backprop", 0)
-_ORDERS = dict(_STYLED_AS)
-_COLOURS = {trace: style["color"] for (trace, _), style in plots.styles(_STYLED_AS).items()}
+_COLOURS = {trace: style["color"] for (trace, _), style in plots.styles(ORDERS.items()).items()}
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,7 @@ def untuned(options: Options, family: str, delay: float) -> Condition:
     """The member of a family that is set by the delay alone: ET's time constant is the delay, the others peak there."""
     if family == "double exponential":
         return two_exponentials(options, delay, 1.0, UNTUNED_RISE, 0.0)
-    order = {"ET": 1, "CET": UNTUNED_ORDER, "balanced": UNTUNED_ORDER}.get(family, 0)
-    return set_to_delay(options, family, order, delay if family != "backprop" else 0.0)
+    return set_to_delay(options, family, ORDERS[family], delay if family != "backprop" else 0.0)
 
 
 def two_exponentials(options: Options, delay: float, share: float, rise: float, depression: float) -> Condition:
@@ -179,11 +177,9 @@ def draw(ends: pd.DataFrame, options: Options, delays: list[float]) -> list[Path
             _draw_kernels(axes[len(delays) + index, 0], ends, options, delay)
         axes[len(delays) - 1, 0].set_xlabel("test accuracy (%)")
         axes[-1, 0].set_xlabel("time since the activity (s)")
-        note = (
-            f"{captions.settings(ends)}.{captions.seeds(ends, 'Bars: means; dots: seeds.')} Each trace is the best of "
-        )
-        note += "equally many of its family, by held-out images; τ: time constants, ρ: size of the faster exponential. "
-        note += f"Open circles: set by the delay alone.{captions.published(ends, 'Open squares')} "
+        note = f"{captions.settings(ends)}.{captions.seeds(ends, 'Bars: means; dots: seeds.')} Each trace is the best "
+        note += "of equally many of its family, by held-out images; τ: time constants, ρ: size of the faster "
+        note += f"exponential. Open circles: set by the delay alone.{captions.published(ends, 'Open squares')} "
         note += f"Below, weights relative to that at the delay (dashed).{captions.left_out(ends)}"
         return plots.save(figure, options.folder, "tuned-traces", note)
 
@@ -199,7 +195,7 @@ def _draw_accuracies(axis, ends: pd.DataFrame, options: Options, delay: float) -
             axis.plot(values, [level] * len(values), ".", color=colour, markersize=4, alpha=0.7)
         plain = 100 * set_by_delay(ends, options, name, delay)["value"].dropna()
         paper = tables.published(ends["dataset"].iloc[0], "test accuracy")
-        paper = 100 * tables.of_trace(paper[paper["delay_s"].isin([delay, 0.0])], (name, _ORDERS[name]))["value"]
+        paper = 100 * tables.of_trace(paper[paper["delay_s"].isin([delay, 0.0])], (name, ORDERS[name]))["value"]
         axis.plot(paper, [level] * len(paper), "s", color=colour, markersize=5, markerfacecolor="none", label="_paper")
         if name not in REFERENCES and len(plain):
             axis.plot(plain.mean(), level, "o", color=colour, markersize=5.5, markerfacecolor="none")

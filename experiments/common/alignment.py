@@ -108,10 +108,8 @@ def _varied(frame: pd.DataFrame) -> dict[str, dict]:
     if frame["delay_s"].nunique() > 1:
         found["cosine,\nafter training"] = dict(frame=at_end(frame), x="delay_s", xlabel=delay, keys=keys)
     if len({order for trace, order in keys if trace == "CET"}) > 1:
-        staged = [key for key in keys if key[0] in ("ET", "CET", "balanced")]
-        panel = dict(
-            frame=at_end(longest[longest["trace"] != "delay line"]), x="order", xlabel="order (stages)", keys=staged
-        )
+        ends, staged = at_end(longest), [key for key in keys if key[0] in ("ET", "CET", "balanced")]
+        panel = dict(frame=ends[ends["trace"] != "delay line"], x="order", xlabel="order (stages)", keys=staged)
         found[f"cosine at {last:g} s,\nafter training"] = panel
     if (longest.groupby(["trace", "order"])["step"].nunique() > 1).any():
         panel = dict(frame=longest.assign(step=longest["step"].astype(float)), x="step", keys=keys, linear=True)
@@ -122,7 +120,7 @@ def _varied(frame: pd.DataFrame) -> dict[str, dict]:
 def _finish(frame: pd.DataFrame, varied: list[dict], few: list[str], axes: np.ndarray) -> None:
     """Ticks; and with the orders cascades on a line, the delay line across as what they tend to."""
     ends = at_end(frame[frame["delay_s"] == frame["delay_s"].max()])
-    style = plots.styles([*tables.traces(frame)[::-1], ("delay line", 0)])["delay line", 0]
+    style = plots.styles([("delay line", 0)])["delay line", 0]
     for row, panel in zip(axes, varied, strict=True):
         for axis, of_layer in zip(row, (ends[ends["layer"] == layer] for layer in few), strict=True):
             if panel["x"] == "step":
@@ -159,11 +157,9 @@ def _note(frame: pd.DataFrame, columns: int) -> str:
     where = "All are measured at the weights of the same run, of backprop." if together else (
         "Each is measured at the weights of its own run.")  # fmt: skip
     ratio, count = frame["peak_ratio"].iloc[-1], frame["layer"].nunique()
-    text = (
-        f"{_settings(frame)}. Cosine of the angle between the trace's update of a layer's weights and the gradient of "
-        f"the loss over the images whose signals arrive: 1 if it is the gradient. {where} Traces are set to "
-        f"{'the delay' if ratio == 1 else f'{ratio:g} times the delay'} (ET: its time constant)."
-    )
+    text = f"{_settings(frame)}. Cosine of the angle between the trace's update of a layer's weights and the gradient "
+    text += f"of the loss over the images whose signals arrive: 1 if it is the gradient. {where} Traces are set to "
+    text += f"{'the delay' if ratio == 1 else f'{ratio:g} times the delay'} (ET: its time constant)."
     if frame["error_gate"].iloc[-1]:
         text += " The gate keeps out images learned well, of the delay line too; where nothing is left, it counts as 0."
     if any(key[0] == "CET" for key in tables.traces(frame)):

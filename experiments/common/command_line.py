@@ -72,13 +72,9 @@ def parse(name: str, experiment: ModuleType, arguments: list[str]) -> Files:
 
     presets, words = experiment.PRESETS, " ".join(arguments).replace("--preset=", "--preset ").split()
     named = [following for word, following in pairwise(words) if word == "--preset"]
-    return tyro.cli(
-        experiment.Options,
-        args=arguments,
-        default=presets.get(named[-1] if named else None) or next(iter(presets.values()), None),
-        prog=f"python -m experiments {name}",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    default = presets.get(named[-1] if named else None) or next(iter(presets.values()), None)
+    shown = dict(prog=f"python -m experiments {name}", config=(tyro.conf.FlagCreatePairsOff,))
+    return tyro.cli(experiment.Options, args=arguments, default=default, **shown)
 
 
 def listing() -> str:

@@ -15,7 +15,6 @@ class Condition:
     - `trace`, `order`: kind of trace and its stages: ET, CET, balanced (a CET with all stages read), CET - ET, delay
       line, double exponential, e-prop (an ET of the readout's own time constant); backprop and no delay.
     - `delay_s`: seconds by which credit is late: in all layers, or, where there are `layers`, from each to the next.
-    - `learning_rate`, `seed`.
     - `peak_s`: where the trace is set: the peak of a cascade, the time constant of ET, the slower of two exponentials,
       whose faster one is `rise_s` and whose amplitude ratio is `ratio`; 0 in control, where it is at the delay.
     - `beta`: decay per step of ET in control.

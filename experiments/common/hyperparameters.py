@@ -58,7 +58,13 @@ def hyperparameters(condition: Condition) -> Hyperparameters:
     """What distinguishes the condition's training run, as arrays."""
     reset = condition.boundary == "reset"
     if condition.layers:
-        trace, gate = _layerwise_traces(condition), make_gate(condition)
+        # A trace for each layer, set to its own delay; the top layer's signal is at hand.
+        peaks = [layer * condition.peak_s for layer in range(condition.layers)]
+        traces = [make_trace(replace(condition, peak_s=peak)) if peak else DelayLine(0.0, DT) for peak in peaks]
+        # Every lag that a segment can ask for, of the longest delays usually compared.
+        longest = (condition.layers - 1) * max(round(condition.delay_s / DT), COMMON_DELAY)
+        lags = condition.segment + longest if reset else None
+        trace, gate = tuple(one.tabulate(lags or one.window(TAIL)) for one in traces), make_gate(condition)
         delay = LayerwiseDelay.stacked(condition.delay_s, condition.layers, DT, condition.delay_s, keep_late=reset)
     else:
         trace, delay, gate = make_trace(condition), make_delay(condition), None
@@ -66,16 +72,6 @@ def hyperparameters(condition: Condition) -> Hyperparameters:
     numbers = condition.learning_rate or 1.0, condition.error_gate, WEIGHT_DECAY  # that of a probe is of no account
     rate, error_gate, decay = map(jnp.asarray, numbers)
     return Hyperparameters(rate, trace, delay, error_gate, decay, gate)
-
-
-def _layerwise_traces(condition: Condition) -> tuple:
-    """A trace for each layer, set to its own delay; the top layer's signal is at hand."""
-    peaks = [layer * condition.peak_s for layer in range(condition.layers)]
-    traces = [make_trace(replace(condition, peak_s=peak)) if peak else DelayLine(0.0, DT) for peak in peaks]
-    # Every lag that a segment can ask for, of the longest delays usually compared.
-    longest = (condition.layers - 1) * max(round(condition.delay_s / DT), COMMON_DELAY)
-    lags = condition.segment + longest if condition.boundary == "reset" else None
-    return tuple(trace.tabulate(lags or trace.window(TAIL)) for trace in traces)
 
 
 def make_gate(condition: Condition) -> gates.AbstractGate:

@@ -195,9 +195,7 @@ def curves(axis: Axes, frame: pd.DataFrame, *, style: dict, name: str = "", scal
     axis.plot(mean.index.to_numpy(float), mean, **({"zorder": 3, "label": name} | style | more))
 
 
-def curves_of_traces(
-    axis: Axes, frame: pd.DataFrame, keys: Sequence[tuple], scale: float = 1.0, marks: int = 0
-) -> None:
+def curves_of_traces(axis: Axes, frame: pd.DataFrame, keys: Sequence[tuple], scale: float = 1.0, marks: int = 0):
     """The curves of each trace, with about so many marks, all if 0."""
     for key, style in styles(keys).items():
         rows = tables.of_trace(frame, key)

@@ -33,8 +33,8 @@ def report(rows: pd.DataFrame, options: Control) -> list[Path]:
     spread, aligned = (tables.everywhere(frame, "delay_s", delays) for frame in (ends, alignment(rows, ends)))
     retrograde = (ends["scenario"] == "retrograde").any()
     spiking = " LIF" if "neurons=lif" in ends["variant"].iloc[0] else ""
-    paper = tables.published(ends["dataset"].iloc[0] + spiking, "mean return")
-    paper = None if retrograde else tables.everywhere(paper, "delay_s", delays)
+    dataset = ends["dataset"].iloc[0] + spiking
+    paper = None if retrograde else tables.published(dataset, "mean return", delays=delays)
     title = f"Mean return after training, {captions.agent(ends)}{captions.left_out(ends)}"
     print(tables.table(title, spread, "delay_s", "delay (s)", paper, scale=1))
     for layer, part in aligned.groupby("layer"):
@@ -50,9 +50,8 @@ def draw_final(spread: pd.DataFrame, paper: pd.DataFrame | None, options: Contro
     shown = dict(frame=spread, x="delay_s", xlabel="delay of credit (s)", band=False, apart=0.012, paper=paper)
     note = f"{captions.agent(spread)}{captions.seeds(spread, 'Marks: means; dots: seeds; bars: their range.')}"
     note += captions.left_out(spread)
-    if paper is not None and paper["delay_s"].isin(spread["delay_s"]).any():
-        names = {name: environment for environment, name in NAMES.items()}
-        frames = PAPER[names[spread["dataset"].iloc[0]]].frames
+    if paper is not None and len(paper):
+        frames = next(PAPER[key].frames for key, name in NAMES.items() if name == spread["dataset"].iloc[0])
         note += captions.published(length=f"of runs of {frames / 1e6:g}M frames")
     from_zero = lambda axes: axes[0, 0].set_ylim(bottom=min(0.0, axes[0, 0].get_ylim()[0]))  # noqa: E731
     ylabel, how = f"mean return of {options.episodes} episodes", dict(height=2.2, finish=from_zero)

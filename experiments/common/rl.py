@@ -17,7 +17,6 @@ from experiments.common import checks, selection
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import readout
 from experiments.common.options import Orders, Sweep
-from experiments.common.selection import users_errors
 
 NAMES = {"cartpole": "CartPole-v1", "space_invaders": "MinAtar SpaceInvaders", "lunarlander": "LunarLander-v3"}
 UNDELAYED = ("no delay", 0)
@@ -153,8 +152,6 @@ class Control(Agent, Orders, Sweep):
     """CartPole-v1, MinAtar SpaceInvaders (all six actions, 10 % sticky, no limit of time) or LunarLander-v3."""
     frames: Annotated[int, checks.COUNT] = 400_000
     """Length of a run, in steps over all environments."""
-    orders: tuple[int, ...] = (2, 10)
-    """Orders of the cascading traces, 2 to 64."""
     betas: Annotated[tuple[float, ...], checks.INSIDE] = (0.9,)
     """Decays per step of the exponential trace to choose from, between 0 and 1."""
     learning_rates: tuple[float, ...] = (5e-4,)
@@ -364,13 +361,11 @@ def open_environment(options: Control):
 def run(
     conditions: Callable[[Control], list[Condition]], options: Control, course: Callable[..., Course] = Course
 ) -> pd.DataFrame | None:
-    """Chooses settings, trains what is not finished and records it; `conditions`, of options, are compared.
+    """Chooses settings, trains what is not finished of `conditions`, of options; rows as of `selection.complete`.
 
     **Arguments:** `course`: how runs are trained, where that is not as usual.
-
-    **Returns:** the tidy rows of the runs reported; None in shards that leave the report to the first.
     """
-    with users_errors():
+    with selection.users_errors():
         courses = {measured_on: course(options, measured_on) for measured_on in ("validation", "test")}
         groups = [candidates(options, condition) for condition in conditions(options)]
         for condition in (one for group in groups for one in group):

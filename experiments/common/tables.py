@@ -73,11 +73,9 @@ def of_options(rows: pd.DataFrame, options: Files) -> pd.DataFrame:
 def write(folder: Path) -> None:
     """Regenerates results.csv from all that is recorded in a folder, without columns that hold defaults alone."""
     rows, plain = sweep.load(folder).rows, recorded(Condition())
-    varied = [
-        name for name in rows if name in NEEDED or name not in plain or (rows[name].dropna() != plain[name]).any()
-    ]
+    unsaid = [n for n in plain if n in rows and n not in NEEDED and (rows[n].dropna() == plain[n]).all()]
     first = ("experiment", "scenario", "dataset", "network", "form")
-    kept = sorted(varied, key=lambda name: first.index(name) if name in first else len(first))
+    kept = sorted(rows.drop(columns=unsaid), key=lambda name: first.index(name) if name in first else len(first))
     write_atomic(folder / "results.csv", rows[kept].to_csv(index=False, lineterminator="\n"))
 
 
@@ -104,10 +102,10 @@ def last(rows: pd.DataFrame, metric: str) -> pd.Series:
     return rows[rows["metric"] == metric].drop_duplicates("run", keep="last").set_index("run")["value"]
 
 
-def like_last(frame: pd.DataFrame, names: Sequence[str], **asked) -> pd.DataFrame:
+def like_last(frame: pd.DataFrame, names: Sequence[str], free: str = "error_gate", **asked) -> pd.DataFrame:
     """Rows that agree in `names` with the last one, or with the last that has what was `asked` for.
 
-    Backprop, which has no gate, goes with any.
+    What has no delay goes with any value of `free`: backprop has no gate.
     """
     late = ~frame["trace"].isin(WITHOUT_DELAY)
     of_interest = frame[late] if late.any() else frame
@@ -115,7 +113,7 @@ def like_last(frame: pd.DataFrame, names: Sequence[str], **asked) -> pd.DataFram
         of_interest = of_interest[of_interest[name] == value] if (of_interest[name] == value).any() else of_interest
     same = pd.Series(True, frame.index)
     for name in names:
-        same &= (frame[name] == of_interest[name].iloc[-1]) | ((name == "error_gate") & ~late)
+        same &= (frame[name] == of_interest[name].iloc[-1]) | ((name == free) & ~late)
     return frame[same]
 
 
@@ -185,14 +183,16 @@ def table(title: str, frame: pd.DataFrame, across: str, head: str = "", paper: p
     return text(title, [head, *(place if isinstance(place, str) else f"{place:g}" for place in places)], body)
 
 
-def published(task: str, metric: str, scenario: str = "behavioral") -> pd.DataFrame:
+def published(task: str, metric: str, scenario: str = "behavioral", delays: Sequence | None = None) -> pd.DataFrame:
     """The paper's values of a dataset or environment, as rows of `trace`, `order`, `delay_s` and `value`.
 
-    Those of no delay are among them in every scenario, their trace named as in our tables.
+    Those of no delay are among them in every scenario, their trace named as in our tables: once, or, where `delays` are
+    asked for, at each of them.
     """
     rows = pd.read_csv(Path(__file__).with_name("paper.csv"))
     name = _PAPERS_TASKS.get(task, DATASETS.get(task, task))
     rows = rows[(rows["task"] == name) & (rows["metric"] == metric) & rows["scenario"].isin([scenario, "none"])]
     still = rows["trace"] == "backprop"
     trace = rows["trace"].mask(still, "backprop" if task in DATASETS else "no delay")
-    return rows.assign(trace=trace, order=rows["order"].mask(still, 0))[["trace", "order", "delay_s", "value"]]
+    rows = rows.assign(trace=trace, order=rows["order"].mask(still, 0))[["trace", "order", "delay_s", "value"]]
+    return rows if delays is None else everywhere(rows[still | rows["delay_s"].isin(delays)], "delay_s", delays)

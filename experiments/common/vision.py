@@ -25,7 +25,6 @@ from experiments.common.checks import DT, SEGMENT, UserError
 from experiments.common.conditions import Condition, changed
 from experiments.common.hyperparameters import WEIGHT_DECAY, hyperparameters
 from experiments.common.options import Vision
-from experiments.common.selection import users_errors
 
 CURVE_POINTS = 10  # of the training loss
 TEST_POINTS = 5  # of accuracy and alignment along the way
@@ -116,10 +115,7 @@ class Course(selection.Course):
         return ends, [*(end for end in ends[:-1] if (end // chunk) % (CURVE_POINTS // TEST_POINTS) == 0), steps]
 
     def evaluations(self, run: SupervisedRun, at: list[int], salient: bool = False) -> list[sweep.Evaluation]:
-        """What is measured of a run after the updates `at`, the last among them.
-
-        `salient`: whether a gate picks the images learned from, which counts.
-        """
+        """What is measured of a run after the updates `at`, the last among them; of a `salient` gate what it counts."""
         x, labels, names = self._images[1], self.test_labels, ("diverged", *(("skipped", "missed") if salient else ()))
         width = EVALUATED_AT_ONCE if self.options.network != "mlp" else len(labels)
         parts = [slice(start, start + width) for start in range(0, len(labels), width)]
@@ -191,7 +187,7 @@ def run(
 
     **Raises:** UserError for data that cannot be read, or are too few.
     """
-    with users_errors():
+    with selection.users_errors():
         dataset = datasets.load(options.dataset, options.data_dir)
         held_out = datasets.split_validation(dataset, options.validation, options.selection_seed)
     if (kept := len(held_out.train_y)) < options.unit:
@@ -199,10 +195,7 @@ def run(
     rates, wanted = options.learning_rates, conditions(options)
     groups = [[replace(one, learning_rate=rate) for one in group for rate in rates] for group in wanted]
     reported = course(options, dataset, "test", probes(options))
-    with users_errors():
-        for group in groups:
-            labels = held_out.train_y if len(group) > 1 else dataset.train_y
-            for condition in group:
-                hyperparameters(condition)
-                InputOrder(condition.run_length, condition.interpolation).check(labels, condition.segment)
+    with selection.users_errors():
+        for condition in (one for group in groups for one in group):
+            hyperparameters(condition)
     return selection.complete({"test": reported, "validation": course(options, held_out, "validation")}, groups)

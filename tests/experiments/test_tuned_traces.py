@@ -75,7 +75,7 @@ def test_untuned_members_are_set_by_the_delay_alone():
     options = Options()
     assert untuned(options, "ET", 4.0).peak_s == 4.0
     cascade = untuned(options, "CET", 4.0)
-    assert (cascade.order, cascade.peak_s) == (tuned_traces.UNTUNED_ORDER, 4.0)
+    assert (cascade.order, cascade.peak_s) == (tuned_traces.ORDERS["CET"], 4.0)
     assert np.argmax(make_trace(untuned(options, "double exponential", 4.0)).weights(np.arange(128))) == 20
     assert untuned(options, "delay line", 4.0).peak_s == 4.0
     assert untuned(options, "backprop", 4.0).delay_s == 0.0
