@@ -1,6 +1,7 @@
 """Control without velocities: a fixed random reservoir remembers, and what is behind it learns from late credit.
 
-Of CartPole an agent sees the two positions, of Acrobot the two angles. Alone they do not say where things move. A
+Of CartPole an agent sees the two positions, of Acrobot the two angles, of LunarLander, the paper's task, the position,
+the angle and whether legs touch the ground. Alone they do not say where things move. A
 reservoir is a fixed random recurrent network, of rates or of spiking neurons, one for each seed, at rest before each
 episode; only what is behind it learns. That is the actor of the other experiments, layers of ReLU and a linear readout
 to the policy. The critic sees what the actor sees.
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from cetsim.rl import environments, reservoirs
+from cetsim.rl import environments, from_gymnasium, reservoirs
 from cetsim.rl.reservoirs import Reservoir
 from experiments.common import captions, checks, plots, returns, rl, tables
 from experiments.common.conditions import Condition
@@ -34,8 +35,12 @@ RESERVOIR_KEY = 3  # folded into the key of a run's seed
 class Task(NamedTuple):
     """An environment whose velocities are hidden.
 
-    **Fields:** `name`: in gymnax. `seen`: places of positions in an observation. `units`: of each, about its range.
-    `time_constant`: of a reservoir's neurons, in seconds. `gains`: by kind, what a reservoir's inputs are weighed with.
+    **Fields:**
+
+    - `name`: in gymnax or, of LunarLander, in Gymnasium.
+    - `seen`: places of positions in an observation; `units`: of each, about its range.
+    - `time_constant`: of a reservoir's neurons, in seconds.
+    - `gains`: by kind, what a reservoir's inputs are weighed with.
     """
 
     name: str
@@ -48,7 +53,9 @@ class Task(NamedTuple):
 TASKS = {
     "cartpole": Task("CartPole-v1", (0, 2), (2.4, 0.2), 0.2, {"rate": 1.0, "spiking": 4.0}),
     "acrobot": Task("Acrobot-v1", (0, 1, 2, 3), (1.0,) * 4, 0.4, {"rate": 1.0, "spiking": 2.0}),
+    "lunarlander": Task("LunarLander-v3", (0, 1, 4, 6, 7), (1.0,) * 5, 0.2, {"rate": 1.0, "spiking": 4.0}),
 }
+PAPERS = {"positions": "LunarLander-v2 POMDP without reservoir", "rate": "LunarLander-v2 POMDP with reservoir"}
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,11 @@ class Options(rl.LateControl):
     the delay, a delay line, and signals without delay.
     """
 
-    preset: Literal["demo", "quick", "acrobot"] = "demo"
-    """demo: CartPole at one delay, in minutes; quick: at two, with three seeds; acrobot: the same of Acrobot."""
-    environment: Literal["cartpole", "acrobot"] = "cartpole"
-    """CartPole-v1 or Acrobot-v1, without velocities."""
+    preset: Literal["demo", "quick", "acrobot", "lunarlander"] = "demo"
+    """demo: CartPole at one delay, in minutes; quick: at two, with three seeds; acrobot: the same of Acrobot;
+    lunarlander: the paper's task at one delay, in hours."""
+    environment: Literal["cartpole", "acrobot", "lunarlander"] = "cartpole"
+    """CartPole-v1, Acrobot-v1 or LunarLander-v3, without velocities."""
     views: Annotated[tuple[Literal["whole", "positions", "rate", "spiking"], ...], checks.WORDS] = SEEN
     """What agents see: a whole state, its positions alone, or these through a reservoir of rates or of spikes."""
     reservoir: Annotated[int, checks.COUNT] = 128
@@ -91,6 +99,9 @@ PRESETS = {
     ),
     "quick": Options(),
     "acrobot": Options(environment="acrobot"),
+    "lunarlander": Options(
+        environment="lunarlander", views=("positions", "rate"), delays=(8.0,), orders=(5,), frames=2_000_000
+    ),
 }
 
 
@@ -109,20 +120,24 @@ class Course(rl.Course):
     aligned = False
 
     def open(self):
-        """The whole environment."""
-        return environments.from_gymnax(TASKS[self.options.environment].name)
+        """The whole environment, None where it is opened as it is seen."""
+        return None if self.on_host else environments.from_gymnax(TASKS[self.options.environment].name)
 
-    def environment_of(self, condition: Condition) -> environments.Environment:
+    def environment_of(self, condition: Condition):
         """The environment in the condition's view, in positive and negative parts where there is no reservoir."""
         view, task = condition.view, TASKS[self.options.environment]
-        if view == "whole":
-            return environments.split_signs(self.environment)
-        hidden = reservoirs.hidden(self.environment, task.seen)
-        if view == "positions":
-            return environments.split_signs(hidden)
-        key = jax.random.fold_in(jax.random.key(condition.seed), RESERVOIR_KEY)
-        how = dict(time_constant=task.time_constant, dt=self.options.dt, gain=task.gains[view] / np.array(task.units))
-        return reservoirs.remembered(hidden, Reservoir(hidden.size, self.options.reservoir, view, **how, key=key))
+        reservoir = self.reservoir(view, condition.seed) if view in task.gains else None
+        if self.on_host:
+            wrap = None if view == "whole" else reservoirs.wrapper(task.seen, reservoir)
+            return from_gymnasium(task.name, split=reservoir is None, wrap=wrap)
+        seen = self.environment if view == "whole" else reservoirs.hidden(self.environment, task.seen)
+        return environments.split_signs(seen) if reservoir is None else reservoirs.remembered(seen, reservoir)
+
+    def reservoir(self, kind: str, seed: int) -> Reservoir:
+        """That of a seed."""
+        task, key = TASKS[self.options.environment], jax.random.fold_in(jax.random.key(seed), RESERVOIR_KEY)
+        how = dict(time_constant=task.time_constant, dt=self.options.dt, gain=task.gains[kind] / np.array(task.units))
+        return Reservoir(len(task.seen), self.options.reservoir, kind, **how, key=key)
 
     def config(self) -> Setting:
         """All that runs depend on besides their conditions."""
@@ -148,6 +163,10 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     for view, own in shown.items():
         title = f"Mean return after training, {WORDS[view]}, {captions.agent(own)}{captions.left_out(own)}"
         print(tables.table(title, own, "delay_s", "delay (s)", scale=1))
+        if options.environment == "lunarlander" and view in PAPERS:
+            paper = tables.published(PAPERS[view], "mean return")
+            found = (f"{tables.label(one.trace, one.order)} {one.value:g}" for one in paper.itertuples())
+            print(f"paper, at a delay that is not known here: {', '.join(found)}")
     frame = pd.concat(shown.values())
     frame["view"] = frame["view"].map(WORDS).str.replace(" ", "\n", n=1)
     return [*draw_final(frame, delays, options), *draw_curves(rows, shown, delays, options)]

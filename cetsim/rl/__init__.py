@@ -1,6 +1,6 @@
 """Reinforcement learning with late credit: an actor-critic whose actor learns through cascading traces."""
 
-from cetsim.rl import actor_trace, environments, policies
+from cetsim.rl import actor_trace, environments, policies, reservoirs
 from cetsim.rl.a2c import ActorCriticRun
 from cetsim.rl.agent import Learner
 from cetsim.rl.alignment import policy_alignment
@@ -24,6 +24,7 @@ __all__ = [
     "policies",
     "policy_alignment",
     "policy_of",
+    "reservoirs",
     "save_agent",
     "save_policy",
     "undelayed",

@@ -1,5 +1,6 @@
 """Environments whose state is hidden in part, and fixed random networks that remember what was seen of it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cetsim import checks
+from cetsim.extras import require
 from cetsim.rl.environments import Environment
 from cetsim.spiking import LIF, LeakyIntegrator
 
@@ -20,11 +22,7 @@ def hidden(environment: Environment, seen: tuple[int, ...]) -> Environment:
 
     **Raises:** ValueError for places that there are not.
     """
-    places = np.asarray(seen)
-    if places.ndim != 1 or places.size == 0 or not np.issubdtype(places.dtype, np.integer):
-        raise ValueError(f"`seen` must be places of an observation, got {seen!r}")
-    if np.any((places < 0) | (places >= environment.size)):
-        raise ValueError(f"`seen` must be places from 0 to {environment.size - 1}, got {seen!r}")
+    places = _places(seen, environment.size)
 
     def reset(key):
         state, observation = environment.reset(key)
@@ -118,3 +116,62 @@ def remembered(environment: Environment, reservoir: Reservoir) -> Environment:
         return (inner, memory), after._replace(observation=choose(first, final), final=final)
 
     return environment._replace(size=len(reservoir.inside), reset=reset, step=step, image=None)
+
+
+def wrapper(seen: tuple[int, ...], reservoir: Reservoir | None = None) -> Callable[[Any], Any]:
+    """The same of an environment of Gymnasium: `from_gymnasium(name, wrap=wrapper((0, 2), reservoir))`.
+
+    **Arguments:** `seen`: as of `hidden`. `reservoir`: as of `remembered`; None to observe those places alone.
+
+    **Raises:** ValueError as `hidden` and `remembered`, when it is called; ImportError, with what to install.
+    """
+    gymnasium = require("gymnasium", extra="rl")
+
+    class Remembered(gymnasium.ObservationWrapper):
+        def __init__(self, env):
+            super().__init__(env)
+            self._places = _places(seen, env.observation_space.shape[0])
+            if reservoir is not None and reservoir.inside.shape[1] != len(seen):
+                raise ValueError(f"`reservoir` must take {len(seen)} inputs, got {reservoir.inside.shape[1]}")
+            size = len(seen) if reservoir is None else len(reservoir.inside)
+            self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+        def reset(self, **how):
+            self._step = (lambda x: x) if reservoir is None else _in_numpy(reservoir)
+            return super().reset(**how)
+
+        def observation(self, observation):
+            return self._step(observation[self._places]).astype(np.float32)
+
+    return Remembered
+
+
+def _in_numpy(reservoir: Reservoir) -> Callable[[np.ndarray], np.ndarray]:
+    """`step` of a reservoir, at rest at first: to call a compiled program would cost more than a simulator's step."""
+    inside, among, alpha = (
+        np.asarray(part) for part in (reservoir.inside, reservoir.among, reservoir.integrator.decay)
+    )
+    rate, threshold = reservoir.kind == "rate", 0.0 if reservoir.kind == "rate" else reservoir.neuron.threshold
+    h, v, spikes = np.zeros((3, len(inside)))
+
+    def step(x):
+        nonlocal h, v, spikes
+        if rate:
+            h = alpha * h + (1 - alpha) * np.tanh(inside @ x + among @ h)
+            return h
+        v = alpha * v + (1 - alpha) * (inside @ x + among @ spikes) - threshold * spikes
+        spikes = (v > threshold).astype(v.dtype)
+        h = alpha * h + (1 - alpha) * spikes
+        return h
+
+    return step
+
+
+def _places(seen: tuple[int, ...], size: int) -> np.ndarray:
+    """Places of an observation of `size` numbers, checked."""
+    places = np.asarray(seen)
+    if places.ndim != 1 or places.size == 0 or not np.issubdtype(places.dtype, np.integer):
+        raise ValueError(f"`seen` must be places of an observation, got {seen!r}")
+    if np.any((places < 0) | (places >= size)):
+        raise ValueError(f"`seen` must be places from 0 to {size - 1}, got {seen!r}")
+    return places

@@ -3,12 +3,11 @@
 A vector environment on the host can only go on; a new one comes to the same moment by replaying the episodes under way.
 """
 
-import functools
 import hashlib
 import json
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -188,18 +187,24 @@ class HostEnvironment(NamedTuple):
     image: tuple[int, int, int] | None = None
 
 
-def from_gymnasium(name: str, split: bool = False, **options) -> HostEnvironment:
+def from_gymnasium(
+    name: str, split: bool = False, wrap: Callable[[Any], Any] | None = None, **options
+) -> HostEnvironment:
     """An environment of Gymnasium by its name; observations of any shape become vectors.
 
-    **Arguments:** `split`: whether every observation x comes as its positive and negative parts, max(x, 0) and
-    max(-x, 0). `options`: of `gymnasium.make`.
+    **Arguments:**
+
+    - `split`: whether every observation x comes as its positive and negative parts, max(x, 0) and max(-x, 0).
+    - `wrap`: makes of the environment the one that is observed in its place, as `gymnasium.wrappers` do and
+      `reservoirs.wrapper`. It must repeat itself after a reset.
+    - `options`: of `gymnasium.make`.
 
     **Raises:** ImportError, with what to install; ValueError for actions that no policy has, or observations that
     are no arrays.
     """
     gymnasium = require("gymnasium", extra="rl")
     mode = gymnasium.vector.AutoresetMode.SAME_STEP
-    make = functools.partial(gymnasium.make, name, **options)
+    make = lambda: (wrap or (lambda env: env))(gymnasium.make(name, **options))  # noqa: E731
 
     def open_vector_env(environments: int, max_steps: int | None = None) -> VectorEnv:
         checks.require_whole("environments", environments)

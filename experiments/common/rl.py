@@ -231,7 +231,8 @@ class Course(selection.Course):
     def __init__(self, options: Control, measured_on: str):
         super().__init__(options, measured_on)
         self.network = "actor and critic " + "-".join(map(str, options.hidden))
-        self.environment, self.on_host = self.open(), options.environment == "lunarlander"
+        self.on_host = options.environment == "lunarlander"
+        self.environment = self.open()
         self.frames_per_step = int(np.prod(options.sides))
         self.updates = (options.frames if measured_on == "test" else options.selection_frames) // self.frames_per_step
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 
-BASELINES, TRAINING, KEEPING, LOOKING, REAL = page("guides/agents.md")
+BASELINES, TRAINING, KEEPING, LOOKING, REAL, HIDDEN = page("guides/agents.md")
 
 
 def test_an_agent_beside_its_baselines(capsys):
@@ -17,6 +17,17 @@ def test_an_agent_beside_its_baselines(capsys):
     exec(compile(BASELINES.replace("1000", "2"), "agents.md", "exec"), {})
     lines = [line.partition(": ") for line in capsys.readouterr().out.splitlines()]
     assert [name for name, _, _ in lines] == ["no delay", "perfect memory", "CET(10)", "ET"]
+    assert all(5 < float(value) <= 500 for _, _, value in lines)
+
+
+def test_spiking_neurons_and_reservoirs(capsys):
+    """With two updates a run in place of all."""
+    pytest.importorskip("gymnax", reason="needs gymnax: pip install 'cetsim[rl]'")
+    exec(compile(HIDDEN.replace("1000", "2"), "agents.md", "exec"), {})
+    lines = [line.partition(": ") for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _, _ in lines] == [
+        "all is seen", "all is seen, spiking neurons", "positions", "positions, a reservoir",
+    ]  # fmt: skip
     assert all(5 < float(value) <= 500 for _, _, value in lines)
 
 

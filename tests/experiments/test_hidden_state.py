@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from experiment import error_of, output_of
 
-from cetsim.rl import environments
+from cetsim.rl import environments, from_gymnasium
 from experiments import hidden_state
 from experiments.common import tables
 from experiments.common.conditions import Condition
@@ -23,7 +23,10 @@ TINY = (
 )
 
 
-@pytest.mark.parametrize("task", TASKS)
+IN_JAX = [task for task in TASKS if task != "lunarlander"]
+
+
+@pytest.mark.parametrize("task", IN_JAX)
 def test_what_agents_see(task):
     course, whole = Course(Options(environment=task, reservoir=7), "test"), environments.from_gymnax(TASKS[task].name)
     _, observation = whole.reset(jax.random.key(3))
@@ -38,7 +41,26 @@ def test_what_agents_see(task):
     assert not np.allclose(other, shown["rate"])
 
 
-@pytest.mark.parametrize("task", TASKS)
+def test_what_agents_see_of_lunarlander():
+    """The places that are no velocities, which Gymnasium names, or what a reservoir at rest makes of them."""
+    pytest.importorskip("Box2D", reason="needs Box2D: pip install 'cetsim[rl]'")
+    course = Course(Options(environment="lunarlander", reservoir=7), "test")
+    whole = from_gymnasium(TASKS["lunarlander"].name).open(2).reset(jax.random.key(3))
+    seen = {
+        view: course.environment_of(Condition(view=view)).open(2).reset(jax.random.key(3))
+        for view in ("whole", "positions", "rate", "spiking")
+    }
+    split = lambda x: np.concatenate([np.maximum(x, 0), np.maximum(-x, 0)], axis=1)  # noqa: E731
+    np.testing.assert_allclose(seen["whole"], split(whole), atol=1e-7)
+    positions = whole[:, [0, 1, 4, 6, 7]]
+    np.testing.assert_allclose(seen["positions"], split(positions), atol=1e-7)
+    for kind in ("rate", "spiking"):
+        reservoir = course.reservoir(kind, seed=0)
+        first = [np.asarray(reservoir.step(reservoir.init(), row)[1]) for row in positions]
+        np.testing.assert_allclose(seen[kind], first, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", IN_JAX)
 def test_hidden_places_are_velocities(task):
     """They are the places whose numbers are rates of change of the others: large where these move fast."""
     whole = environments.from_gymnax(TASKS[task].name)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cetsim.rl import environments, reservoirs
+from cetsim.rl import HostRun, Settings, environments, from_gymnasium, reservoirs, without_delay
 from cetsim.rl.environments import Environment, Step
 from cetsim.rl.policies import Categorical
 
@@ -85,6 +85,42 @@ def test_observations_are_what_the_reservoir_holds_of_the_episode(kind):
     np.testing.assert_array_equal(through.reward, whole.reward)
 
 
+@pytest.mark.parametrize("kind", ["rate", "spiking", None])
+def test_on_the_host_it_is_the_same(kind):
+    """CartPole of Gymnasium: what is observed, in float32, against the loops over the plain environment's episodes."""
+    pytest.importorskip("gymnasium")
+    reservoir = None if kind is None else reservoirs.Reservoir(2, 6, kind, gain=(2.0, 9.0), key=jax.random.key(1))
+    environment = from_gymnasium("CartPole-v1", wrap=reservoirs.wrapper((2, 0), reservoir), max_episode_steps=9)
+    assert environment.size == (2 if kind is None else 6)
+    plain, through = from_gymnasium("CartPole-v1", max_episode_steps=9).open(1), environment.open(1)
+    rows = [plain.reset(jax.random.key(3))[0, [2, 0]]]
+    first, ends = through.reset(jax.random.key(3))[0], 0
+    expected = lambda: rows[-1] if kind is None else held(reservoir, rows)[-1]  # noqa: E731
+    np.testing.assert_allclose(first, expected(), atol=1e-5)
+    for action in np.random.default_rng(0).integers(0, 2, STEPS):
+        whole, seen = (vector_env.step(np.asarray([action])) for vector_env in (plain, through))
+        rows.append(whole.final[0, [2, 0]])
+        np.testing.assert_allclose(seen.final[0], expected(), atol=1e-5)
+        if whole.truncated[0]:
+            rows, ends = [whole.observation[0, [2, 0]]], ends + 1
+        np.testing.assert_allclose(seen.observation[0], expected(), atol=1e-5)
+    assert ends > 2
+
+
+def test_on_the_host_a_run_goes_on_where_it_was_saved():
+    pytest.importorskip("gymnasium")
+    reservoir = reservoirs.Reservoir(2, 6, gain=(2.0, 9.0), key=jax.random.key(1))
+    environment = from_gymnasium("CartPole-v1", wrap=reservoirs.wrapper((0, 2), reservoir))
+    run = HostRun(environment, Settings(updates=3, environments=2, rollout=13, hidden=(4,)))
+    state, _ = run.advance(run.init(without_delay(1e-2), jax.random.key(0)), 1)
+    tree, notes = run.save(state)
+    after, _ = run.advance(state, 2)
+    again, _ = run.advance(run.restore(tree, notes), 2)
+    np.testing.assert_array_equal(again.observation, after.observation)
+    for a, b in zip(jax.tree.leaves(again.agent.params), jax.tree.leaves(after.agent.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_gain_for_each_input():
     one, two = (reservoirs.Reservoir(2, 6, gain=gain, key=jax.random.key(1)).inside for gain in (1.0, (3.0, 0.5)))
     np.testing.assert_allclose(two, one * np.array([3.0, 0.5]), rtol=1e-12)
@@ -105,6 +141,11 @@ def test_wrong_use_is_refused():
     ):
         with pytest.raises(ValueError, match=r"kind|gain|time_constant"):
             reservoirs.Reservoir(2, 4, **options, key=jax.random.key(0))
+    pytest.importorskip("gymnasium")
+    reservoir = reservoirs.Reservoir(2, 4, key=jax.random.key(0))
+    for seen, message in (((0, 4), "places from 0 to 3"), ((0, 1, 2), "must take 3 inputs, got 2")):
+        with pytest.raises(ValueError, match=message):
+            from_gymnasium("CartPole-v1", wrap=reservoirs.wrapper(seen, reservoir))
 
 
 def test_cartpole_without_velocities_learns_to_step():
