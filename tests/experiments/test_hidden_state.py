@@ -56,7 +56,7 @@ def test_what_agents_see_of_lunarlander():
     np.testing.assert_allclose(seen["positions"], split(positions), atol=1e-7)
     for kind in ("rate", "spiking"):
         reservoir = course.reservoir(kind, seed=0)
-        first = [np.asarray(reservoir.step(reservoir.init(), row)[1]) for row in positions]
+        first = [np.asarray(reservoir.step(reservoir.init(), jax.numpy.asarray(row))[1]) for row in positions]
         np.testing.assert_allclose(seen[kind], first, atol=1e-5)
 
 
