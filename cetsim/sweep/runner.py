@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+
 from cetsim import checks
 from cetsim.sweep import checkpoint, provenance
 from cetsim.sweep.grid import Run, digest
@@ -20,6 +22,7 @@ from cetsim.sweep.records import CHECKPOINTS, SCHEMA, Records
 from cetsim.sweep.table import final_values
 
 EVERY = 60.0  # seconds of training between two checkpoints, at least
+KEPT = 8  # programs; jax keeps them all, and on Linux a process may map only 65,530 pieces of memory
 SHARE = 50  # times as long as a checkpoint takes is trained before the next, at least
 
 
@@ -47,6 +50,7 @@ class Runner:
         self.program, self.records, self.every = program, records, every
         self.checkpoints = records.folder / CHECKPOINTS / stage  # of unfinished batches
         self._made: tuple = None, None  # the program compiled last, and for what
+        self._compiled = 0  # programs
 
     def unfinished(self, runs: list[Run]) -> list[Run]:
         """The runs that are not recorded yet, or whose training failed when it was last tried."""
@@ -99,6 +103,9 @@ class Runner:
         self._reporter.working_on(what, len(todo))
         began, before, step, rows = time.monotonic(), 0.0, 0, [[] for _ in slots]
         if self._made[0] != (slots[0].group, width):
+            self._made, self._compiled = (None, None), self._compiled + 1
+            if self._compiled % KEPT == 0:
+                jax.clear_caches()
             self._made = (slots[0].group, width), _attempt(self.program, slots[0], width)
         program = self._made[1]
         state = _attempt(program.begin, [run.condition for run in slots])

@@ -46,6 +46,23 @@ def test_a_sweep_is_the_loop_over_its_conditions(tmp_path, batch):
         np.testing.assert_allclose(curve.value, losses, rtol=1e-12)
 
 
+def test_programs_are_not_kept_without_end(tmp_path, monkeypatch):
+    """A run of control maps 1,300 pieces of memory a program: after 50 of them a sweep died of it."""
+    monkeypatch.setattr(runner, "KEPT", 2)
+    kept = []
+
+    def widths(width):
+        def start(hyper, key):
+            kept.append(len(jax.devices()[0].client.live_executables()))
+            return init(hyper, key) | {"w": jnp.ones(width)}
+
+        return sweep.Training(start, advance, evaluate, steps=4)
+
+    sweep.run(tmp_path, sweep.grid(learning_rate=(0.1,), width=range(1, 13)), widths, static=("width",))
+    assert len(kept) == 12
+    assert max(kept[8:]) <= max(kept[4:8]) + 1, kept
+
+
 def test_what_is_recorded_is_not_trained_again(tmp_path, monkeypatch):
     first = sweep.run(tmp_path, CONDITIONS[:4], DESCENT, batch=2)
     begun = []
