@@ -148,7 +148,8 @@ def draw(frame: pd.DataFrame, first: pd.DataFrame, settings: str, folder: Path) 
                 tables.of_trace(frame, key),
                 dict(color=style["color"], marker=style["marker"], linestyle=""),
             )
-            squares.loglog(of_layer["expected"], of_layer["crosstalk"], **dot)
+            some = of_layer[of_layer["expected"] > 0]  # a delay line has none
+            squares.loglog(some["expected"], some["crosstalk"], **dot)
             top = tables.of_trace(first, key)
             trained.semilogx(top["expected"], top["accuracy"], **dot)
         ends = [frame.loc[frame["expected"] > 0, "expected"].min(), frame["expected"].max()]
