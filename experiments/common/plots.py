@@ -152,7 +152,7 @@ def means(axis: Axes, frame: pd.DataFrame, x: str, *, keys: Sequence[tuple] | No
         measured = tables.of_trace(frame, key).dropna(subset=["value"])
         found = {places[at]: scale * runs["value"] for at, runs in measured.groupby(x, sort=False)}
         shifted = {move(at, apart * beside * (1 if words else span)): found[at].to_numpy() for at in sorted(found)}
-        shown = style | dict(linestyle="", marker=style["marker"] or "_") if words else style
+        shown = style | dict(linestyle="", marker=style["marker"] or "_") if words or len(places) == 1 else style
         # Dots stand a little beside their place, so that those of different traces can be told apart.
         _mean(axis, shifted, lambda at, b=beside: move(at, 0.004 * span * b), band, shown, tables.label(*key))
         if paper is not None:
