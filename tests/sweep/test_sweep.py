@@ -47,7 +47,7 @@ def test_a_sweep_is_the_loop_over_its_conditions(tmp_path, batch):
 
 
 def test_programs_are_not_kept_without_end(tmp_path, monkeypatch):
-    """A run of control maps 1,300 pieces of memory a program: after 50 of them a sweep died of it."""
+    """A run of control maps 1,300 pieces of memory a program: a sweep died of some 35."""
     monkeypatch.setattr(runner, "KEPT", 2)
     kept = []
 
