@@ -22,7 +22,7 @@ from cetsim.sweep.records import CHECKPOINTS, SCHEMA, Records
 from cetsim.sweep.table import final_values
 
 EVERY = 60.0  # seconds of training between two checkpoints, at least
-KEPT = 8  # programs; jax keeps them all, and on Linux a process may map only 65,530 pieces of memory
+KEPT = 16  # programs; jax keeps them all, and on Linux a process may map only 65,530 pieces of memory
 SHARE = 50  # times as long as a checkpoint takes is trained before the next, at least
 
 
