@@ -42,11 +42,8 @@ PRESETS = {
         name: replace(_PAPER, environment=name, delays=_OTHERS[name][:2], **_TWO_DELAYS)
         for name in ("space_invaders", "lunarlander")
     },
-    "lif": Options(
-        preset="lif", frames=2_000_000, selection_frames=500_000, delays=(8.0, 32.0), orders=(2, 10), **_LIF
-    ),
+    "lif": Options(frames=2_000_000, selection_frames=500_000, delays=(8.0, 32.0), orders=(2, 10), **_LIF),
     "lif_lunarlander": Options(
-        preset="lif_lunarlander",
         environment="lunarlander",
         frames=2_000_000,
         delays=(32.0, 64.0),

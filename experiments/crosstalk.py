@@ -133,7 +133,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 
 
 def draw(frame: pd.DataFrame, first: pd.DataFrame, settings: str, folder: Path) -> list[Path]:
-    """Parts of the update's error by kernel; predicted against measured cosines, and accuracy."""
+    """Parts of the update's error by kernel; crosstalk measured against predicted, and accuracy."""
     size, places = dict(width=plots.PAGE_WIDTH, height=1.2 + 0.16 * len(first)), range(len(first))
     with plots.figure(1, 3, **size, width_ratios=(1.5, 1, 1)) as (figure, axes):
         bars, squares, trained = axes[0]

@@ -5,6 +5,7 @@ when they were made, on the clock or on what else ran.
 """
 
 import contextlib
+import gc
 import itertools
 import shutil
 import time
@@ -22,7 +23,7 @@ from cetsim.sweep.records import CHECKPOINTS, SCHEMA, Records
 from cetsim.sweep.table import final_values
 
 EVERY = 60.0  # seconds of training between two checkpoints, at least
-KEPT = 16  # programs; jax keeps them all, and on Linux a process may map only 65,530 pieces of memory
+MAPS = 20_000  # pieces of memory mapped: a process may have 65,530 on Linux, and a program takes up to 2,000
 SHARE = 50  # times as long as a checkpoint takes is trained before the next, at least
 
 
@@ -50,7 +51,6 @@ class Runner:
         self.program, self.records, self.every = program, records, every
         self.checkpoints = records.folder / CHECKPOINTS / stage  # of unfinished batches
         self._made: tuple = None, None  # the program compiled last, and for what
-        self._compiled = 0  # programs
 
     def unfinished(self, runs: list[Run]) -> list[Run]:
         """The runs that are not recorded yet, or whose training failed when it was last tried."""
@@ -103,9 +103,8 @@ class Runner:
         self._reporter.working_on(what, len(todo))
         began, before, step, rows = time.monotonic(), 0.0, 0, [[] for _ in slots]
         if self._made[0] != (slots[0].group, width):
-            self._made, self._compiled = (None, None), self._compiled + 1
-            if self._compiled % KEPT == 0:
-                jax.clear_caches()
+            self._made = None, None
+            free_programs()
             self._made = (slots[0].group, width), _attempt(self.program, slots[0], width)
         program = self._made[1]
         state = _attempt(program.begin, [run.condition for run in slots])
@@ -154,6 +153,14 @@ class Runner:
         self.records.add(records)
         ends = [f"failed: {error}" if error else f"{_in_words(measured)} ({format_seconds(wall)})" for measured in rows]
         self._reporter.finished([f"{run.words}: {end}" for run, end in zip(todo, ends, strict=True)])
+
+
+def free_programs() -> None:
+    """Frees compiled programs, all of which jax keeps, before the process maps more than Linux allows."""
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def _attempt(function: Callable, *arguments):

@@ -23,7 +23,6 @@ from cetsim.rl import (
     undelayed,
 )
 from cetsim.rl.actor_trace import ActorState, Arriving, WindowState
-from cetsim.rl.environments import split_signs
 from cetsim.rl.policies import Categorical
 
 pytestmark = pytest.mark.slow
@@ -399,12 +398,3 @@ def test_evaluation_plays_one_episode_each():
     assert float(returns.max()) <= 3 * LENGTH
     short = jit(RUN.evaluate)(state, jax.random.key(1), 50, 1)
     assert set(np.round(np.unique(short), 6)) <= {-1.0, 0.3, 1.0}
-
-
-def test_observations_split_by_sign():
-    split = split_signs(corridor())
-    _, observation = split.reset(jax.random.key(0))
-    _, plain = corridor().reset(jax.random.key(0))
-    np.testing.assert_allclose(observation[:3] - observation[3:], plain)
-    assert observation.min() >= 0
-    assert split.size == 6

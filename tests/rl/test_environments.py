@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import jit
+from worlds import corridor
 
-from cetsim.rl.environments import STICKY, cartpole, from_gymnax, space_invaders
+from cetsim.rl.environments import STICKY, cartpole, from_gymnax, space_invaders, split_signs
 from cetsim.rl.policies import Categorical, Gaussian
 
 pytestmark = pytest.mark.slow
@@ -142,3 +143,12 @@ def test_without_gymnax_it_says_what_to_install(monkeypatch):
     for make in (cartpole, space_invaders):
         with pytest.raises(ImportError, match=r"needs gymnax: pip install 'cetsim\[rl\]'"):
             make()
+
+
+def test_observations_split_by_sign():
+    split = split_signs(corridor())
+    _, observation = split.reset(jax.random.key(0))
+    _, plain = corridor().reset(jax.random.key(0))
+    np.testing.assert_allclose(observation[:3] - observation[3:], plain)
+    assert observation.min() >= 0
+    assert split.size == 6
