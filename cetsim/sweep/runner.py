@@ -23,7 +23,7 @@ from cetsim.sweep.records import CHECKPOINTS, SCHEMA, Records
 from cetsim.sweep.table import final_values
 
 EVERY = 60.0  # seconds of training between two checkpoints, at least
-MAPS = 20_000  # pieces of memory mapped: a process may have 65,530 on Linux, and a program takes up to 2,000
+MAPS = 20_000  # pieces of memory mapped: a process may have 65,530 on Linux, and a program of control takes up to 2,000
 SHARE = 50  # times as long as a checkpoint takes is trained before the next, at least
 
 

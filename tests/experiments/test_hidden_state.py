@@ -115,7 +115,7 @@ def test_command_line_trains_and_draws(tmp_path, monkeypatch):
         (("--delays", "0.3"), "--delays must be above 0 and a multiple of 0.2 s, got 0.3"),
         (("--views", "rate", "rate"), "--views must be different from each other"),
         (("--reservoir", "0"), "--reservoir must be at least 1, got 0"),
-        (("--environment", "lunarlander"), "invalid choice"),
+        (("--environment", "space_invaders"), "invalid choice"),
     ],
 )
 def test_mistakes_are_told(arguments, message, capsys, tmp_path):
