@@ -157,7 +157,7 @@ class Runner:
 
 def free_programs() -> None:
     """Frees compiled programs, all of which jax keeps, before the process maps more than Linux allows."""
-    with contextlib.suppress(OSError):  # where there is no such file, or it may not be read, nothing is known of a limit
+    with contextlib.suppress(OSError):  # without such a file no limit is known
         if Path("/proc/self/maps").read_bytes().count(b"\n") > MAPS:
             jax.clear_caches()
             gc.collect()
