@@ -81,12 +81,10 @@ class Runner:
                 self._record(batch, todo, *self._train(todo, runs, width))
                 todo = []
         for run in todo:
-            rows, seconds, error = [[]], 0.0, None
             try:
-                rows, seconds = self._train([run], [run], width)
+                self._record(batch, [run], *self._train([run], [run], width))
             except _Failed as failure:
-                error = str(failure)
-            self._record(batch, [run], rows, seconds, error)
+                self._record(batch, [run], [[]], 0.0, str(failure))
             self._asked.stop_if_requested()
         for together in (runs, *([run] for run in runs)):
             shutil.rmtree(self._slots(together, width)[1], ignore_errors=True)
@@ -139,16 +137,9 @@ class Runner:
         for run, measured in zip(todo, rows, strict=True):
             step = next((row["step"] for row in reversed(measured) if "step" in row), 0)
             end = {"wall_s": wall} | ({} if error is None else {"failed": 1.0})
-            record = {
-                "schema": SCHEMA,
-                "hash": run.key,
-                "config": run.config,
-                "wall_s": wall,
-                "finished": provenance.now(),
-                "batch": batch | {"slot": batch["of"].index(run.key)},
-                "columns": run.columns,
-                "rows": measured + [{"metric": name, "step": step, "value": value} for name, value in end.items()],
-            }
+            record = {"schema": SCHEMA, "hash": run.key, "config": run.config, "wall_s": wall, "columns": run.columns}
+            record |= {"finished": provenance.now(), "batch": batch | {"slot": batch["of"].index(run.key)}}
+            record["rows"] = measured + [{"metric": n, "step": step, "value": value} for n, value in end.items()]
             records.append(record | ({} if error is None else {"error": error}) | self._provenance)
         self.records.add(records)
         ends = [f"failed: {error}" if error else f"{_in_words(measured)} ({format_seconds(wall)})" for measured in rows]

@@ -79,10 +79,8 @@ class Table:
 
     def _rows(self) -> list[list[dict]]:
         """The rows of each run, with its columns."""
-        return [
-            [record["columns"] | {"run": run, "layer": None, "step": None} | row for row in record["rows"]]
-            for run, record in self.records.items()
-        ]
+        common = lambda run, record: record["columns"] | {"run": run, "layer": None, "step": None}  # noqa: E731
+        return [[common(run, one) | row for row in one["rows"]] for run, one in self.records.items()]
 
 
 def choose(table: Table | None, groups: Sequence[Sequence], by: str | Callable[[dict[str, float]], Any]) -> list[int]:

@@ -70,9 +70,7 @@ class Training(NamedTuple):
     evaluate: Callable[[Any], dict] | Evaluation | Sequence[Callable | Evaluation] | None
     steps: int
     every: int | Sequence[int] | None = None
-    hyperparameters: Callable[[Any], PyTree] = lambda condition: {
-        n: v for n, v in entries(condition).items() if n != "seed"
-    }
+    hyperparameters: Callable[[Any], PyTree] = lambda one: {n: v for n, v in entries(one).items() if n != "seed"}
     chunk: int | None = None
     frames_per_step: int = 1
     on_host: bool = False
@@ -134,8 +132,7 @@ class Trainer:
         if self.training.on_host:
             return self.training.init(hyper[0], keys[0])
         arrays, rest = eqx.partition(hyper[0], eqx.is_array)
-        others = [eqx.filter(other, eqx.is_array) for other in hyper[1:]]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), arrays, *others)
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), arrays, *(eqx.filter(one, eqx.is_array) for one in hyper[1:]))
         trees = place((stacked, jnp.stack(keys)), self.devices)
         return over_slots(_init, trees, (self.training.init, rest), self.devices)
 
