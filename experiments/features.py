@@ -4,7 +4,9 @@ Networks of one start and one order of images learn by backprop and from credit 
 crosscoder, one set of latents for both networks of a pair, says of each latent how much of it belongs to either: the
 relative norm r of its decoder rows, 0 for backprop alone, 1 for the other alone. Controls: backprop from another seed,
 backprop stopped where its accuracy is that of the exponential trace, and a network that was not trained. Beside them, a
-sparse autoencoder of each network alone: how much few latents explain, how pure their top images are, how many steer.
+sparse autoencoder of each network alone: how much few latents explain, how pure their top images are, how much of what
+they vary by is the class, how many steer. Images come in random order or in runs of one class, so that blurred credit
+is shared by images of a kind.
 
 A latent counts as private only if nothing of it is left at the other network: the direction along which it would best
 write there, whatever its decoder says, is shorter than a fifth of that here. Decoders alone find private latents where
@@ -66,6 +68,8 @@ class Options(Files):
     """Delay of the learning signal in seconds, a multiple of 0.2 s; traces are set to it."""
     learning_rate: Annotated[float, checks.ABOVE_ZERO] = 1e-3
     """Of the networks."""
+    run_length: Annotated[int, checks.COUNT] = 1
+    """Images of one class in a row; 1 shuffles all images."""
     pairs: Annotated[tuple[str, ...], checks.WORDS] = PAIRS
     """Networks that are compared with backprop's."""
     examples: Annotated[int, checks.COUNT] = 20_000
@@ -127,10 +131,11 @@ def run(options: Options) -> pd.DataFrame:
     data = data._replace(train_x=x, test_x=test_x)
     networks = cache(lambda pair, seed: network(options, data, networks, pair, seed))
     names = ("dataset", "hidden", "network_steps", "delay", "learning_rate", "examples", "latents", "k", "steps")
-    config = {name: getattr(options, name) for name in (*names, "batch", "features")}
+    config = {name: getattr(options, name) for name in (*names, "batch", "features", "run_length")}
     pairs = [Pair(pair, seed) for seed in range(options.seeds) for pair in ("backprop", *options.pairs)]
     measured = lambda pair: measure(options, data, networks, pair)  # noqa: E731
-    return inside.sweep_on_host(options, pairs, measured, config, COLUMNS | {"images": options.dataset})
+    columns = COLUMNS | {"images": options.dataset, "run_length": options.run_length}
+    return inside.sweep_on_host(options, pairs, measured, config, columns, defaults={"run_length": 1})
 
 
 # Networks.
@@ -141,12 +146,13 @@ def network(options: Options, data, networks, pair: str, seed: int):
     if pair == "another seed":
         return networks("backprop", seed + 1000)
     make = inside.mlp(data.train_x[0].size, options.hidden, 10)
-    settings = supervised.Settings(steps=options.network_steps, form="authors_linear")
+    order = datasets.InputOrder(options.run_length)
+    settings = supervised.Settings(steps=options.network_steps, form="authors_linear", input_order=order)
     run = supervised.SupervisedRun(make, data.train_x, data.train_y, settings)
-    trace, order = LATE.get(pair, ("backprop", 0))
+    rule = LATE.get(pair, ("backprop", 0))
     late = options.delay if pair in LATE else 0.0
     gate = 1e-8 if pair in LATE else 0.0
-    condition = Condition(trace, order, late, options.learning_rate, seed, peak_s=late, error_gate=gate)
+    condition = Condition(*rule, late, options.learning_rate, seed, peak_s=late, error_gate=gate)
     state = run.init(hyperparameters(condition), jax.random.key(seed))
     advance = eqx.filter_jit(run.advance)
     accuracy = eqx.filter_jit(lambda state, x, labels: run.evaluate(state, x, labels)["accuracy"])
@@ -248,6 +254,7 @@ def alone(options: Options, data, model, site: str, vectors, test, seed: int) ->
     tops = interpret.collect([f], TOP).top
     full = tops[(tops >= 0).all(1)]
     entropies = [entropy(data.test_y[top]) for top in full]
+    found["class_variance"] = of_class(f, data.test_y)
     unit, rng = interpret.percentiles(coder, test), np.random.default_rng(seed)
     features = np.sort(rng.permutation(np.flatnonzero(unit > 0))[: options.features])
     images = data.test_x[rng.permutation(len(data.test_x))[:100]]
@@ -264,6 +271,14 @@ def alone(options: Options, data, model, site: str, vectors, test, seed: int) ->
     return found | ({"class_entropy": np.mean(entropies)} if len(full) else {})
 
 
+def of_class(f: np.ndarray, labels: np.ndarray) -> float:
+    """Of the variance of latents that are ever active, the share that lies between the means of classes: their mean."""
+    f = f[:, f.std(0) > 0].astype(float)
+    means = np.stack([f[labels == one].mean(0) for one in np.unique(labels)])
+    weights = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float(np.mean(weights @ (means - f.mean(0)) ** 2 / f.var(0))) if f.size else 0.0
+
+
 def entropy(labels) -> float:
     """Of the classes of some images, in bits."""
     shares = np.bincount(labels) / len(labels)
@@ -275,8 +290,10 @@ def entropy(labels) -> float:
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figure."""
-    rows = rows[rows["images"] == rows["images"].iloc[-1]]
+    rows = rows.assign(run_length=rows["run_length"].fillna(1)) if "run_length" in rows else rows.assign(run_length=1)
+    rows = tables.like_last(rows, ("images", "run_length"))
     name = tables.DATASETS[rows["images"].iloc[0]]
+    name += f" in runs of {run:g} of one class" if (run := rows["run_length"].iloc[0]) > 1 else ""
     cell = lambda own, metric, *how: tables.cell(own.loc[own["metric"] == metric, "value"], *how)  # noqa: E731
     pairs = [pair for pair in ("backprop", *PAIRS) if pair in set(rows["pair"])]
     body = [(pair, [cell(rows[rows["pair"] == pair], "accuracy")]) for pair in pairs]
@@ -287,8 +304,9 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         metrics += ("explained_backprop", "explained_other")
         body = [(p, [cell(own[own["pair"] == p], m) for m in metrics]) for p in pairs if p != "backprop"]
         print(tables.text(f"{name}, {site}: latents of crosscoders", head, body))
-        head = ["", "explained, %", "L0", "dead, %", "entropy, bits", "S > 0.1, %", "random, %", "> 95 % random"]
-        scales = dict(explained_variance=(), l0=(1, 1), dead=(), class_entropy=(1, 2))
+        head = ["", "explained, %", "L0", "dead, %", "entropy, bits", "by class, %"]
+        head += ["S > 0.1, %", "random, %", "> 95 % random"]
+        scales = dict(explained_variance=(), l0=(1, 1), dead=(), class_entropy=(1, 2), class_variance=())
         scales |= dict(steerable=(), steerable_random=(), above_random=())
         body = [(p, [cell(own[own["pair"] == p], m, *how) for m, how in scales.items()]) for p in pairs]
         print(tables.text(f"{name}, {site}: coders of each network", head, body))

@@ -32,6 +32,22 @@ def test_tables_and_figures(tmp_path):
     for name in ("backprop", "other"):
         assert (wide[f"private_{name}"].dropna() <= wide[f"seems_{name}"].dropna()).all()
     assert output_of("features", *options, "--plot-only").count("figure:") == 2
+    assert wide["class_variance"].between(0, 1).all()
+    again = output_of("features", *options, "--run-length", 4)
+    assert "in runs of 4 of one class" in again
+    both = pd.read_csv(tmp_path / "features" / "results.csv")
+    assert both.groupby("run_length")["run"].nunique().to_dict() == {1: 3, 4: 3}
+    accuracy = both[both["metric"] == "accuracy"].pivot_table(index="pair", columns="run_length", values="value")
+    assert (accuracy.loc["backprop", 1] != accuracy.loc["backprop", 4]) or (accuracy[1] != accuracy[4]).any()
+
+
+def test_the_share_of_variance_that_is_of_the_class():
+    labels, rng = np.repeat(np.arange(3), 50), np.random.default_rng(0)
+    f = np.stack([np.array([0.0, 2.0, 5.0])[labels], rng.normal(size=150), np.zeros(150)], 1)
+    noise = [f[labels == one, 1].mean() for one in range(3)]
+    wanted = (1 + np.var(noise) / f[:, 1].var()) / 2  # one of the class, one of noise, one that is never active
+    assert experiment.of_class(f, labels) == pytest.approx(wanted)
+    assert experiment.of_class(np.zeros((150, 2)), labels) == 0
 
 
 def test_directions_along_which_latents_would_best_write(monkeypatch):
