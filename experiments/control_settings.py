@@ -46,6 +46,8 @@ _MORE = {
     "late critic": dict(late_critic=True),
     "Adam's ε 1e-8": dict(epsilon=1e-8),
     "slopes remembered in a cascade": dict(derivative="cascade"),
+    "actor held until TD errors are centred": dict(hold_actor=0.1),
+    "clipped each, actor held until TD errors are centred": dict(clip_each=True, hold_actor=0.1),
 }
 CHANGES = {
     "ours": {"": _BEFORE}

@@ -176,11 +176,13 @@ class Learner(eqx.Module):
         )
 
     def sent(self, state: AgentState, td_error):
-        """TD errors of a rollout as the actor's synapses are sent them: less their running mean, or as they are."""
-        if self.settings.center_td is None:
-            return td_error
-        weights = 1 - self.settings.center_td ** (state.step + 1)  # of all means so far
-        return td_error - self._td_mean(state, jnp.mean(td_error)) / weights
+        """TD errors of a rollout as the actor's synapses are sent them: less their running mean, or held back."""
+        mean, share = jnp.mean(td_error), self.settings.hold_actor
+        held = False if share is None else mean**2 > share**2 * jnp.mean(td_error**2)
+        if self.settings.center_td is not None:
+            weights = 1 - self.settings.center_td ** (state.step + 1)  # of all means so far
+            td_error = td_error - self._td_mean(state, mean) / weights
+        return td_error if share is None else jnp.where(held, 0.0, td_error)
 
     def _td_mean(self, state: AgentState, mean):
         """The running sum of mean TD errors, with that of one more rollout."""

@@ -112,6 +112,9 @@ class Settings:
       synapses are sent. A blurred trace multiplies that mean with activity of wrong moments, against the policy
       gradient while the critic knows little (docs/guides/late-control.md); it goes to 0 as the critic learns. None
       sends TD errors as they are (the authors'), so that without delay the update is the policy gradient's own.
+    - `hold_actor`: the actor's synapses are sent nothing of a rollout whose mean TD error, before any centring, is
+      further from 0 than this share of its root mean square, in (0, 1]: they wait until the critic knows what to
+      expect. The entropy bonus does not wait. None holds nothing back.
     - `window`: steps of the past that layers keep the factors of. None takes what costs less, the kernel's own window
       (all but 1e-4 of its area) or the stages of every synapse, for which traces must be concrete at `init`.
     - `neuron`: of the actor's hidden layers, such as `cetsim.spiking.LIF(0.2, 0.2, dt=0.2)`, whose steps are those of
@@ -140,6 +143,7 @@ class Settings:
     late_critic: bool = False
     late_flag: bool = False
     center_td: float | None = 0.9
+    hold_actor: float | None = None
     window: int | None = None
     neuron: AbstractNeuron | None = None
     derivative: str = "ideal"
@@ -167,6 +171,9 @@ class Settings:
         if self.center_td is not None:
             object.__setattr__(self, "center_td", checks.require_static("center_td", self.center_td))
             checks.require_within("center_td", self.center_td, "[0, 1)")
+        if self.hold_actor is not None:
+            object.__setattr__(self, "hold_actor", checks.require_static("hold_actor", self.hold_actor))
+            checks.require_within("hold_actor", self.hold_actor, "(0, 1]")
         if self.random_lam is not None:
             low, high = self.random_lam
             if not 0 <= low <= high <= 1:

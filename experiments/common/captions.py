@@ -41,6 +41,7 @@ _AGENTS = {  # by option of an agent, and its value where it has several
     "random_lam": "λ of each synapse is drawn from {}",
     "center_td=None": "TD errors are sent as they are",
     "center_td": "TD errors less a running mean of decay {}",
+    "hold_actor": "the actor waits while the mean TD error is above {} of the root mean square",
     "clip_each": "gradients of actor and critic are clipped together",
     "epsilon": "Adam's ε is {}",
     "discount": "discount γ is {}",

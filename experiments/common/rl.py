@@ -107,6 +107,8 @@ class Agent:
     """Whether ends of episodes cut λ-traces one step late, as in the authors' code."""
     center_td: float | None = 0.9
     """Decay per update of the running mean of TD errors that is taken off what the actor is sent; None takes none."""
+    hold_actor: Annotated[float | None, checks.SHARE] = None
+    """Largest mean of a rollout's TD errors, of their root mean square, with which the actor is sent any; None: all."""
     discount: Annotated[float, PROBABILITY] = 0.99
     """Discount γ, 0 to 1."""
     lam: Annotated[float, PROBABILITY] = 0.95

@@ -64,7 +64,7 @@ def test_marks_of_the_paper_say_what_is_known_of_its_length():
 VARIED = {
     "anneal": "both", "actor_gradient": "sum", "critic": "conv", "random_lam": (0.1, 0.99), "normalization": "peak",
     "cascade": "first_stage", "truncation": "terminate", "reset_cascade": True, "late_critic": True, "late_flag": True,
-    "center_td": None, "clip_each": False, "epsilon": 1e-8,
+    "center_td": None, "clip_each": False, "epsilon": 1e-8, "hold_actor": 0.1,
     "discount": 0.9, "lam": 0.5, "entropy": 0.0, "neurons": "lif", "derivative": "cascade",
 }  # fmt: skip
 

@@ -41,6 +41,8 @@ def hyper(rate=1e-2, **options):
             ),
             "`synaptic_lam` must be None where `Settings.random_lam` draws it",
         ),
+        (lambda: Settings(1, hold_actor=0.0), r"`hold_actor` must be in \(0, 1\], got 0.0"),
+        (lambda: Settings(1, hold_actor=1.5), r"`hold_actor` must be in \(0, 1\], got 1.5"),
         (lambda: Settings(1, actor_gradient="total"), "`actor_gradient` must be one of 'mean', 'sum', got 'total'"),
         (lambda: Settings(1, anneal="actor"), "`anneal` must be one of 'none', 'critic', 'both', got 'actor'"),
         (lambda: Settings(1, environments=0), "`environments` must be at least 1, got 0"),
