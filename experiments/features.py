@@ -38,6 +38,7 @@ OFTEN = 50  # vectors on which a latent must be active to count
 BINS = 20  # of r
 TOP = 20  # images by which a latent's classes are told
 STRENGTH = 4.0  # 99th percentiles, at which latents steer
+PIXELS = 16  # of an image, the same in all, that are looked at behind a convolution
 CHECKPOINTS = 400  # of backprop, one of which has the accuracy of ET
 COLUMNS = {"experiment": "features", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the first of each pair
 _STYLES = dict(
@@ -54,14 +55,14 @@ _STYLES = dict(
 class Options(Files):
     """Relative norms of a crosscoder's latents between backprop and each late rule, and coders of each alone."""
 
-    preset: Literal["demo", "quick"] = "demo"
-    """demo: digits, in minutes; quick: MNIST, in an hour."""
+    preset: Literal["demo", "quick", "cifar10"] = "demo"
+    """demo: digits, in minutes; quick: MNIST, in an hour; cifar10: its CNN, in hours."""
     data_dir: Path | None = None
     """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
-    dataset: Literal["digits", "mnist"] = "digits"
-    """Images that the networks learn."""
+    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
+    """Images that the networks learn; CIFAR-10 by the CNN, of whose convolutions 16 pixels of an image are vectors."""
     hidden: Annotated[tuple[int, ...], checks.SIZES] = (64, 64)
-    """Sizes of the hidden layers."""
+    """Sizes of the hidden layers of the MLP."""
     network_steps: Annotated[int, checks.COUNT] = 400
     """Segments of 128 images that a network is trained on."""
     delay: Annotated[float, checks.delays] = 10.0
@@ -101,6 +102,9 @@ PRESETS = {
         dataset="mnist", hidden=(512, 512), network_steps=1404, latents=512, k=16, steps=400,
         batch=256, seeds=3,
     ),
+    "cifar10": Options(
+        dataset="cifar10", network_steps=3900, latents=512, k=16, steps=400, batch=256, examples=10_000
+    ),
 }  # fmt: skip
 
 
@@ -127,8 +131,9 @@ def run(options: Options) -> pd.DataFrame:
     """Trains the networks and coders that are missing; the rows to report."""
     with inside.users_errors():
         data = datasets.load(options.dataset, options.data_dir)
-    x, test_x = (own.reshape(len(own), -1) for own in (data.train_x, data.test_x))
-    data = data._replace(train_x=x, test_x=test_x)
+    if options.dataset != "cifar10":
+        x, test_x = (own.reshape(len(own), -1) for own in (data.train_x, data.test_x))
+        data = data._replace(train_x=x, test_x=test_x)
     networks = cache(lambda pair, seed: network(options, data, networks, pair, seed))
     names = ("dataset", "hidden", "network_steps", "delay", "learning_rate", "examples", "latents", "k", "steps")
     config = {name: getattr(options, name) for name in (*names, "batch", "features", "run_length")}
@@ -145,39 +150,47 @@ def network(options: Options, data, networks, pair: str, seed: int):
     """The network of a rule, or of a control, and its test accuracy; `networks(pair, seed)` gives others."""
     if pair == "another seed":
         return networks("backprop", seed + 1000)
-    make = inside.mlp(data.train_x[0].size, options.hidden, 10)
-    order = datasets.InputOrder(options.run_length)
-    settings = supervised.Settings(steps=options.network_steps, form="authors_linear", input_order=order)
+    convolves, order = options.dataset == "cifar10", datasets.InputOrder(options.run_length)
+    make = inside.cnn(10) if convolves else inside.mlp(data.train_x[0].size, options.hidden, 10)
+    form = "authors" if convolves else "authors_linear"
+    settings = supervised.Settings(steps=options.network_steps, form=form, input_order=order)
     run = supervised.SupervisedRun(make, data.train_x, data.train_y, settings)
     rule = LATE.get(pair, ("backprop", 0))
     late = options.delay if pair in LATE else 0.0
     gate = 1e-8 if pair in LATE else 0.0
     condition = Condition(*rule, late, options.learning_rate, seed, peak_s=late, error_gate=gate)
     state = run.init(hyperparameters(condition), jax.random.key(seed))
-    advance = eqx.filter_jit(run.advance)
     accuracy = eqx.filter_jit(lambda state, x, labels: run.evaluate(state, x, labels)["accuracy"])
-    score = lambda state: float(accuracy(state, data.test_x, data.test_y))  # noqa: E731
+    tested = [slice(i, i + 1000) for i in range(0, len(data.test_y), 1000)]
+    weights = [len(data.test_y[part]) for part in tested]
+
+    def score(state):
+        each = [float(accuracy(state, data.test_x[part], data.test_y[part])) for part in tested]
+        return float(np.average(each, weights=weights))
+
     if pair == "stopped early":
         aim, every = networks("ET", seed)[1], max(1, options.network_steps // CHECKPOINTS)
         for _ in range(options.network_steps // every):
             if score(state) >= aim:
                 break
-            state, _ = advance(state, every)
+            state = inside.advance(run, state, every, convolves)
     elif pair != "untrained":
-        state, _ = advance(state, options.network_steps)
-    return eqx.combine(state.params, make(jax.random.key(seed))), score(state)
+        state = inside.advance(run, state, options.network_steps, convolves)
+    return inside.finished(make, seed, state, data.train_x), score(state)
 
 
-def sites_of(options: Options) -> list[str]:
-    """The hidden layers, behind their activation."""
-    return [f"layers.{2 * i + 1}" for i in range(len(options.hidden))]
-
-
-def said(model, sites, x) -> dict[str, np.ndarray]:
-    """What sites say of images, `[images, width]` each."""
-    seen = eqx.filter_jit(jax.vmap(interpret.capture(model, sites)))
-    parts = [seen(jnp.asarray(x[i : i + 2000]))[1] for i in range(0, len(x), 2000)]
-    return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in sites}
+def said(network: inside.Network, x, batch: int = 500) -> dict[str, np.ndarray]:
+    """What hidden layers say of images, `[images, pixels, width]` each: of some pixels, or one where it has none."""
+    capture, rng = interpret.capture(network.model, list(network.sites)), np.random.default_rng(0)
+    seen, parts = eqx.filter_jit(lambda x: jax.vmap(lambda one: capture(one, *network.state)[1])(x)), []
+    pixels: dict[str, np.ndarray] = {}
+    for start in range(0, len(x), batch):
+        values = {name: np.asarray(v) for name, v in seen(jnp.asarray(x[start : start + batch])).items()}
+        values = {name: v.reshape(len(v), -1, v.shape[-1]) for name, v in values.items()}
+        for name, v in values.items():
+            pixels.setdefault(name, np.sort(rng.permutation(v.shape[1])[:PIXELS]))
+        parts.append({name: v[:, pixels[name]] for name, v in values.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in network.sites}
 
 
 # What is measured.
@@ -186,13 +199,13 @@ def said(model, sites, x) -> dict[str, np.ndarray]:
 def measure(options: Options, data, networks, one: Pair) -> list[dict]:
     """Rows of a pair: its crosscoders, and the coders of its second network alone, at each layer."""
     (first, _), (second, accuracy) = networks("backprop", one.seed), networks(one.pair, one.seed)
-    sites, rows = sites_of(options), [{"metric": "accuracy", "value": accuracy}]
-    ours, theirs = (said(model, sites, data.train_x[: options.examples]) for model in (first, second))
-    test = said(second, sites, data.test_x)
-    for i, site in enumerate(sites):
-        found = alone(options, data, second, site, theirs[site], test[site], one.seed)
+    flat = lambda values: values.reshape(-1, values.shape[-1])  # noqa: E731
+    ours, theirs = (said(network, data.train_x[: options.examples]) for network in (first, second))
+    test, rows = said(second, data.test_x), [{"metric": "accuracy", "value": accuracy}]
+    for i, site in enumerate(second.sites):
+        found = alone(options, data, second, site, flat(theirs[site]), test[site], one.seed)
         if one.pair != "backprop":
-            found |= together(options, ours[site], theirs[site], one.seed)
+            found |= together(options, flat(ours[site]), flat(theirs[site]), one.seed)
         for metric, value in found.items():
             values = dict(enumerate(value)) if np.ndim(value) else {None: value}
             where = {"site": f"hidden {i + 1}"}
@@ -244,26 +257,29 @@ def of_latents(crosscoder, x: tuple) -> Found:
     return Found(np.asarray(crosscoder.relative_norms())[often], np.array(lengths))
 
 
-def alone(options: Options, data, model, site: str, vectors, test, seed: int) -> dict:
-    """Of a coder of one network: quality, entropy of the classes of latents' top images, and how many steer."""
-    store, tested = (interpret.Activations.of_arrays({site: own}) for own in (vectors, test))
+def alone(options: Options, data, network: inside.Network, site: str, vectors, test, seed: int) -> dict:
+    """Of a coder of one network: quality, entropy of the classes of latents' top images, and how many steer.
+
+    **Arguments:** `vectors`: `[vectors, width]`, by which it is trained. `test`: `[images, pixels, width]`.
+    """
+    flat = test.reshape(-1, test.shape[-1])
+    store, tested = (interpret.Activations.of_arrays({site: own}) for own in (vectors, flat))
     coder = inside.train_coder(store, site, options.latents, options.k, options.steps, options.batch, seed)
     quality = interpret.evaluate(coder, tested).values
     found = {name: quality[name] for name in ("explained_variance", "l0", "dead")}
-    f = np.asarray(eqx.filter_jit(coder.encode)(jnp.asarray(test)))
+    parts = [np.asarray(eqx.filter_jit(coder.encode)(jnp.asarray(some))) for some in np.array_split(test, 10)]
+    f = np.concatenate(parts).max(1)  # of an image, the pixel where a latent is most active
     tops = interpret.collect([f], TOP).top
     full = tops[(tops >= 0).all(1)]
     entropies = [entropy(data.test_y[top]) for top in full]
     found["class_variance"] = of_class(f, data.test_y)
-    unit, rng = interpret.percentiles(coder, test), np.random.default_rng(seed)
+    unit, rng = interpret.percentiles(coder, flat), np.random.default_rng(seed)
     features = np.sort(rng.permutation(np.flatnonzero(unit > 0))[: options.features])
     images = data.test_x[rng.permutation(len(data.test_x))[:100]]
+    how = dict(readout=interpret.Readout(scale=1.0), axis=network.sites[site])
+    given = features, STRENGTH * unit[features], images, *network.state
     own, null = (
-        interpret.steerability(
-            interpret.steer(
-                model, site, each, features, STRENGTH * unit[features], images, readout=interpret.Readout(scale=1.0)
-            )
-        )
+        interpret.steerability(interpret.steer(network.model, site, each, *given, **how))
         for each in (coder, interpret.RandomDirections(coder, jax.random.key(seed)))
     )
     found |= {"steerable": own.steerable().mean(), "steerable_random": null.steerable().mean()}

@@ -51,13 +51,26 @@ def train_network(make: Callable, x, labels, steps: int, seed: int = 0, unroll: 
     model, _ = eqx.filter_eval_shape(eqx.nn.make_with_state(make), jax.random.key(seed))
     form = "preactivation" if hasattr(model, "blocks") else "activation"  # either is backprop where nothing is late
     run = supervised.SupervisedRun(make, x, labels, supervised.Settings(steps=steps, form=form))
-    state = run.init(supervised.backprop(LEARNING_RATE), jax.random.key(seed))
-    advance, done = eqx.filter_jit(run.advance), 0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="no trace")  # all learns by backprop
-        while done < steps:
-            ahead = min(AHEAD, steps - done) if unroll else steps
-            (state, _), done = advance(state, ahead, unroll), done + ahead
+        state = advance(run, run.init(supervised.backprop(LEARNING_RATE), jax.random.key(seed)), steps, unroll)
+    return finished(make, seed, state, x)
+
+
+def advance(run: supervised.SupervisedRun, state, steps: int, unroll: bool = False):
+    """The state after so many steps; `unroll` as of `train_network`."""
+    done = 0
+    while done < steps:
+        ahead = min(AHEAD, steps - done) if unroll else steps
+        (state, _), done = _advance(run, state, ahead, unroll), done + ahead
+    return state
+
+
+_advance = eqx.filter_jit(lambda run, state, steps, unroll: run.advance(state, steps, unroll))
+
+
+def finished(make: Callable, seed: int, state, x) -> Network:
+    """The network that a run from a seed has come to; `x`: images, of which one is looked at."""
     model, _ = eqx.nn.make_with_state(make)(jax.random.key(seed))
     model = eqx.nn.inference_mode(eqx.combine(state.params, eqx.filter(model, eqx.is_inexact_array, inverse=True)))
     buffers = (state.buffers,) if jax.tree.leaves(state.buffers) else ()
