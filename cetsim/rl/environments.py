@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from cetsim import checks
 from cetsim.extras import require
 from cetsim.rl import policies
 from cetsim.rl.policies import Categorical, Gaussian
@@ -53,6 +54,21 @@ class Environment(NamedTuple):
     reset: Callable[[Array], tuple[Any, Array]]
     step: Callable[[Array, Any, Array], tuple[Any, Step]]
     image: tuple[int, int, int] | None = None
+
+
+def scaled_rewards(environment: Environment, factor: float) -> Environment:
+    """The environment with every reward multiplied by a factor above 0; returns are then in other units, too.
+
+    A critic learns values far from 1 slowly: Adam moves its outputs by about a learning rate an update.
+    """
+    factor = checks.require_static("factor", factor)
+    checks.require_above("factor", factor, 0.0)
+
+    def step(key, state, action):
+        state, after = environment.step(key, state, action)
+        return state, after._replace(reward=factor * after.reward)
+
+    return environment._replace(step=step)
 
 
 def split_signs(environment: Environment) -> Environment:

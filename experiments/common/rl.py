@@ -18,7 +18,10 @@ from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import readout
 from experiments.common.options import Orders, Sweep
 
-NAMES = {"cartpole": "CartPole-v1", "space_invaders": "MinAtar SpaceInvaders", "lunarlander": "LunarLander-v3"}
+NAMES = {
+    "cartpole": "CartPole-v1", "space_invaders": "MinAtar SpaceInvaders", "lunarlander": "LunarLander-v3",
+    "pendulum": "Pendulum-v1",
+}  # fmt: skip
 UNDELAYED = ("no delay", 0)
 POINTS = 50  # of a learning curve
 MEASURED = 5  # moments at which alignment is measured
@@ -26,14 +29,16 @@ ROLLOUTS = 16  # over which alignment is measured
 MAX_STEPS = 10_000  # of an episode of the evaluation
 DEFAULTS = 2  # raised with every default of the agent that changes, so that older runs are not taken for new ones
 EVALUATION_KEY, ALIGNMENT_KEY = 1, 2  # folded into a run's key
+REWARD = {"pendulum": 0.1}  # what rewards are multiplied with before they are learned from, so that values are near 1
 VALUE = 0.5  # weight of the critic's loss
 MEMBRANE, THRESHOLD = 0.4, 0.2  # of spiking neurons: seconds, and in units of the current
 PROBABILITY = checks.Rule("0 to 1", lambda v: 0 <= v <= 1)
 
 
 class Paper(NamedTuple):
-    """How the paper (arXiv:2506.14598) trains in an environment: frames of a run, environments side by side, steps of
-    each between two updates, and whether observations are split into positive and negative parts.
+    """How an environment is trained in, in the paper (arXiv:2506.14598) unless it is not there: frames of a run,
+    environments side by side, steps of each between two updates, and whether observations are split into positive and
+    negative parts.
     """
 
     frames: int
@@ -46,6 +51,7 @@ PAPER = {
     "cartpole": Paper(5_000_000, 4, 128, True),
     "lunarlander": Paper(5_000_000, 4, 128, True),
     "space_invaders": Paper(10_000_000, 32, 32, False),
+    "pendulum": Paper(2_000_000, 16, 32, False),  # ours
 }
 CHOICES = {"orders": (2, 5, 8, 10), "betas": (0.5, 0.7, 0.9, 0.99), "learning_rates": (1e-4, 2.5e-4, 5e-4, 9e-4)}
 AUTHORS_CODE = {
@@ -150,8 +156,9 @@ class Control(Agent, Orders, Sweep):
 
     dt = 0.2  # seconds a step takes
 
-    environment: Literal["cartpole", "space_invaders", "lunarlander"] = "cartpole"
-    """CartPole-v1, MinAtar SpaceInvaders (all six actions, 10 % sticky, no limit of time) or LunarLander-v3."""
+    environment: Literal["cartpole", "space_invaders", "lunarlander", "pendulum"] = "cartpole"
+    """CartPole-v1, MinAtar SpaceInvaders (all six actions, 10 % sticky, no limit of time), LunarLander-v3, or
+    Pendulum-v1, whose actions are real numbers."""
     frames: Annotated[int, checks.COUNT] = 400_000
     """Length of a run, in steps over all environments."""
     betas: Annotated[tuple[float, ...], checks.INSIDE] = (0.9,)
@@ -233,7 +240,7 @@ class Course(selection.Course):
     def __init__(self, options: Control, measured_on: str):
         super().__init__(options, measured_on)
         self.network = "actor and critic " + "-".join(map(str, options.hidden))
-        self.on_host = options.environment == "lunarlander"
+        self.on_host, self.unit = options.environment == "lunarlander", 1 / REWARD.get(options.environment, 1.0)
         self.environment = self.open()
         self.frames_per_step = int(np.prod(options.sides))
         self.updates = (options.frames if measured_on == "test" else options.selection_frames) // self.frames_per_step
@@ -300,7 +307,7 @@ class Course(selection.Course):
             agent, progress = run.advance(with_trace(state[0]), updates)
             finished = jnp.sum(progress.finished)
             mean = jnp.where(finished > 0, jnp.sum(progress.returns) / jnp.maximum(finished, 1), jnp.nan)
-            measured = {"return": mean, "entropy": progress.entropy, "value_loss": progress.value_loss}
+            measured = {"return": self.unit * mean, "entropy": progress.entropy, "value_loss": progress.value_loss}
             return (agent, state[1]), measured
 
         def save(state):
@@ -318,7 +325,7 @@ class Course(selection.Course):
         limits = (self.options.episodes,) if self.on_host else (self.options.episodes, MAX_STEPS)
 
         def returns(state):
-            found = run.evaluate(state[0], jax.random.fold_in(state[1], EVALUATION_KEY), *limits)
+            found = self.unit * run.evaluate(state[0], jax.random.fold_in(state[1], EVALUATION_KEY), *limits)
             return {f"{self.measured_on}_return": found.mean(), f"{self.measured_on}_return_sd": found.std()}
 
         def align(state):
@@ -357,7 +364,10 @@ def open_environment(options: Control):
     split = PAPER[options.environment].split
     if options.environment == "lunarlander":
         return from_gymnasium("LunarLander-v3", split=split)
-    vector_env = environments.cartpole() if options.environment == "cartpole" else environments.space_invaders()
+    made = {"cartpole": environments.cartpole, "space_invaders": environments.space_invaders}
+    made["pendulum"] = lambda: environments.from_gymnax(NAMES["pendulum"])
+    vector_env, factor = made[options.environment](), REWARD.get(options.environment)
+    vector_env = vector_env if factor is None else environments.scaled_rewards(vector_env, factor)
     return environments.split_signs(vector_env) if split else vector_env
 
 

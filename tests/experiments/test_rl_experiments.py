@@ -50,6 +50,20 @@ def tiny(tmp_path_factory):
 # What is run.
 
 
+def test_returns_are_in_the_environments_own_units_though_rewards_are_scaled(tmp_path):
+    """An agent of Pendulum that has learned nothing loses about 6 a step, for 200 steps."""
+    pytest.importorskip("gymnax", reason="needs gymnax: pip install 'cetsim[rl]'")
+    frames = ("--environment", "pendulum", "--frames", "3200", "--delays", "0.4", "--learning-rates", "1e-5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Orders, "delayed_traces", [("CET", 2)])
+        output_of("behavioral-rl", *SMALL, *frames, "--out", tmp_path)
+    rows = pd.read_csv(tmp_path / "behavioral-rl" / "results.csv")
+    for metric in ("return", "test_return"):
+        found = rows.loc[rows["metric"] == metric, "value"].dropna()
+        assert len(found) >= 4
+        assert found.between(-2000, -400).all()
+
+
 def test_every_trace_at_every_delay_and_once_without():
     conditions = behavioral_rl.conditions(Options(delays=(2.0, 8.0), orders=(2, 10)))
     assert len(set(conditions)) == len(conditions) == 1 + 2 * 4

@@ -9,7 +9,7 @@ import pytest
 from networks import jit
 from worlds import corridor
 
-from cetsim.rl.environments import STICKY, cartpole, from_gymnax, space_invaders, split_signs
+from cetsim.rl.environments import STICKY, cartpole, from_gymnax, scaled_rewards, space_invaders, split_signs
 from cetsim.rl.policies import Categorical, Gaussian
 
 pytestmark = pytest.mark.slow
@@ -143,6 +143,22 @@ def test_without_gymnax_it_says_what_to_install(monkeypatch):
     for make in (cartpole, space_invaders):
         with pytest.raises(ImportError, match=r"needs gymnax: pip install 'cetsim\[rl\]'"):
             make()
+
+
+def test_scaled_rewards_are_multiplied_and_nothing_else():
+    plain, scaled = corridor(), scaled_rewards(corridor(), 0.1)
+    key = jax.random.key(0)
+    state, _ = plain.reset(key)
+    for action in (1, 1, 0, 1, 1):
+        (after, told), (same, other) = plain.step(key, state, action), scaled.step(key, state, action)
+        np.testing.assert_allclose(other.reward, 0.1 * told.reward)
+        for name in ("observation", "terminated", "truncated", "final"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(told, name))
+        jax.tree.map(np.testing.assert_array_equal, after, same)
+        state = after
+    assert (scaled.size, scaled.policy) == (plain.size, plain.policy)
+    with pytest.raises(ValueError, match="`factor` must be above 0, got -1"):
+        scaled_rewards(corridor(), -1.0)
 
 
 def test_observations_split_by_sign():
