@@ -23,7 +23,7 @@ from cetsim import datasets, supervised
 from experiments.common import captions, checks, inside, plots, suppressed, tables
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import hyperparameters
-from experiments.common.options import Files
+from experiments.common.options import Coders
 
 RULES = {
     "backprop": ("backprop", 0), "delay line": ("delay line", 0), "CET(10)": ("CET", 10),
@@ -33,21 +33,17 @@ COLUMNS = {"experiment": "colour-runs"}
 
 
 @dataclass(frozen=True)
-class Options(Files):
+class Options(Coders):
     """Worst-group accuracy of every rule on coloured digits whose colour stays for runs of images."""
 
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in an hour."""
-    data_dir: Path | None = None
-    """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
     dataset: Literal["digits", "mnist"] = "digits"
     """Images, which are coloured."""
     agreement: Annotated[float, checks.INSIDE] = 0.95
     """Share of training images whose colour is that of their label, five or more or not."""
     hidden: Annotated[tuple[int, ...], checks.SIZES] = (64, 64)
     """Sizes of the hidden layers."""
-    network_steps: Annotated[int, checks.COUNT] = 400
-    """Segments of 128 images that a network is trained on."""
     learning_rate: Annotated[float, checks.ABOVE_ZERO] = 1e-3
     """Of the networks."""
     delay: Annotated[float, checks.delays] = 2.0
@@ -58,30 +54,19 @@ class Options(Files):
     """What networks learn by."""
     run_lengths: Annotated[tuple[int, ...], checks.COUNT] = (1, 16)
     """Images of one colour in a row; 1 shuffles all images."""
-    examples: Annotated[int, checks.COUNT] = 20_000
-    """Training images whose activations are recorded, and validation and test images used, at most."""
     latents: Annotated[int, checks.COUNT] = 128
     """Latents of a coder of the first hidden layer."""
-    k: Annotated[int, checks.COUNT] = 8
-    """Active latents of a vector (BatchTopK)."""
-    steps: Annotated[int, checks.COUNT] = 300
-    """Steps of a coder."""
-    batch: Annotated[int, checks.COUNT] = 128
-    """Vectors of a step."""
     counts: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32)
     """Numbers of suppressed latents, from 0 on, ascending; the best on validation images counts."""
-    seeds: Annotated[int, checks.COUNT] = 2
-    """Number of networks of each rule, with data and coders of their own."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
         suppressed.check_counts(self)
 
 
 PRESETS = {
-    "demo": Options(),
+    "demo": Options(steps=300, seeds=2),
     "quick": replace(
         Options(), dataset="mnist", hidden=(256, 256), network_steps=1000, latents=512, k=16,
         steps=400, batch=256, rules=tuple(RULES), seeds=3,

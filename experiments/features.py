@@ -28,7 +28,7 @@ from cetsim import datasets, interpret, supervised
 from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import hyperparameters
-from experiments.common.options import Files
+from experiments.common.options import Coders
 
 LATE = {"delay line": ("delay line", 0), "CET(10)": ("CET", 10), "balanced(10)": ("balanced", 10), "ET": ("ET", 1)}
 CONTROLS = ("another seed", "stopped early", "untrained")
@@ -52,19 +52,15 @@ _STYLES = dict(
 
 
 @dataclass(frozen=True)
-class Options(Files):
+class Options(Coders):
     """Relative norms of a crosscoder's latents between backprop and each late rule, and coders of each alone."""
 
     preset: Literal["demo", "quick", "cifar10"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in an hour; cifar10: its CNN, in hours."""
-    data_dir: Path | None = None
-    """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     """Images that the networks learn; CIFAR-10 by the CNN, of whose convolutions 16 pixels of an image are vectors."""
     hidden: Annotated[tuple[int, ...], checks.SIZES] = (64, 64)
     """Sizes of the hidden layers of the MLP."""
-    network_steps: Annotated[int, checks.COUNT] = 400
-    """Segments of 128 images that a network is trained on."""
     delay: Annotated[float, checks.delays] = 10.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s; traces are set to it."""
     learning_rate: Annotated[float, checks.ABOVE_ZERO] = 1e-3
@@ -73,16 +69,8 @@ class Options(Files):
     """Images of one class in a row; 1 shuffles all images."""
     pairs: Annotated[tuple[str, ...], checks.WORDS] = PAIRS
     """Networks that are compared with backprop's."""
-    examples: Annotated[int, checks.COUNT] = 20_000
-    """Training images whose activations coders are trained on, at most."""
     latents: Annotated[int, checks.COUNT] = 128
     """Latents of a coder, and of a crosscoder."""
-    k: Annotated[int, checks.COUNT] = 8
-    """Active latents of a vector (BatchTopK)."""
-    steps: Annotated[int, checks.COUNT] = 300
-    """Steps of a coder."""
-    batch: Annotated[int, checks.COUNT] = 128
-    """Vectors of a step."""
     features: Annotated[int, checks.COUNT] = 100
     """Latents that are steered, over 100 test images."""
     seeds: Annotated[int, checks.COUNT] = 1
@@ -91,19 +79,18 @@ class Options(Files):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
         for pair in self.pairs:
             checks.require("pairs", pair in PAIRS, f"of {', '.join(PAIRS)}", pair)
 
 
 PRESETS = {
-    "demo": Options(pairs=("CET(10)", "ET", "another seed"), delay=4.0),
+    "demo": Options(pairs=("CET(10)", "ET", "another seed"), delay=4.0, steps=300, seeds=1),
     "quick": Options(
         dataset="mnist", hidden=(512, 512), network_steps=1404, latents=512, k=16, steps=400,
         batch=256, seeds=3,
     ),
     "cifar10": Options(
-        dataset="cifar10", network_steps=3900, latents=512, k=16, steps=400, batch=256, examples=10_000
+        dataset="cifar10", network_steps=3900, latents=512, k=16, steps=400, batch=256, examples=10_000, seeds=1
     ),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from cetsim import datasets, interpret, sweep
 from experiments.common import captions, checks, inside, plots, tables
-from experiments.common.options import Files
+from experiments.common.options import Coders
 from experiments.common.selection import reported, users_errors
 
 KINDS = ("ReLU", "TopK", "BatchTopK", "JumpReLU", "Gated")
@@ -32,17 +32,13 @@ _STYLES = {
 
 
 @dataclass(frozen=True)
-class Options(Files):
+class Options(Coders):
     """Explained variance and loss recovered of sparse autoencoders against their L0, at each hidden layer."""
 
     preset: Literal["demo", "quick", "cifar10"] = "demo"
     """demo: digits, in two minutes; quick: MNIST, in half an hour; cifar10: its CNN, in a quarter."""
-    data_dir: Path | None = None
-    """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     """Images that the network learns; CIFAR-10 by the CNN, of whose convolutions each pixel is a vector."""
-    hidden: Annotated[tuple[int, ...], checks.SIZES] = (128, 128)
-    """Sizes of the hidden layers of the MLP."""
     network_steps: Annotated[int, checks.COUNT] = 500
     """Batches of 128 images that the network is trained on."""
     examples: Annotated[int, checks.COUNT] = 60_000
@@ -51,12 +47,8 @@ class Options(Files):
     """Vectors of a site that are recorded, at most; of fewer images where one has many, as at a convolution."""
     test_images: Annotated[int, checks.COUNT] = 10_000
     """Test images on which coders are measured, at most."""
-    latents: Annotated[int, checks.COUNT] = 256
-    """Latents of a coder."""
     steps: Annotated[int, checks.COUNT] = 500
     """Steps of a coder."""
-    batch: Annotated[int, checks.COUNT] = 128
-    """Vectors of a step."""
     learning_rate: Annotated[float, checks.ABOVE_ZERO] = 1e-3
     """Of the coders."""
     kinds: Annotated[tuple[Literal["ReLU", "TopK", "BatchTopK", "JumpReLU", "Gated"], ...], checks.WORDS] = KINDS

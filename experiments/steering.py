@@ -18,7 +18,7 @@ import pandas as pd
 
 from cetsim import datasets, interpret
 from experiments.common import captions, checks, inside, plots, tables
-from experiments.common.options import Files
+from experiments.common.options import Coders
 
 COLUMNS = {"experiment": "steering", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the network
 NETWORK = {"network": "mlp", "width": 64, "blocks": 4}  # what names no run as it is here
@@ -33,15 +33,11 @@ _STYLES = {
 
 
 @dataclass(frozen=True)
-class Options(Files):
+class Options(Coders):
     """Share of latents and of neurons that steer a network's output, at each hidden layer, beside random directions."""
 
     preset: Literal["demo", "quick", "vit", "cifar10"] = "demo"
     """demo: digits, a minute; quick: MNIST, minutes; vit: a transformer on MNIST; cifar10: its CNN, within the hour."""
-    data_dir: Path | None = None
-    """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
-    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
-    """Images that the network learns."""
     network: Literal["mlp", "cnn", "vit"] = "mlp"
     """mlp: fully connected; cnn: of CIFAR-10; vit: a vision transformer, 16 patches and a class token."""
     hidden: Annotated[tuple[int, ...], checks.SIZES] = (128, 128, 128)
@@ -52,29 +48,16 @@ class Options(Files):
     """Of the transformer."""
     network_steps: Annotated[int, checks.COUNT] = 500
     """Batches of 128 images that the network is trained on."""
-    examples: Annotated[int, checks.COUNT] = 20_000
-    """Training images whose activations are recorded, at most."""
-    latents: Annotated[int, checks.COUNT] = 256
-    """Latents of a coder."""
-    k: Annotated[int, checks.COUNT] = 8
-    """Active latents of a vector (BatchTopK)."""
-    steps: Annotated[int, checks.COUNT] = 400
-    """Steps of a coder."""
-    batch: Annotated[int, checks.COUNT] = 128
-    """Vectors of a step."""
     features: Annotated[int, checks.COUNT] = 100
     """Latents, and neurons, that are steered: drawn from those that are active on test images."""
     images: Annotated[int, checks.COUNT] = 100
     """Test images over which effects are averaged."""
     strengths: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = (0.5, 1.0, 2.0, 4.0, 8.0)
     """What a latent is set to, in units of the 99th percentile of its activations above 0; ascending."""
-    seeds: Annotated[int, checks.COUNT] = 3
-    """Number of networks, with coders of their own."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
         cnn = self.network == "cnn"
         checks.require("network", not cnn or self.dataset == "cifar10", "cnn for cifar10 alone", self.network)
         checks.require("width", self.width % 4 == 0, "a multiple of the 4 heads", self.width)

@@ -18,7 +18,7 @@ import pandas as pd
 from cetsim import datasets
 from cetsim.datasets import shortcuts
 from experiments.common import captions, checks, inside, plots, suppressed, tables
-from experiments.common.options import Files
+from experiments.common.options import Coders
 from experiments.common.suppressed import Part, Task
 
 COLUMNS = {"experiment": "suppression", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the network
@@ -30,13 +30,11 @@ _STYLES = tuple(
 
 
 @dataclass(frozen=True)
-class Options(Files):
+class Options(Coders):
     """Worst-group accuracy against the number of suppressed latents, at each hidden layer, beside controls."""
 
     preset: Literal["demo", "quick", "cifar10"] = "demo"
     """demo: coloured digits, in a minute; quick: coloured MNIST, in minutes; cifar10: pasted words, in an hour."""
-    data_dir: Path | None = None
-    """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     """Images: digits and MNIST are coloured, CIFAR-10 has words pasted on and is learned by the CNN."""
     classes: Annotated[int, checks.COUNT] = 2
@@ -47,26 +45,13 @@ class Options(Files):
     """Sizes of the hidden layers of the MLP."""
     network_steps: Annotated[int, checks.COUNT] = 300
     """Batches of 128 images that the network is trained on."""
-    examples: Annotated[int, checks.COUNT] = 20_000
-    """Training images whose activations are recorded, and validation and test images used, at most."""
-    latents: Annotated[int, checks.COUNT] = 256
-    """Latents of a coder."""
-    k: Annotated[int, checks.COUNT] = 8
-    """Active latents of a vector (BatchTopK)."""
-    steps: Annotated[int, checks.COUNT] = 400
-    """Steps of a coder."""
-    batch: Annotated[int, checks.COUNT] = 128
-    """Vectors of a step."""
     counts: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32, 64)
     """Numbers of suppressed latents, from 0 on, ascending, at most half of the latents."""
-    seeds: Annotated[int, checks.COUNT] = 3
-    """Number of networks, with data and coders of their own."""
 
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
         checks.require("classes", self.classes in shortcuts.COLOURS, "2 or 10", self.classes)
-        checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
         suppressed.check_counts(self)
 
 

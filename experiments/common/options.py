@@ -41,6 +41,38 @@ class Files:
 
 
 @dataclass(frozen=True)
+class Coders(Files):
+    """Networks that are looked into, and sparse coders of what their hidden layers say."""
+
+    data_dir: Path | None = None
+    """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
+    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
+    """Images that the networks learn."""
+    hidden: Annotated[tuple[int, ...], checks.SIZES] = (128, 128)
+    """Sizes of the hidden layers of an MLP."""
+    network_steps: Annotated[int, checks.COUNT] = 400
+    """Batches of 128 images that a network is trained on."""
+    examples: Annotated[int, checks.COUNT] = 20_000
+    """Training images whose activations are recorded, and validation and test images used, at most."""
+    latents: Annotated[int, checks.COUNT] = 256
+    """Latents of a coder."""
+    k: Annotated[int, checks.COUNT] = 8
+    """Active latents of a vector (BatchTopK)."""
+    steps: Annotated[int, checks.COUNT] = 400
+    """Steps of a coder."""
+    batch: Annotated[int, checks.COUNT] = 128
+    """Vectors of a step."""
+    seeds: Annotated[int, checks.COUNT] = 3
+    """Number of networks, with data and coders of their own."""
+
+    def check(self) -> None:
+        """Raises UserError for an option outside its range."""
+        super().check()
+        if isinstance(self.k, int):
+            checks.require("k", self.k <= self.latents, f"at most the {self.latents} latents", self.k)
+
+
+@dataclass(frozen=True)
 class Sweep(Files):
     """Many runs, chosen, shared among processes and repeated."""
 
