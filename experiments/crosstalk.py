@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import hyperparameters
 from experiments.common.options import MNIST, Gate, Orders, Stream, Vision
 
+ORDERS = 16  # in which images of a segment are shown
 MEASURED = (*measures.PARTS, "crosstalk", "lost", "predicted", "alignment", "centred")
 
 
@@ -92,9 +94,14 @@ class Course(vision.Course):
 
 
 def _split_update(run, late: int, state, weights, x, labels):
-    """The parts of one segment's update by layer, at the weights of a run."""
+    """The parts of one segment's update by layer, at the weights of a run: means over orders of its images.
+
+    In one order, which all kernels share, what is measured may be half or twice what is expected.
+    """
     model = eqx.combine(state.params, run._template())
-    return measures.by_layer(model, x, labels, weights, late, run.settings.form)
+    split = lambda order: measures.by_layer(model, x[order], labels[order], weights, late, run.settings.form)  # noqa: E731
+    orders = jax.vmap(jax.random.permutation, (0, None))(jax.random.split(jax.random.key(0), ORDERS), len(x))
+    return jax.tree.map(lambda values: jnp.mean(values, axis=0), jax.lax.map(split, orders))
 
 
 run = partial(vision.run, conditions, course=Course)
@@ -156,5 +163,6 @@ def draw(frame: pd.DataFrame, first: pd.DataFrame, settings: str, folder: Path) 
         squares.plot(ends, ends, color="#999999", linewidth=0.7, zorder=1)
         squares.set(xlabel="predicted square of the crosstalk", ylabel="measured, all layers")
         trained.set(xlabel="predicted, first layer", ylabel="test accuracy (%)")
-        note = f"{settings}. Error of the update at the weights that backprop ends with."
+        note = f"{settings}. Error of the update at the weights that backprop ends with, over {ORDERS} orders of the "
+        note += "images."
         return plots.save(figure, folder, "crosstalk", note, bars, 2)
