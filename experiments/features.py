@@ -36,6 +36,11 @@ PAIRS = (*LATE, *CONTROLS)
 ALONE, SHARED = 0.9, 0.2  # r above which a latent seems private; share of its length elsewhere below which it is
 OFTEN = 50  # vectors on which a latent must be active to count
 BINS = 20  # of r
+OF_ONE = {  # of coders of one network, as they are drawn, and times what
+    "dead": ("latents never\nactive (%)", 100),
+    "class_entropy": ("entropy of\nclasses (bits)", 1),
+    "steerable": ("latents that\nsteer (%)", 100),
+}
 TOP = 20  # images by which a latent's classes are told
 STRENGTH = 4.0  # 99th percentiles, at which latents steer
 PIXELS = 16  # of an image, the same in all, that are looked at behind a convolution
@@ -317,38 +322,51 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 
 
 def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
-    """A column for each layer: histograms of r, and shares of latents that seem, and are, the other network's alone."""
+    """A column for each layer: histograms of r; latents of the other network alone; and coders of each network."""
     sites, middles = sorted(rows["site"].dropna().unique()), (np.arange(BINS) + 0.5) / BINS
     pairs = [pair for pair in PAIRS if pair in set(rows["pair"])]
-    with plots.figure(3, len(sites), width=plots.PAGE_WIDTH, height=6.2, sharey="row") as (figure, axes):
+    with plots.figure(5, len(sites), width=plots.PAGE_WIDTH, height=8.4, sharey="row") as (figure, axes):
         for column, site in enumerate(sites):
-            upper, middle, lower = axes[:, column]
+            upper, middle, *lower = axes[:, column]
             of_site = rows[rows["site"] == site]
-            ours = of_site.loc[(of_site["pair"] == "backprop") & (of_site["metric"] == "class_entropy"), "value"]
-            lower.axhline(ours.mean(), color="#AAAAAA", linewidth=1.5, zorder=1)
-            for place, pair in enumerate(pairs):
-                own = rows[(rows["site"] == site) & (rows["pair"] == pair)]
-                bins = own[own["metric"] == "histogram"].groupby("bin")["value"].mean().reindex(range(BINS))
+            for pair in pairs:
+                bins = of_site[(of_site["pair"] == pair) & (of_site["metric"] == "histogram")]
+                bins = bins.groupby("bin")["value"].mean().reindex(range(BINS))
                 upper.plot(middles, 100 * bins, **_STYLES[pair] | dict(markersize=2.5), label=pair)
-                for metric, look in (("seems_other", dict(markerfacecolor="none")), ("private_other", {})):
-                    values = 100 * own.loc[own["metric"] == metric, "value"]
-                    color = dict(color=_STYLES[pair]["color"], linestyle="", marker="o")
-                    middle.plot([place] * len(values), values, **color, **look, label=f"_{metric}")
-                values = own.loc[own["metric"] == "class_entropy", "value"]
-                lower.plot([place] * len(values), values, **color, label="_entropy")
+            draw_dots(middle, of_site, "seems_other", pairs, 100, markerfacecolor="none")
+            draw_dots(middle, of_site, "private_other", pairs, 100)
+            for axis, (metric, (_, scale)) in zip(lower, OF_ONE.items(), strict=True):
+                draw_dots(axis, of_site, metric, pairs, scale)
+                ours = of_site.loc[(of_site["pair"] == "backprop") & (of_site["metric"] == metric), "value"]
+                axis.axhline(scale * ours.mean(), color="#AAAAAA", linewidth=1.5, zorder=1)
             upper.set_title(site, loc="left")
             upper.set(xlabel="relative norm r (0: backprop's, 1: the other's)", yscale="symlog")
             upper.yaxis.set_major_formatter("{x:g}")
             middle.set_ylim(-2, max(20, middle.get_ylim()[1]))
-            middle.set_xticks([])
-            lower.set_xticks(range(len(pairs)), pairs, rotation=30, ha="right")
-        axes[0, 0].set_ylabel("latents (%)")
-        axes[1, 0].set_ylabel("the other's alone (%)")
-        axes[2, 0].set_ylabel("entropy of classes (bits)")
-        axes[2, 0].set_ylim(0, 1.08 * axes[2, 0].get_ylim()[1])
+            for axis in (middle, *lower[:-1]):
+                axis.set_xticks([])
+            lower[-1].set_xticks(range(len(pairs)), pairs, rotation=30, ha="right")
+        for axis, ylabel in zip(
+            axes[:, 0], ("latents (%)", "the other's\nalone (%)", *(w for w, _ in OF_ONE.values())), strict=True
+        ):
+            axis.set_ylabel(ylabel)
+        for axis in axes[2:, 0]:
+            axis.set_ylim(bottom=0)
         seeds = captions.plural(rows["seed"].nunique(), "seed")
-        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Middle: hollow, "
-        note += f"r > {ALONE:g}; full, those of which less than a fifth is left at backprop. Below: of the top "
-        note += f"{TOP} images of each latent of a coder of one network (line: backprop)."
-        note += captions.seeds(rows, "Lines: means; dots: seeds.")
+        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Second row: hollow, "
+        note += (
+            f"r > {ALONE:g}; full, those of which less than a fifth is left at backprop. Below: coders of one network "
+        )
+        note += (
+            f"(line: backprop); entropy: of the top {TOP} images of a latent; steer: at {STRENGTH:g} times the 99th "
+        )
+        note += "percentile." + captions.seeds(rows, "Lines: means; dots: seeds.")
         return plots.save(figure, options.folder, "features", note, axes[0, 0], columns=4)
+
+
+def draw_dots(axis, of_site: pd.DataFrame, metric: str, pairs: list[str], scale: float, **look) -> None:
+    """A dot a seed, above the name of its pair."""
+    for place, pair in enumerate(pairs):
+        values = scale * of_site.loc[(of_site["pair"] == pair) & (of_site["metric"] == metric), "value"]
+        dots = dict(color=_STYLES[pair]["color"], linestyle="", marker="o", label=f"_{metric}")
+        axis.plot([place] * len(values), values, **dots | look)
