@@ -96,12 +96,17 @@ class Course(vision.Course):
 def _split_update(run, late: int, state, weights, x, labels):
     """The parts of one segment's update by layer, at the weights of a run: means over orders of its images.
 
-    In one order, which all kernels share, what is measured may be half or twice what is expected.
+    In one order, which all kernels share, what is measured may be half or twice what is expected. Squares are averaged
+    before they are divided by that of the signal: where few large errors arrive both are small, and the ratio is not.
     """
     model = eqx.combine(state.params, run._template())
     split = lambda order: measures.by_layer(model, x[order], labels[order], weights, late, run.settings.form)  # noqa: E731
     orders = jax.vmap(jax.random.permutation, (0, None))(jax.random.split(jax.random.key(0), ORDERS), len(x))
-    return jax.tree.map(lambda values: jnp.mean(values, axis=0), jax.lax.map(split, orders))
+    found = jax.lax.map(split, orders)
+    unit, squares = found.pop("unit"), {}
+    for part in (*measures.PARTS, "crosstalk"):
+        squares[part] = {name: jnp.sum(v * unit[name]) / jnp.sum(unit[name]) for name, v in found.pop(part).items()}
+    return squares | jax.tree.map(lambda values: jnp.mean(values, axis=0), found)
 
 
 run = partial(vision.run, conditions, course=Course)

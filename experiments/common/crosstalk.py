@@ -55,7 +55,7 @@ def split(x, gain, signal, weights, late: int) -> dict:
     **Returns:** squares relative to that of w(D) g: the four `PARTS`, predicted, `crosstalk`, measured, and `lost`, of
     the gradient whose signals never arrive to that of those that do; the cosine with the gradient of what arrives,
     `predicted` and `alignment`, and, `centred`, that of the update from activity less its mean with the gradient in the
-    same coordinates.
+    same coordinates; and the `unit` of those squares.
     """
     steps = x.shape[0]
     lags = late + jnp.arange(steps)[:, None] - jnp.arange(steps)[None, :]
@@ -73,6 +73,7 @@ def split(x, gain, signal, weights, late: int) -> dict:
     centred = jnp.matmul((signal * gain * arrives).T, middle, precision="highest")
     return {name: value / unit for name, value in parts.items()} | {
         "crosstalk": jnp.sum((update(x) - right * arrived) ** 2) / unit,
+        "unit": unit,
         "lost": jnp.sum(lost**2) / jnp.sum(arrived**2),
         "predicted": dot / jnp.sqrt(jnp.sum(arrived**2) * jnp.maximum(unit + total + 2 * right * along, 1e-30)),
         "alignment": metrics.cosine(update(x), arrived),
