@@ -6,7 +6,7 @@ h̄ and variance U, each independent from step to step, the update is w(D) g, g 
 and crosstalk c. With k_u = Σ_s W_us and l_s = Σ_u W_us, all sums over s ≠ u, which hold lag j T - max(D, j) times,
 
     E‖c‖² = |δ̄ h̄|² (Σ W)² + V |h̄|² Σ k² + δ̄² U Σ l² + V U Σ W²
-    E g·c = |h̄|² (V + n δ̄²) Σ k + δ̄² U Σ l,      n signals arrive, and of l those of their steps count
+    E g·c = (h̄·E δ²h + (n - 1) |h̄|² δ̄²) Σ k + δ̄² U Σ l,   n signals arrive, and of l those of their steps count
 
 The first three parts vanish where weights off the delay cancel (ρ's term), the last is that of independent pairs. What
 lies in E g·c is of the mean activity, in which the gradient has a part as well: a cosine near 1 may tell of it alone.
@@ -103,10 +103,12 @@ def _split_update(run, late: int, state, weights, x, labels):
     split = lambda order: measures.by_layer(model, x[order], labels[order], weights, late, run.settings.form)  # noqa: E731
     orders = jax.vmap(jax.random.permutation, (0, None))(jax.random.split(jax.random.key(0), ORDERS), len(x))
     found = jax.lax.map(split, orders)
-    unit, squares = found.pop("unit"), {}
-    for part in (*measures.PARTS, "crosstalk"):
-        squares[part] = {name: jnp.sum(v * unit[name]) / jnp.sum(unit[name]) for name, v in found.pop(part).items()}
-    return squares | jax.tree.map(lambda values: jnp.mean(values, axis=0), found)
+    unit, mean = found.pop("unit"), {}
+    for part in (*measures.PARTS, "along", "crosstalk"):
+        mean[part] = {name: jnp.sum(v * unit[name]) / jnp.sum(unit[name]) for name, v in found.pop(part).items()}
+    mean = jax.tree.map(lambda values: jnp.mean(values, axis=0), found) | mean
+    mean["predicted"] = {n: measures.expected_cosine({part: mean[part][n] for part in mean}) for n in unit}
+    return {what: values for what, values in mean.items() if what != "along"}
 
 
 run = partial(vision.run, conditions, course=Course)

@@ -55,7 +55,7 @@ def split(x, gain, signal, weights, late: int) -> dict:
     **Returns:** squares relative to that of w(D) g: the four `PARTS`, predicted, `crosstalk`, measured, and `lost`, of
     the gradient whose signals never arrive to that of those that do; the cosine with the gradient of what arrives,
     `predicted` and `alignment`, and, `centred`, that of the update from activity less its mean with the gradient in the
-    same coordinates; and the `unit` of those squares.
+    same coordinates; g·c expected, `along`, as the squares; and their `unit`.
     """
     steps = x.shape[0]
     lags = late + jnp.arange(steps)[:, None] - jnp.arange(steps)[None, :]
@@ -67,18 +67,24 @@ def split(x, gain, signal, weights, late: int) -> dict:
     arrived, lost = gradient(arrives), gradient(~arrives)
     update = lambda x: jnp.matmul((gain * (pairs.T @ signal)).T, x, precision="highest")  # noqa: E731
     parts, along = _expected(x, gain, signal, off, steps - late)
-    unit, total = right**2 * jnp.sum(arrived**2), sum(parts.values())
-    dot = right * jnp.sum(arrived**2) + along
+    unit = right**2 * jnp.sum(arrived**2)
+    parts = {name: value / unit for name, value in parts.items()} | {"along": right * along / unit}
     middle = x - jnp.mean(x, axis=0)
     centred = jnp.matmul((signal * gain * arrives).T, middle, precision="highest")
-    return {name: value / unit for name, value in parts.items()} | {
+    return parts | {
         "crosstalk": jnp.sum((update(x) - right * arrived) ** 2) / unit,
         "unit": unit,
         "lost": jnp.sum(lost**2) / jnp.sum(arrived**2),
-        "predicted": dot / jnp.sqrt(jnp.sum(arrived**2) * jnp.maximum(unit + total + 2 * right * along, 1e-30)),
+        "predicted": expected_cosine(parts),
         "alignment": metrics.cosine(update(x), arrived),
         "centred": metrics.cosine(update(middle), centred),
     }
+
+
+def expected_cosine(parts: dict):
+    """The cosine of an update with the gradient of what arrives, from the expected parts relative to the latter."""
+    total, along = sum(parts[name] for name in PARTS), parts["along"]
+    return (1 + along) / jnp.sqrt(jnp.maximum(1 + total + 2 * along, 1e-30))
 
 
 def _expected(x, gain, signal, off, arriving: int):
@@ -97,6 +103,10 @@ def _expected(x, gain, signal, off, arriving: int):
         jnp.sum(mean_d * var_h) * jnp.sum(by_write**2),
         jnp.sum(var_d * var_h) * jnp.sum(off**2),
     )
-    along = jnp.sum(mean_h * (var_d + arriving * mean_d)) * jnp.sum(by_signal)
+    large = jnp.matmul((signal**2 * gain).T, x, precision="highest") / steps  # δ² h, and below times h of other steps
+    own = jnp.mean((signal * gain) ** 2 * jnp.sum(x**2, axis=1, keepdims=True), axis=0)
+    times_mean = jnp.sum(large * jnp.matmul(gain.T, x, precision="highest") / steps, axis=1)
+    times_mean = (times_mean * steps - own) / (steps - 1)
+    along = jnp.sum(times_mean + (arriving - 1) * mean_h * mean_d) * jnp.sum(by_signal)
     along += jnp.sum(mean_d * var_h) * jnp.sum(by_write[:arriving])
     return dict(zip(PARTS, values, strict=True)), along

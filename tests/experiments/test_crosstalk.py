@@ -57,6 +57,32 @@ def test_the_prediction_is_the_mean_over_random_segments(readout):
     assert found[:, 0].mean() > 0
 
 
+@pytest.mark.parametrize("readout", ["last", "balanced"])
+def test_what_lies_along_the_gradient_is_predicted_where_large_errors_go_with_large_activity(readout):
+    """As of a ReLU, whose error is 0 where its gain is: the mean of g·c over random segments, at 6 sigma."""
+    trace, late, steps = CascadingTrace(6, 2.0, readout=readout), 10, 40
+    weights = trace.weights(jnp.arange(steps))
+    right = weights[late]
+
+    def segment(key):
+        keys = jax.random.split(key, 3)
+        size = jnp.abs(jax.random.normal(keys[0], (steps, 1)))
+        x = size * jnp.abs(jax.random.normal(keys[1], (steps, 7)))
+        gain = (jax.random.uniform(keys[1], (steps, 3)) < 0.6) * 1.0
+        signal = size * gain * jax.random.normal(keys[2], (steps, 3))
+        parts = crosstalk.split(x, gain, signal, weights, late)
+        arrived = (signal * gain)[: steps - late].T @ x[: steps - late]
+        lags = late + jnp.arange(steps)[:, None] - jnp.arange(steps)[None]
+        met = (lags >= 0) & (lags != late) & (jnp.arange(steps) < steps - late)[:, None]
+        wrong = (gain * (jnp.where(met, weights[jnp.clip(lags, 0, steps - 1)], 0).T @ signal)).T @ x
+        return jnp.stack([jnp.sum(arrived * wrong), parts["along"] * right * jnp.sum(arrived**2)])
+
+    found = np.asarray(jax.jit(jax.vmap(segment))(jax.random.split(jax.random.key(3), 4000)))
+    difference = found[:, 0] - found[:, 1]
+    assert abs(difference.mean()) < 6 * difference.std() / np.sqrt(len(found))
+    assert difference.std() / np.sqrt(len(found)) < 0.1 * abs(found[:, 0].mean())
+
+
 def test_a_delay_line_has_no_crosstalk():
     rng = np.random.default_rng(2)
     x, gain, signal = (jnp.asarray(rng.normal(size=(12, n))) for n in (4, 3, 3))
