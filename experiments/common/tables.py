@@ -157,6 +157,7 @@ def cell(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
 def text(title: str, head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]], width: int = 14) -> str:
     """A table as it is printed: `head` names the rows, then each column; `body` has a row's name and its cells."""
     first = max(len(name) for name in (head[0], *(name for name, _ in body))) + 2
+    width = max(width, *(2 + len(one) for _, row in body for one in row), 0)
     lines = [(head[0], head[1:]), *body]
     rows = (f"{name:<{first}}" + "".join(f"{one:>{width}}" for one in row).rstrip() for name, row in lines)
     return "\n".join(["", title, *rows])
