@@ -39,6 +39,7 @@ BINS = 20  # of r
 OF_ONE = {  # of coders of one network, as they are drawn, and times what
     "dead": ("latents never\nactive (%)", 100),
     "class_entropy": ("entropy of\nclasses (bits)", 1),
+    "class_variance": ("variance between\nclasses (%)", 100),
     "steerable": ("latents that\nsteer (%)", 100),
 }
 TOP = 20  # images by which a latent's classes are told
@@ -322,19 +323,17 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 
 
 def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
-    """A column for each layer: histograms of r; latents of the other network alone; and coders of each network."""
+    """A column for each layer: histograms of r, and coders of each network alone."""
     sites, middles = sorted(rows["site"].dropna().unique()), (np.arange(BINS) + 0.5) / BINS
     pairs = [pair for pair in PAIRS if pair in set(rows["pair"])]
     with plots.figure(5, len(sites), width=plots.PAGE_WIDTH, height=8.4, sharey="row") as (figure, axes):
         for column, site in enumerate(sites):
-            upper, middle, *lower = axes[:, column]
+            upper, *lower = axes[:, column]
             of_site = rows[rows["site"] == site]
             for pair in pairs:
                 bins = of_site[(of_site["pair"] == pair) & (of_site["metric"] == "histogram")]
                 bins = bins.groupby("bin")["value"].mean().reindex(range(BINS))
                 upper.plot(middles, 100 * bins, **_STYLES[pair] | dict(markersize=2.5), label=pair)
-            draw_dots(middle, of_site, "seems_other", pairs, 100, markerfacecolor="none")
-            draw_dots(middle, of_site, "private_other", pairs, 100)
             for axis, (metric, (_, scale)) in zip(lower, OF_ONE.items(), strict=True):
                 draw_dots(axis, of_site, metric, pairs, scale)
                 ours = of_site.loc[(of_site["pair"] == "backprop") & (of_site["metric"] == metric), "value"]
@@ -342,31 +341,21 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
             upper.set_title(site, loc="left")
             upper.set(xlabel="relative norm r (0: backprop's, 1: the other's)", yscale="symlog")
             upper.yaxis.set_major_formatter("{x:g}")
-            middle.set_ylim(-2, max(20, middle.get_ylim()[1]))
-            for axis in (middle, *lower[:-1]):
+            for axis in lower[:-1]:
                 axis.set_xticks([])
             lower[-1].set_xticks(range(len(pairs)), pairs, rotation=30, ha="right")
-        for axis, ylabel in zip(
-            axes[:, 0], ("latents (%)", "the other's\nalone (%)", *(w for w, _ in OF_ONE.values())), strict=True
-        ):
-            axis.set_ylabel(ylabel)
-        for axis in axes[2:, 0]:
-            axis.set_ylim(bottom=0)
+        axes[0, 0].set_ylabel("latents (%)")
+        for axis, (ylabel, _) in zip(axes[1:, 0], OF_ONE.values(), strict=True):
+            axis.set(ylabel=ylabel, ylim=(0, None))
         seeds = captions.plural(rows["seed"].nunique(), "seed")
-        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Second row: hollow, "
-        note += (
-            f"r > {ALONE:g}; full, those of which less than a fifth is left at backprop. Below: coders of one network "
-        )
-        note += (
-            f"(line: backprop); entropy: of the top {TOP} images of a latent; steer: at {STRENGTH:g} times the 99th "
-        )
-        note += "percentile." + captions.seeds(rows, "Lines: means; dots: seeds.")
+        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Below: coders "
+        note += f"of one network (line: backprop). Entropy: of the top {TOP} images of a latent. Steer: at "
+        note += f"{STRENGTH:g} times the 99th percentile." + captions.seeds(rows, "Lines: means; dots: seeds.")
         return plots.save(figure, options.folder, "features", note, axes[0, 0], columns=4)
 
 
-def draw_dots(axis, of_site: pd.DataFrame, metric: str, pairs: list[str], scale: float, **look) -> None:
+def draw_dots(axis, of_site: pd.DataFrame, metric: str, pairs: list[str], scale: float) -> None:
     """A dot a seed, above the name of its pair."""
     for place, pair in enumerate(pairs):
         values = scale * of_site.loc[(of_site["pair"] == pair) & (of_site["metric"] == metric), "value"]
-        dots = dict(color=_STYLES[pair]["color"], linestyle="", marker="o", label=f"_{metric}")
-        axis.plot([place] * len(values), values, **dots | look)
+        axis.plot([place] * len(values), values, "o", color=_STYLES[pair]["color"], label=f"_{metric}")
