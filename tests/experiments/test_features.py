@@ -106,11 +106,17 @@ def test_of_a_cnn_the_same_pixels_of_all_images_are_vectors():
     data = datasets.Dataset("cifar10", train_x, labels[0], test_x, labels[1])
     sizes = dict(latents=16, k=4, steps=3, batch=32, features=3, examples=80, network_steps=2)
     options = experiment.Options(dataset="cifar10", delay=0.4, **sizes)
-    networks = cache(lambda pair, seed: experiment.network(options, data, networks, pair, seed))
+    made = cache(lambda pair, seed: experiment.network(options, data, made, pair, seed))
+
+    def networks(pair, seed):  # the first convolution and the hidden layer alone, to be done sooner
+        network, accuracy = made(pair, seed)
+        assert len(network.sites) == 4
+        return network._replace(sites={name: network.sites[name] for name in [*network.sites][::3]}), accuracy
+
     rows = pd.DataFrame(experiment.measure(options, data, networks, experiment.Pair("ET", 0)))
-    assert sorted(rows["site"].dropna().unique()) == [f"hidden {i}" for i in (1, 2, 3, 4)]
+    assert sorted(rows["site"].dropna().unique()) == ["hidden 1", "hidden 2"]
     assert rows["value"].notna().all()
-    network, few = networks("ET", 0)[0], test_x[:3]
+    network, few = made("ET", 0)[0], test_x[:3]
     seen = experiment.said(network, few, batch=2)
     values = jax.vmap(lambda x: interpret.capture(network.model, list(network.sites))(x, *network.state)[1])(few)
     assert [seen[name].shape for name in network.sites] == [(3, 16, 32), (3, 16, 64), (3, 16, 128), (3, 1, 512)]
