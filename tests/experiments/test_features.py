@@ -108,13 +108,13 @@ def test_of_a_cnn_the_same_pixels_of_all_images_are_vectors():
     options = experiment.Options(dataset="cifar10", delay=0.4, **sizes)
     made = cache(lambda pair, seed: experiment.network(options, data, made, pair, seed))
 
-    def networks(pair, seed):  # the first convolution and the hidden layer alone, to be done sooner
+    def networks(pair, seed):  # the second convolution alone, to be done sooner
         network, accuracy = made(pair, seed)
         assert len(network.sites) == 4
-        return network._replace(sites={name: network.sites[name] for name in [*network.sites][::3]}), accuracy
+        return network._replace(sites={name: network.sites[name] for name in [*network.sites][1:2]}), accuracy
 
     rows = pd.DataFrame(experiment.measure(options, data, networks, experiment.Pair("ET", 0)))
-    assert sorted(rows["site"].dropna().unique()) == ["hidden 1", "hidden 2"]
+    assert list(rows["site"].dropna().unique()) == ["hidden 1"]
     assert rows["value"].notna().all()
     network, few = made("ET", 0)[0], test_x[:3]
     seen = experiment.said(network, few, batch=2)
