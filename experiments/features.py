@@ -299,7 +299,6 @@ def entropy(labels) -> float:
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the tables and writes the figure."""
-    rows = rows.assign(run_length=rows["run_length"].fillna(1)) if "run_length" in rows else rows.assign(run_length=1)
     rows = tables.like_last(rows, ("images", "run_length"))
     name = tables.DATASETS[rows["images"].iloc[0]]
     name += f" in runs of {run:g} of one class" if (run := rows["run_length"].iloc[0]) > 1 else ""

@@ -59,7 +59,9 @@ class Environment(NamedTuple):
 def scaled_rewards(environment: Environment, factor: float) -> Environment:
     """The environment with every reward multiplied by a factor above 0; returns are then in other units, too.
 
-    A critic learns values far from 1 slowly: Adam moves its outputs by about a learning rate an update.
+    A critic learns values far from 1 slowly, since Adam's steps do not grow with them.
+
+    **Raises:** ValueError for a factor that is not a number above 0, known before tracing.
     """
     factor = checks.require_static("factor", factor)
     checks.require_above("factor", factor, 0.0)

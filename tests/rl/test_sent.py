@@ -44,7 +44,14 @@ def test_a_rollout_whose_td_errors_are_not_centred_is_held_back(center, late):
         assert eqx.tree_equal(found.critic, wanted.critic, rtol=1e-12, atol=1e-12)  # it never waits
 
 
-def test_td_errors_of_nothing_but_noughts_are_sent():
-    held = run_of(hold_actor=0.1)
-    state = held.init(HYPER, KEY)
-    assert np.all(np.isfinite(held.learner.sent(state.agent, jnp.zeros((11, 3)))))
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_what_is_held_back_does_not_depend_on_the_unit_of_rewards(share):
+    learner = run_of(hold_actor=share).learner
+    agent = run_of().init(HYPER, KEY).agent
+    td_error = jax.random.normal(KEY, (11, 3)) + 0.7
+    for unit in (1e-3, 1e3):
+        np.testing.assert_allclose(
+            learner.sent(agent, unit * td_error), unit * learner.sent(agent, td_error), rtol=1e-10
+        )
+    relative = abs(float(td_error.mean())) / float(jnp.sqrt(jnp.mean(td_error**2)))
+    assert np.any(learner.sent(agent, td_error) != 0) == (relative <= share)
