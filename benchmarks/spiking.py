@@ -68,17 +68,17 @@ def traced(model, x, labels):
     trace, late = cetsim.CascadingTrace(ORDER, DELAY, DT), cetsim.FixedDelay(DELAY, DT)
     model = cetsim.attach(model, trace, late, boundary="carry")
     stream = cetsim.streaming_init(model, x[0, 0].astype(jnp.float32), model.init(), batch=BATCH)
-    segments = jnp.moveaxis(x.reshape(BATCH, -1, SEGMENT, x.shape[-1]), 1, 0)
 
-    def body(carry, segment):
+    def body(carry, start):
         stream, neurons, total = carry
+        segment = jax.lax.dynamic_slice_in_dim(x, start, SEGMENT, axis=1)
         differentiate = cetsim.streaming_value_and_grad(loss, has_aux=True)
         (_, neurons), grads, stream = differentiate(model, stream, segment, labels, neurons)
         grads = eqx.filter(cetsim.detach(grads), eqx.is_inexact_array)
         return (stream, neurons, jax.tree.map(jnp.add, total, grads)), None
 
     nothing = jax.tree.map(jnp.zeros_like, eqx.filter(cetsim.detach(model), eqx.is_inexact_array))
-    return jax.lax.scan(body, (stream, at_rest(model), nothing), segments)[0][2]
+    return jax.lax.scan(body, (stream, at_rest(model), nothing), jnp.arange(0, STEPS, SEGMENT))[0][2]
 
 
 def step_with(gradient):

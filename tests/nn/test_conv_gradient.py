@@ -75,6 +75,25 @@ def test_maps_over_weights_and_images_in_any_order(name):
         same(grads(learnable), grads(lambda layer, x: layer(x)))
 
 
+@pytest.mark.parametrize("name", ["last", "strided", "many channels, last", "equinox"])
+def test_each_example_has_a_gradient_of_its_own(name):
+    """`vmap` around `grad` is no sum, unlike `grad` around `vmap`; also of a traced layer, over time."""
+    layer = LAYERS[name](jax.random.key(0))
+    x = images(layer, 3, 5)
+    traced = cetsim.attach(layer, cetsim.CascadingTrace(2, 0.4), cetsim.FixedDelay(0.4), form="preactivation")
+
+    def of_examples(call, model):
+        loss = lambda model, x: jnp.sum(jax.vmap(lambda x: call(model, x), axis_name="time")(x) ** 2)  # noqa: E731
+        each = [eqx.filter_grad(loss)(model, own) for own in x]
+        many = eqx.filter_jit(eqx.filter_vmap(eqx.filter_grad(loss), in_axes=(None, 0)))(model, x)
+        arrays = [eqx.filter(cetsim.detach(grads), eqx.is_inexact_array) for grads in (*each, many)]
+        same(arrays[-1], jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays[:-1]))
+        assert np.any(np.asarray(arrays[-1].weight[0]) != np.asarray(arrays[-1].weight[1]))
+
+    of_examples(learnable, layer)
+    of_examples(lambda model, x: model(x), traced)
+
+
 def test_the_input_gets_nothing_and_half_precision_stays():
     layer = LAYERS["last"](jax.random.key(0))
     x = images(layer, 4)
