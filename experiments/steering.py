@@ -4,24 +4,29 @@ A network is trained by backprop, and a sparse autoencoder on each hidden layer.
 set to multiples of their own 99th percentile on test images: how far do the probabilities of the classes move (S, and
 the published threshold of 0.10), and is that more than what random directions of the same norm do? The threshold of S
 that 95 % of random directions do not reach is reported beside it, since 0.10 is of 5,000 concepts.
+
+A CLIP's concepts are captions, "a red seven, left": what a latent moves most, the colour, the digit or the place, is
+reported too.
 """
 
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from cetsim import datasets, interpret
-from experiments.common import captions, checks, inside, plots, tables
+from experiments.common import captions, checks, inside, plots, pretraining, tables
 from experiments.common.options import Coders
 
 COLUMNS = {"experiment": "steering", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the network
 NETWORK = {"network": "mlp", "width": 64, "blocks": 4}  # what names no run as it is here
+TRANSFORMERS, PARTS = ("vit", "clip"), ("colour", "digit", "place")
 EQUAL_CHANGE = 0.2  # of a direction's own concept, at which directions are compared
 CLASS, PATCHES = "latents, class token", "latents, patches"  # where they are steered
 _STYLES = {
@@ -30,16 +35,19 @@ _STYLES = {
     PATCHES: dict(color="#CC79A7", marker="v"),
     "neurons": dict(color="#D55E00", marker="o"),
 }
+_PARTS = dict(
+    zip(PARTS, [dict(color="black", marker="o", markersize=3, linestyle=s) for s in ("-", "--", ":")], strict=True)
+)
 
 
 @dataclass(frozen=True)
 class Options(Coders):
     """Share of latents and of neurons that steer a network's output, at each hidden layer, beside random directions."""
 
-    preset: Literal["demo", "quick", "vit", "cifar10"] = "demo"
-    """demo: digits, a minute; quick: MNIST, minutes; vit: a transformer on MNIST; cifar10: its CNN, within the hour."""
-    network: Literal["mlp", "cnn", "vit"] = "mlp"
-    """mlp: fully connected; cnn: of CIFAR-10; vit: a vision transformer, 16 patches and a class token."""
+    preset: Literal["demo", "quick", "vit", "clip", "cifar10"] = "demo"
+    """demo: digits, a minute; quick: MNIST, minutes; vit, clip: transformers on MNIST; cifar10: its CNN, an hour."""
+    network: Literal["mlp", "cnn", "vit", "clip"] = "mlp"
+    """mlp: fully connected; cnn: of CIFAR-10; vit: a vision transformer; clip: of coloured digits, with captions."""
     hidden: Annotated[tuple[int, ...], checks.SIZES] = (128, 128, 128)
     """Sizes of the hidden layers of the MLP."""
     width: Annotated[int, checks.COUNT] = 64
@@ -60,6 +68,8 @@ class Options(Coders):
         super().check()
         cnn = self.network == "cnn"
         checks.require("network", not cnn or self.dataset == "cifar10", "cnn for cifar10 alone", self.network)
+        clip = self.network == "clip" and self.dataset == "cifar10"
+        checks.require("network", not clip, "clip for digits or mnist", self.network)
         checks.require("width", self.width % 4 == 0, "a multiple of the 4 heads", self.width)
         ascending = tuple(sorted(self.strengths)) == self.strengths
         checks.require("strengths", ascending, "ascending", " ".join(f"{s:g}" for s in self.strengths))
@@ -73,6 +83,7 @@ PRESETS = {
     "demo": Options(seeds=2),
     "quick": _QUICK,
     "vit": replace(_QUICK, network="vit", latents=256, examples=2000),
+    "clip": replace(_QUICK, network="clip", network_steps=2000, latents=256, examples=2000),
     "cifar10": replace(_QUICK, dataset="cifar10", network="cnn", network_steps=780, latents=512, examples=500),
 }
 
@@ -81,42 +92,70 @@ def run(options: Options) -> pd.DataFrame:
     """Trains the networks and coders that are missing, and steers them; the rows to report."""
     with inside.users_errors():
         data = datasets.load(options.dataset, options.data_dir)
-    network = cache(partial(train_network, options, data))
-    count = {"mlp": len(options.hidden), "cnn": 4, "vit": options.blocks}[options.network]
+    subject = cache(partial(subject_of, options, data))
+    count = {"mlp": len(options.hidden), "cnn": 4}.get(options.network, options.blocks)
     runs = [inside.Run(f"hidden {i + 1}", seed) for seed in range(options.seeds) for i in range(count)]
     names = ("dataset", "hidden", "network_steps", "examples", "latents", "k", "steps", "batch", "features", "images")
     config = {name: getattr(options, name) for name in (*names, "strengths", *NETWORK)}
-    measured = lambda one: measure(options, data, network(one.seed), one)  # noqa: E731
-    columns = COLUMNS | {"images": options.dataset} | ({} if options.network != "vit" else {"architecture": "vit"})
+    measured = lambda one: measure(options, subject(one.seed), one)  # noqa: E731
+    columns = COLUMNS | {"images": options.dataset}
+    columns |= {"architecture": options.network} if options.network in TRANSFORMERS else {}
     return inside.sweep_on_host(options, runs, measured, config, columns, NETWORK)
 
 
-def train_network(options: Options, data, seed: int) -> inside.Network:
+class Subject(NamedTuple):
+    """A trained network, the images it takes, its accuracy on those of the test, and what its output means."""
+
+    network: inside.Network
+    x: np.ndarray
+    test_x: np.ndarray
+    accuracy: float
+    readout: interpret.Readout
+
+
+def subject_of(options: Options, data, seed: int) -> Subject:
     """The network of a seed."""
+    if options.network == "clip":
+        return clip_of(options, datasets.captioned_digits(data), seed)
     image, unroll = data.train_x.shape[1:], options.network == "cnn"
     make = {
         "mlp": inside.mlp(data.train_x[0].size, options.hidden, 10), "cnn": inside.cnn(10),
         "vit": inside.vit(image, options.width, options.blocks, 10),
     }[options.network]  # fmt: skip
-    return inside.train_network(make, shaped(options, data.train_x), data.train_y, options.network_steps, seed, unroll)
+    x, test_x = (own.reshape(len(own), -1) if options.network == "mlp" else own for own in (data.train_x, data.test_x))
+    network = inside.train_network(make, x, data.train_y, options.network_steps, seed, unroll)
+    test_x = test_x[: options.examples]
+    accuracy = float((inside.outputs(network, test_x).argmax(1) == data.test_y[: len(test_x)]).mean())
+    return Subject(network, x[: options.examples], test_x, accuracy, interpret.Readout(scale=1.0))
 
 
-def shaped(options: Options, x) -> np.ndarray:
-    """Images as the network takes them."""
-    return x.reshape(len(x), -1) if options.network == "mlp" else x
+def clip_of(options: Options, data: datasets.CaptionedDigits, seed: int) -> Subject:
+    """A CLIP's tower of images, whose concepts are all captions; it sees four by eight patches and a class token."""
+    image = data.train.x.shape[1:]
+    make = pretraining.clip(image, image[1] // 4, options.width, options.blocks)
+    x, said = jnp.asarray(data.train.x), jnp.asarray(data.train.captions)
+    how = dict(steps=options.network_steps, batch=128, rate=inside.LEARNING_RATE, decay=0.05, augment=False)
+    training = pretraining.Pretraining(make, pretraining.matched, x, said, **how)
+    model = training.model(eqx.filter_jit(training.advance)(training.init(seed), options.network_steps)[0])
+    words = jax.vmap(model.text)(jnp.asarray(datasets.captions_of(datasets.all_facts())))
+    sites = {f"blocks.{i}": None for i in range(options.blocks)}
+    network = inside.Network(model.vision, (), sites, model.vision.prefix)
+    test_x, facts = (own[: options.examples] for own in (data.test.x, data.test.facts))
+    accuracy = pretraining.caption_accuracy(model, test_x, facts)["accuracy"]
+    readout = interpret.Readout(words, jnp.exp(model.log_scale))
+    return Subject(network, data.train.x[: options.examples], test_x, accuracy, readout)
 
 
-def measure(options: Options, data, network: inside.Network, run) -> list[dict]:
+def measure(options: Options, subject: Subject, run) -> list[dict]:
     """Rows of one layer of one network: the coder's quality, and effects of latents and neurons at every strength."""
+    network, x, test_x, accuracy, readout = subject
     site, seed = list(network.sites)[int(run.site.split()[1]) - 1], run.seed
-    x, test_x = (shaped(options, own) for own in (data.train_x[: options.examples], data.test_x[: options.examples]))
     folder = options.folder / "activations"
     store = inside.recorded(folder, network, site, x)
     coder = inside.train_coder(store, site, options.latents, options.k, options.steps, options.batch, seed)
     test = inside.recorded(folder, network, site, test_x, "test")
     found = interpret.evaluate(coder, test).values
-    accuracy = (inside.outputs(network, test_x).argmax(1) == data.test_y[: len(test_x)]).mean()
-    rows = [{"metric": "accuracy", "value": float(accuracy)}]
+    rows = [{"metric": "accuracy", "value": accuracy}]
     rows += [{"metric": name, "value": found[name]} for name in found]
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
     tokens, kinds = np.arange(test.tokens[site]), {"latents": (coder, None)}
@@ -131,11 +170,26 @@ def measure(options: Options, data, network: inside.Network, run) -> list[dict]:
         moved = [
             interpret.steer(
                 network.model, site, each, features, strengths, images, *network.state,
-                readout=interpret.Readout(scale=1.0), axis=network.sites[site], tokens=where,
+                readout=readout, axis=network.sites[site], tokens=where,
             )
             for each in (own, interpret.RandomDirections(own, key))
         ]  # fmt: skip
         rows += effects(kind, strengths, *moved, options)
+        rows += parts_moved(kind, moved[0], options) if options.network == "clip" else []
+    return rows
+
+
+def parts_moved(kind: str, delta, options: Options) -> list[dict]:
+    """Rows of what directions move that steer: the part of a caption whose probabilities, summed over the others,
+    change most.
+    """
+    rows, facts = [], datasets.all_facts()
+    for i, strength in enumerate(options.strengths):
+        own = interpret.steerability(delta[:, i])
+        changes = [(delta[:, i] @ (facts[:, [part]] == np.arange(facts[:, part].max() + 1))) for part in range(3)]
+        most = np.argmax([np.abs(change).max(1) for change in changes], axis=0)[own.steerable()]
+        found = {f"moves_{name}": np.mean(most == part) for part, name in enumerate(PARTS)} if len(most) else {}
+        rows += [{"metric": n, "value": float(v), "kind": kind, "strength": strength} for n, v in found.items()]
     return rows
 
 
@@ -187,6 +241,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     cell = lambda own, metric, *how: tables.cell(own.loc[own["metric"] == metric, "value"].astype(float), *how)  # noqa: E731
     shown = {"accuracy": "accuracy, %", "explained_variance": "explained, %", "dead": "dead, %", "l0": "L0"}
     shown |= {f"l0_{n}": f"L0, {n}" for n in ("cls", "patches", "image") if f"l0_{n}" in set(rows["metric"])}
+    parts = [part for part in PARTS if f"moves_{part}" in set(rows["metric"])]
     scale = lambda metric: (1, 1) if metric.startswith("l0") else ()  # noqa: E731
     body = [(site, [cell(own, m, *scale(m)) for m in shown]) for site, own in rows.groupby("site")]
     head = ["", *shown.values()]
@@ -196,8 +251,10 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         for (kind, strength), own in of_site.dropna(subset=["strength"]).groupby(["kind", "strength"]):
             cells = [cell(own, metric) for metric in ("steerable", "steerable_random", "above_random")]
             cells += [cell(own, "threshold", 1, 4), cell(own, "score", 1, 4), cell(own, "concepts", 1, 1)]
+            cells += [cell(own, f"moves_{part}") for part in parts]
             body.append((f"{kind} at {strength:g}", cells))
         head = ["", "S > 0.1, %", "random, %", "> 95 % of random", "threshold", "mean S", "concepts"]
+        head += [f"of them {part}, %" for part in parts]
         print(tables.text(f"{name}, {site}: directions that steer", head, body, 18))
     body = []
     for (site, kind), own in rows[rows["metric"].str.startswith(("reach", "others_rise"))].groupby(["site", "kind"]):
@@ -211,15 +268,21 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 
 
 def draw(rows: pd.DataFrame, options: Options, name: str, styles: dict) -> list[Path]:
-    """A column for each layer: shares above 0.10 and above random directions, against strength."""
+    """A column for each layer: shares above 0.10 and above random directions, and what they move, against strength."""
     sites = sorted(rows["site"].unique())
     panels = {"steerable": "S > 0.10 (%)", "above_random": "above 95 % of\nrandom directions (%)"}
-    size = dict(width=plots.PAGE_WIDTH, height=4.0, sharex=True, sharey=True)
+    parts = {part: look for part, look in _PARTS.items() if f"moves_{part}" in set(rows["metric"])}
+    panels |= {"moves": "latents that steer\nby what moves most (%)"} if parts else {}
+    size = dict(width=plots.PAGE_WIDTH, height=2.0 * len(panels), sharex=True, sharey=True)
     with plots.figure(len(panels), len(sites), **size) as (figure, axes):
         for column, site in enumerate(sites):
             for row, metric in enumerate(panels):
                 axis = axes[row, column]
-                for kind, style in styles.items():
+                for part, look in parts.items() if metric == "moves" else ():
+                    own = rows[(rows["site"] == sites[column]) & (rows["metric"] == f"moves_{part}")]
+                    shares = 100 * own[own["kind"] == "latents"].groupby("strength")["value"].mean()
+                    axis.plot(shares.index, shares, **look, label=part)
+                for kind, style in styles.items() if metric != "moves" else ():
                     lines = [(metric, kind, style | dict(linestyle="-"))]
                     if row == 0 and kind in ("latents", "neurons"):
                         gray = style | dict(linestyle=(0, (1, 1.5)), marker="", alpha=0.8)
@@ -239,6 +302,9 @@ def draw(rows: pd.DataFrame, options: Options, name: str, styles: dict) -> list[
             axis.set_ylabel(text)
         note = f"{name}, {options.latents} latents; {options.features} of them and of the neurons, "
         note += f"{options.images} images, {captions.plural(rows['seed'].nunique(), 'seed')}."
-        note += " S: how far a direction moves the probabilities of the classes; 0.10 is a published threshold."
+        if parts:
+            axes[-1, 0].legend(frameon=False, fontsize=7)
+        concepts = "captions" if parts else "classes"
+        note += f" S: how far a direction moves the probabilities of the {concepts}; 0.10 is a published threshold."
         note += captions.seeds(rows, "Line: mean; dots: seeds.")
         return plots.save(figure, options.folder, "steering", note, axes[0, 0], columns=4)

@@ -43,6 +43,28 @@ def test_steering_at_tokens_of_a_transformer(tmp_path):
     assert score[steering.CLASS] > 0
 
 
+@pytest.mark.slow
+def test_steering_a_clip_by_its_captions(tmp_path):
+    sizes = ["--network", "clip", "--width", 8, "--blocks", 1, "--network-steps", 2, *SIZES[5:]]
+    options = [*sizes, "--features", 3, "--images", 5, "--strengths", 4, "--examples", 64, "--out", tmp_path]
+    said = output_of("steering", *options)
+    assert "digits (8x8), hidden 1: directions that steer" in said
+    rows = pd.read_csv(tmp_path / "steering" / "results.csv")
+    assert set(rows["kind"].dropna()) == {"latents", "neurons", steering.CLASS, steering.PATCHES}
+    assert set(rows["architecture"]) == {"clip"}
+
+
+def test_what_directions_move():
+    """The first moves red at the cost of blue whatever the digit, the second one digit, the third nothing."""
+    facts, options = datasets.all_facts(), steering.Options(strengths=(1.0,))
+    delta = np.zeros((3, 1, len(facts)))
+    delta[0, 0] = 0.3 * ((facts[:, 0] == 0) / 1.0 - (facts[:, 0] == 1))
+    delta[1, 0, facts[:, 1] == 3] = 0.2
+    found = {row["metric"]: row["value"] for row in steering.parts_moved("latents", delta, options)}
+    assert found == {"moves_colour": 0.5, "moves_digit": 0.5, "moves_place": 0.0}
+    assert steering.parts_moved("latents", delta[2:], options) == []
+
+
 def test_effects_of_directions():
     options = steering.Options(strengths=(1.0, 2.0))
     delta = np.zeros((4, 2, 3))
@@ -112,6 +134,8 @@ def test_versions_of_words_are_three_groups_a_class():
 def test_what_cannot_be_is_refused(capsys):
     assert "at most the 256 latents" in error_of(capsys, "steering", "--k", 300)
     assert "cnn for cifar10 alone" in error_of(capsys, "steering", "--network", "cnn")
+    clip = ["--network", "clip", "--dataset", "cifar10"]
+    assert "clip for digits or mnist" in error_of(capsys, "steering", *clip)
     assert "a multiple of the 4 heads" in error_of(capsys, "steering", "--width", 10)
     assert "ascending" in error_of(capsys, "steering", "--strengths", 2, 1)
     assert "ascending from 0" in error_of(capsys, "suppression", "--counts", 1, 2)
