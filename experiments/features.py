@@ -13,6 +13,8 @@ write there, whatever its decoder says, is shorter than a fifth of that here. De
 there are none (arXiv:2504.02922). The direction is free, since networks of two starts share no axes.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+import cetsim
 from cetsim import datasets, interpret, supervised
 from experiments.common import captions, checks, inside, plots, tables
 from experiments.common.conditions import Condition
@@ -46,6 +49,7 @@ TOP = 20  # images by which a latent's classes are told
 STRENGTH = 4.0  # 99th percentiles, at which latents steer
 PIXELS = 16  # of an image, the same in all, that are looked at behind a convolution
 CHECKPOINTS = 400  # of backprop, one of which has the accuracy of ET
+NETWORKS = "checkpoints/networks"  # those that were trained, in the experiment's folder
 COLUMNS = {"experiment": "features", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the first of each pair
 _STYLES = dict(
     zip(
@@ -127,7 +131,7 @@ def run(options: Options) -> pd.DataFrame:
     if options.dataset != "cifar10":
         x, test_x = (own.reshape(len(own), -1) for own in (data.train_x, data.test_x))
         data = data._replace(train_x=x, test_x=test_x)
-    networks = cache(lambda pair, seed: network(options, data, networks, pair, seed))
+    networks = cache(lambda pair, seed: kept(options, data, networks, pair, seed))
     names = ("dataset", "hidden", "network_steps", "delay", "learning_rate", "examples", "latents", "k", "steps")
     config = {name: getattr(options, name) for name in (*names, "batch", "features", "run_length")}
     pairs = [Pair(pair, seed) for seed in range(options.seeds) for pair in ("backprop", *options.pairs)]
@@ -137,6 +141,24 @@ def run(options: Options) -> pd.DataFrame:
 
 
 # Networks.
+
+
+def kept(options: Options, data, networks, pair: str, seed: int):
+    """`network`, where an interrupted one has left it in a file: of CIFAR-10 it takes a quarter of an hour."""
+    if pair in ("untrained", "another seed"):
+        return network(options, data, networks, pair, seed)
+    names = ("dataset", "hidden", "network_steps", "delay", "learning_rate", "run_length")
+    which = [pair, seed, *(getattr(options, name) for name in names)]
+    name = hashlib.sha256(json.dumps(which).encode()).hexdigest()[:16]
+    path = options.folder / NETWORKS / f"{name}.eqx"
+    if path.exists():
+        like = networks("untrained", seed)[0]
+        (model, state), accuracy = cetsim.load(path, ((like.model, like.state), 0.0))
+        return like._replace(model=model, state=state), accuracy
+    found, accuracy = network(options, data, networks, pair, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cetsim.save(path, ((found.model, found.state), accuracy))
+    return found, accuracy
 
 
 def network(options: Options, data, networks, pair: str, seed: int):

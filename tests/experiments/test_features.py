@@ -99,14 +99,14 @@ def test_networks_begin_alike_and_one_stops_at_the_accuracy_of_another():
     assert near < far  # of one start
 
 
-def test_of_a_cnn_the_same_pixels_of_all_images_are_vectors():
+def test_of_a_cnn_the_same_pixels_of_all_images_are_vectors(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     train_x, test_x = (rng.normal(size=(n, 3, 32, 32)).astype(np.float32) for n in (256, 60))
     labels = rng.integers(0, 10, 256), rng.integers(0, 10, 60)
     data = datasets.Dataset("cifar10", train_x, labels[0], test_x, labels[1])
     sizes = dict(latents=16, k=4, steps=3, batch=32, features=3, examples=80, network_steps=2)
-    options = experiment.Options(dataset="cifar10", delay=0.4, **sizes)
-    made = cache(lambda pair, seed: experiment.network(options, data, made, pair, seed))
+    options = experiment.Options(dataset="cifar10", delay=0.4, out=tmp_path, **sizes)
+    made = cache(lambda pair, seed: experiment.kept(options, data, made, pair, seed))
 
     def networks(pair, seed):  # the second convolution alone, to be done sooner
         network, accuracy = made(pair, seed)
@@ -124,6 +124,17 @@ def test_of_a_cnn_the_same_pixels_of_all_images_are_vectors():
         every = np.asarray(values[name]).reshape(3, -1, of_pixels.shape[-1])
         places = [int(np.flatnonzero((np.abs(every[0] - pixel) < 1e-6).all(1))[0]) for pixel in of_pixels[0]]
         np.testing.assert_allclose(every[:, places], of_pixels, atol=1e-5)
+
+    # Another process finds the network that this one trained, and trains it no more.
+    again = cache(lambda pair, seed: experiment.kept(options, data, again, pair, seed))
+    again("untrained", 0)
+    monkeypatch.setattr(experiment, "network", None)
+    found, accuracy = again("ET", 0)
+    assert (accuracy, found.sites) == (made("ET", 0)[1], network.sites)
+    for a, b in zip(
+        *(jax.tree.leaves(eqx.filter((n.model, n.state), eqx.is_array)) for n in (found, network)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_entropy_of_classes():
