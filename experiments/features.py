@@ -360,7 +360,7 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
                 ours = of_site.loc[(of_site["pair"] == "backprop") & (of_site["metric"] == metric), "value"]
                 axis.axhline(scale * ours.mean(), color="#AAAAAA", linewidth=1.5, zorder=1)
             upper.set_title(site, loc="left")
-            upper.set(xlabel="relative norm r (0: backprop's, 1: the other's)", yscale="symlog")
+            upper.set(xlabel="relative norm r", yscale="symlog")
             upper.yaxis.set_major_formatter("{x:g}")
             for axis in lower[:-1]:
                 axis.set_xticks([])
@@ -371,7 +371,10 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
         seeds = captions.plural(rows["seed"].nunique(), "seed")
         note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Below: coders "
         note += f"of one network (line: backprop). Entropy: of the top {TOP} images of a latent. Steer: at "
-        note += f"{STRENGTH:g} times the 99th percentile." + captions.seeds(rows, "Lines: means; dots: seeds.")
+        note += (
+            f"{STRENGTH:g} times the 99th percentile. r: 0 is backprop's latent alone, 1 the other's."
+            + captions.seeds(rows, "Lines: means; dots: seeds.")
+        )
         return plots.save(figure, options.folder, "features", note, axes[0, 0], columns=4)
 
 
