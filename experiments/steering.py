@@ -279,7 +279,7 @@ def draw(rows: pd.DataFrame, options: Options, name: str, styles: dict) -> list[
             for row, metric in enumerate(panels):
                 axis = axes[row, column]
                 for part, look in parts.items() if metric == "moves" else ():
-                    own = rows[(rows["site"] == sites[column]) & (rows["metric"] == f"moves_{part}")]
+                    own = rows[(rows["site"] == site) & (rows["metric"] == f"moves_{part}")]
                     shares = 100 * own[own["kind"] == "latents"].groupby("strength")["value"].mean()
                     axis.plot(shares.index, shares, **look, label=part)
                 for kind, style in styles.items() if metric != "moves" else ():
