@@ -22,6 +22,7 @@ from experiments.common.selection import reported
 
 COLUMNS = {"experiment": "small-transformers", "trace": "backprop", "order": 0, "delay_s": 0.0}
 EVALUATIONS = 20
+PIXELS = {"vit": "standardised by channel", "clip": "as loaded"}  # of runs' inputs; another word, another run
 PARTS, KINDS = ("colour", "digit", "place"), {"vit": "ViT", "clip": "CLIP, captions"}
 
 
@@ -73,7 +74,7 @@ PRESETS = {
         model="clip", dataset="mnist", patch=7, width=64, blocks=4, steps=4000, learning_rate=1e-3
     ),
     "cifar10": Options(
-        dataset="cifar10", patch=4, width=128, blocks=5, steps=15_600, learning_rate=1e-3,
+        dataset="cifar10", patch=4, width=128, blocks=5, steps=18_720, batch=64, learning_rate=1e-3,
         augment=True,
     ),
 }  # fmt: skip
@@ -105,7 +106,7 @@ def run(options: Options) -> pd.DataFrame:
         how = dict(hyperparameters=lambda one: one, on_host=True)
         training = sweep.Training(start, eqx.filter_jit(trained.advance), measured, options.steps, every, **how)
         names = ("model", "dataset", "patch", "width", "blocks", "batch", "learning_rate", "weight_decay", "augment")
-        config = {name: getattr(options, name) for name in names}
+        config = {name: getattr(options, name) for name in names} | {"pixels": PIXELS[options.model]}
         columns = COLUMNS | {"images": options.dataset, "network": options.model}
         runs = [Run(seed) for seed in range(options.seeds)]
         how = dict(config=config, columns=columns, describe=str, batch=1, fresh=options.fresh)
@@ -120,7 +121,8 @@ def prepared(options: Options) -> tuple[pretraining.Pretraining, Callable]:
     make, steps["augment"] = maker(options, data), options.augment
     if options.model == "vit":
         loss, evaluate, train_y = pretraining.classified, pretraining.accuracy, data.train_y
-        x, test = data.train_x, (data.test_x, data.test_y)
+        x, test = (pretraining.standardised(data, images) for images in (data.train_x, data.test_x))
+        test = (test, data.test_y)
     else:
         captioned = datasets.captioned_digits(data)
         loss, evaluate, train_y = pretraining.matched, pretraining.caption_accuracy, captioned.train.captions
