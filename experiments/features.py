@@ -3,9 +3,9 @@
 Networks of one start and one order of images learn by backprop and from credit that comes late, through traces. A
 crosscoder, one set of latents for both networks of a pair, says of each latent how much of it belongs to either: the
 relative norm r of its decoder rows, 0 for backprop alone, 1 for the other alone. Controls: backprop from another seed,
-backprop stopped where its accuracy is that of the exponential trace, and a network that was not trained. Beside them, a
-sparse autoencoder of each network alone: how much few latents explain, how pure their top images are, how much of what
-they vary by is the class, how many steer. Images come in random order or in runs of one class, so that blurred credit
+backprop stopped where it is as accurate as each blurred trace, and a network that was not trained. Beside them, sparse
+autoencoders of each network alone: how much few latents explain, how pure their top images are, how much of what they
+vary by is the class, how many steer. Images come in random order or in runs of one class, so that blurred credit
 is shared by images of a kind.
 
 A latent counts as private only if nothing of it is left at the other network: the direction along which it would best
@@ -13,8 +13,6 @@ write there, whatever its decoder says, is shorter than a fifth of that here. De
 there are none (arXiv:2504.02922). The direction is free, since networks of two starts share no axes.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,16 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-import cetsim
-from cetsim import datasets, interpret, supervised
-from experiments.common import captions, checks, inside, plots, tables
-from experiments.common.conditions import Condition
-from experiments.common.hyperparameters import hyperparameters
+from cetsim import datasets, interpret
+from experiments.common import captions, checks, inside, late_networks, plots, tables
+from experiments.common.late_networks import PAIRS
 from experiments.common.options import Coders
 
-LATE = {"delay line": ("delay line", 0), "CET(10)": ("CET", 10), "balanced(10)": ("balanced", 10), "ET": ("ET", 1)}
-CONTROLS = ("another seed", "stopped early", "untrained")
-PAIRS = (*LATE, *CONTROLS)
 ALONE, SHARED = 0.9, 0.2  # r above which a latent seems private; share of its length elsewhere below which it is
 OFTEN = 50  # vectors on which a latent must be active to count
 BINS = 20  # of r
@@ -43,22 +36,22 @@ OF_ONE = {  # of coders of one network, as they are drawn, and times what
     "dead": ("latents never\nactive (%)", 100),
     "class_entropy": ("entropy of\nclasses (bits)", 1),
     "class_variance": ("variance between\nclasses (%)", 100),
-    "steerable": ("latents that\nsteer (%)", 100),
+    "above_random": ("latents above 95 %\nof random (%)", 100),
 }
 TOP = 20  # images by which a latent's classes are told
 STRENGTH = 4.0  # 99th percentiles, at which latents steer
-PIXELS = 16  # of an image, the same in all, that are looked at behind a convolution
-CHECKPOINTS = 400  # of backprop, one of which has the accuracy of ET
-NETWORKS = "checkpoints/networks"  # those that were trained, in the experiment's folder
 COLUMNS = {"experiment": "features", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the first of each pair
-_STYLES = dict(
-    zip(
-        PAIRS,
-        [dict(plots.styles([key])[key]) for key in LATE.values()]
-        + [dict(color=c, marker=m, linestyle=":") for c, m in (("#AAAAAA", "o"), ("#009E73", "s"), ("#CC79A7", "v"))],
-        strict=True,
+_STYLES = {
+    pair: dict(plots.styles([rule])[rule]) | more
+    for part, more in (
+        (late_networks.LATE, {}),
+        (late_networks.STOPPED, dict(linestyle=":", markerfacecolor="white")),
     )
-)
+    for pair, rule in part.items()
+} | {
+    name: dict(color=colour, marker=marker, linestyle="--")
+    for name, colour, marker in (("another seed", "#000000", "x"), ("untrained", "#CC79A7", "v"))
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class Options(Coders):
     """Relative norms of a crosscoder's latents between backprop and each late rule, and coders of each alone."""
 
     preset: Literal["demo", "quick", "cifar10"] = "demo"
-    """demo: digits, in minutes; quick: MNIST, in an hour; cifar10: its CNN, in hours."""
+    """demo: digits, in a minute; quick: MNIST, in an hour; cifar10: its CNN, in hours."""
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     """Images that the networks learn; CIFAR-10 by the CNN, of whose convolutions 16 pixels of an image are vectors."""
     hidden: Annotated[tuple[int, ...], checks.SIZES] = (64, 64)
@@ -81,6 +74,8 @@ class Options(Coders):
     """Networks that are compared with backprop's."""
     latents: Annotated[int, checks.COUNT] = 128
     """Latents of a coder, and of a crosscoder."""
+    frontier: Annotated[tuple[int, ...], checks.COUNT._replace(empty=True)] = ()
+    """Other numbers of latents active at a time, whose autoencoders say how much they explain."""
     features: Annotated[int, checks.COUNT] = 100
     """Latents that are steered, over 100 test images."""
     seeds: Annotated[int, checks.COUNT] = 1
@@ -97,7 +92,7 @@ PRESETS = {
     "demo": Options(pairs=("CET(10)", "ET", "another seed"), delay=4.0, steps=300, seeds=1),
     "quick": Options(
         dataset="mnist", hidden=(512, 512), network_steps=1404, latents=512, k=16, steps=400,
-        batch=256, seeds=3,
+        batch=256, frontier=(4, 64), seeds=3,
     ),
     "cifar10": Options(
         dataset="cifar10", network_steps=3900, latents=512, k=16, steps=400, batch=256, examples=10_000, seeds=1
@@ -131,81 +126,14 @@ def run(options: Options) -> pd.DataFrame:
     if options.dataset != "cifar10":
         x, test_x = (own.reshape(len(own), -1) for own in (data.train_x, data.test_x))
         data = data._replace(train_x=x, test_x=test_x)
-    networks = cache(lambda pair, seed: kept(options, data, networks, pair, seed))
+    networks = cache(lambda pair, seed: late_networks.kept(options, data, networks, pair, seed))
     names = ("dataset", "hidden", "network_steps", "delay", "learning_rate", "examples", "latents", "k", "steps")
-    config = {name: getattr(options, name) for name in (*names, "batch", "features", "run_length")}
+    config = {name: getattr(options, name) for name in (*names, "batch", "features", "run_length", "frontier")}
     pairs = [Pair(pair, seed) for seed in range(options.seeds) for pair in ("backprop", *options.pairs)]
     measured = lambda pair: measure(options, data, networks, pair)  # noqa: E731
     columns = COLUMNS | {"images": options.dataset, "run_length": options.run_length}
-    return inside.sweep_on_host(options, pairs, measured, config, columns, defaults={"run_length": 1})
-
-
-# Networks.
-
-
-def kept(options: Options, data, networks, pair: str, seed: int):
-    """`network`, where an interrupted one has left it in a file: of CIFAR-10 it takes a quarter of an hour."""
-    if pair in ("untrained", "another seed"):
-        return network(options, data, networks, pair, seed)
-    names = ("dataset", "hidden", "network_steps", "delay", "learning_rate", "run_length")
-    which = [pair, seed, *(getattr(options, name) for name in names)]
-    name = hashlib.sha256(json.dumps(which).encode()).hexdigest()[:16]
-    path = options.folder / NETWORKS / f"{name}.eqx"
-    if path.exists():
-        like = networks("untrained", seed)[0]
-        (model, state), accuracy = cetsim.load(path, ((like.model, like.state), 0.0))
-        return like._replace(model=model, state=state), accuracy
-    found, accuracy = network(options, data, networks, pair, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cetsim.save(path, ((found.model, found.state), accuracy))
-    return found, accuracy
-
-
-def network(options: Options, data, networks, pair: str, seed: int):
-    """The network of a rule, or of a control, and its test accuracy; `networks(pair, seed)` gives others."""
-    if pair == "another seed":
-        return networks("backprop", seed + 1000)
-    convolves, order = options.dataset == "cifar10", datasets.InputOrder(options.run_length)
-    make = inside.cnn(10) if convolves else inside.mlp(data.train_x[0].size, options.hidden, 10)
-    form = "authors" if convolves else "authors_linear"
-    settings = supervised.Settings(steps=options.network_steps, form=form, input_order=order)
-    run = supervised.SupervisedRun(make, data.train_x, data.train_y, settings)
-    rule = LATE.get(pair, ("backprop", 0))
-    late = options.delay if pair in LATE else 0.0
-    gate = 1e-8 if pair in LATE else 0.0
-    condition = Condition(*rule, late, options.learning_rate, seed, peak_s=late, error_gate=gate)
-    state = run.init(hyperparameters(condition), jax.random.key(seed))
-    accuracy = eqx.filter_jit(lambda state, x, labels: run.evaluate(state, x, labels)["accuracy"])
-    tested = [slice(i, i + 1000) for i in range(0, len(data.test_y), 1000)]
-    weights = [len(data.test_y[part]) for part in tested]
-
-    def score(state):
-        each = [float(accuracy(state, data.test_x[part], data.test_y[part])) for part in tested]
-        return float(np.average(each, weights=weights))
-
-    if pair == "stopped early":
-        aim, every = networks("ET", seed)[1], max(1, options.network_steps // CHECKPOINTS)
-        for _ in range(options.network_steps // every):
-            if score(state) >= aim:
-                break
-            state = inside.advance(run, state, every, convolves)
-    elif pair != "untrained":
-        state = inside.advance(run, state, options.network_steps, convolves)
-    return inside.finished(make, seed, state, data.train_x), score(state)
-
-
-def said(network: inside.Network, x, batch: int = 500) -> dict[str, np.ndarray]:
-    """What hidden layers say of images, `[images, pixels, width]` each: of some pixels, or one where it has none."""
-    capture, rng = interpret.capture(network.model, list(network.sites)), np.random.default_rng(0)
-    seen, parts = eqx.filter_jit(lambda x: jax.vmap(lambda one: capture(one, *network.state)[1])(x)), []
-    pixels: dict[str, np.ndarray] = {}
-    for start in range(0, len(x), batch):
-        values = {name: np.asarray(v) for name, v in seen(jnp.asarray(x[start : start + batch])).items()}
-        values = {name: v.reshape(len(v), -1, v.shape[-1]) for name, v in values.items()}
-        for name, v in values.items():
-            pixels.setdefault(name, np.sort(rng.permutation(v.shape[1])[:PIXELS]))
-        parts.append({name: v[:, pixels[name]] for name, v in values.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in network.sites}
+    defaults = {"run_length": 1, "frontier": ()}
+    return inside.sweep_on_host(options, pairs, measured, config, columns, defaults=defaults)
 
 
 # What is measured.
@@ -215,8 +143,8 @@ def measure(options: Options, data, networks, one: Pair) -> list[dict]:
     """Rows of a pair: its crosscoders, and the coders of its second network alone, at each layer."""
     (first, _), (second, accuracy) = networks("backprop", one.seed), networks(one.pair, one.seed)
     flat = lambda values: values.reshape(-1, values.shape[-1])  # noqa: E731
-    ours, theirs = (said(network, data.train_x[: options.examples]) for network in (first, second))
-    test, rows = said(second, data.test_x), [{"metric": "accuracy", "value": accuracy}]
+    ours, theirs = (late_networks.said(network, data.train_x[: options.examples]) for network in (first, second))
+    test, rows = late_networks.said(second, data.test_x), [{"metric": "accuracy", "value": accuracy}]
     for i, site in enumerate(second.sites):
         found = alone(options, data, second, site, flat(theirs[site]), test[site], one.seed)
         if one.pair != "backprop":
@@ -282,6 +210,10 @@ def alone(options: Options, data, network: inside.Network, site: str, vectors, t
     coder = inside.train_coder(store, site, options.latents, options.k, options.steps, options.batch, seed)
     quality = interpret.evaluate(coder, tested).values
     found = {name: quality[name] for name in ("explained_variance", "l0", "dead")}
+    for k in options.frontier:
+        other = inside.train_coder(store, site, options.latents, k, options.steps, options.batch, seed)
+        quality = interpret.evaluate(other, tested).values
+        found |= {f"explained_variance_{k}": quality["explained_variance"], f"l0_{k}": quality["l0"]}
     parts = [np.asarray(eqx.filter_jit(coder.encode)(jnp.asarray(some))) for some in np.array_split(test, 10)]
     f = np.concatenate(parts).max(1)  # of an image, the pixel where a latent is most active
     tops = interpret.collect([f], TOP).top
@@ -340,46 +272,80 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         scales |= dict(steerable=(), steerable_random=(), above_random=())
         body = [(p, [cell(own[own["pair"] == p], m, *how) for m, how in scales.items()]) for p in pairs]
         print(tables.text(f"{name}, {site}: coders of each network", head, body))
+        found = {pair: frontier_of(own[own["pair"] == pair]) for pair in pairs}
+        if (count := max(map(len, found.values()))) > 1:
+            cells = [(p, [f"{100 * e:.0f} at {l0:.0f}" for e, l0 in own.to_numpy()]) for p, own in found.items()]
+            head = ["explained, %, at L0", *[""] * count]
+            print(tables.text(f"{name}, {site}: coders by number of active latents", head, cells))
     return draw(rows, options, name)
+
+
+def frontier_of(own: pd.DataFrame) -> pd.DataFrame:
+    """Of a layer's and a network's autoencoders L0 and explained variance, a row for each number of active latents."""
+    metrics = own["metric"].fillna("").str.extract(r"^(l0|explained_variance)(?:_(\d+))?$")
+    found = own.assign(what=metrics[0], k=metrics[1].fillna("own"))
+    return found.pivot_table(index="k", columns="what", values="value").sort_values("l0")
 
 
 def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
     """A column for each layer: histograms of r, and coders of each network alone."""
-    sites, middles = sorted(rows["site"].dropna().unique()), (np.arange(BINS) + 0.5) / BINS
-    pairs = [pair for pair in PAIRS if pair in set(rows["pair"])]
-    with plots.figure(5, len(sites), width=plots.PAGE_WIDTH, height=8.4, sharey="row") as (figure, axes):
+    sites, several = sorted(rows["site"].dropna().unique()), rows["metric"].str.startswith("l0_", na=False).any()
+    pairs, count = [pair for pair in PAIRS if pair in set(rows["pair"])], 5 + several
+    line = dict(plots.styles([("backprop", 0)])[("backprop", 0)])
+    size = dict(width=plots.PAGE_WIDTH, height=1.75 * count, sharey="row")
+    with plots.figure(count, len(sites), **size) as (figure, axes):
         for column, site in enumerate(sites):
-            upper, *lower = axes[:, column]
             of_site = rows[rows["site"] == site]
-            for pair in pairs:
-                bins = of_site[(of_site["pair"] == pair) & (of_site["metric"] == "histogram")]
-                bins = bins.groupby("bin")["value"].mean().reindex(range(BINS))
-                upper.plot(middles, 100 * bins, **_STYLES[pair] | dict(markersize=2.5), label=pair)
+            draw_norms(axes[0, column], of_site, pairs)
+            axes[0, column].set_title(site, loc="left")
+            if several:
+                for pair in ("backprop", *pairs):
+                    found, style = frontier_of(of_site[of_site["pair"] == pair]), _STYLES.get(pair, line)
+                    axes[1, column].plot(found["l0"], 100 * found["explained_variance"], **style | dict(markersize=2.5))
+                axes[1, column].set(xscale="log", xlabel="active latents (L0)")
+                axes[1, column].xaxis.set_major_formatter("{x:g}")
+                axes[1, column].xaxis.set_minor_formatter("")
+            lower = axes[1 + several :, column]
             for axis, (metric, (_, scale)) in zip(lower, OF_ONE.items(), strict=True):
                 draw_dots(axis, of_site, metric, pairs, scale)
                 ours = of_site.loc[(of_site["pair"] == "backprop") & (of_site["metric"] == metric), "value"]
-                axis.axhline(scale * ours.mean(), color="#AAAAAA", linewidth=1.5, zorder=1)
-            upper.set_title(site, loc="left")
-            upper.set(xlabel="relative norm r", yscale="symlog")
-            upper.yaxis.set_major_formatter("{x:g}")
-            for axis in lower[:-1]:
+                axis.axhline(scale * ours.mean(), color=line["color"], linewidth=1, zorder=1)
                 axis.set_xticks([])
-            lower[-1].set_xticks(range(len(pairs)), pairs, rotation=30, ha="right")
-        axes[0, 0].set_ylabel("latents (%)")
-        for axis, (ylabel, _) in zip(axes[1:, 0], OF_ONE.values(), strict=True):
-            axis.set(ylabel=ylabel, ylim=(0, None))
+            lower[-1].axhline(5, color="#AAAAAA", linewidth=1, linestyle=":", zorder=1)
+            lower[-1].set_xticks(range(len(pairs)), pairs, rotation=45, ha="right")
+        axes[0, 0].plot([], [], **line, label="backprop alone")
+        axes[0, 0].set_ylabel("latents (%)\nlinear below 1")
+        if several:
+            axes[1, 0].set_ylabel("explained (%)")
+        for axis, (ylabel, _) in zip(axes[1 + several :, 0], OF_ONE.values(), strict=True):
+            axis.set_ylabel(ylabel)
+            axis.set_ylim(-0.04 * axis.get_ylim()[1])
         seeds = captions.plural(rows["seed"].nunique(), "seed")
-        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. Below: coders "
-        note += f"of one network (line: backprop). Entropy: of the top {TOP} images of a latent. Steer: at "
+        note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. First row: crosscoders "
+        note += "of backprop's network and another; r: 0 is a latent of backprop's alone, 1 of the other's. Below: "
+        note += f"coders of one network (line: backprop). Entropy: of the top {TOP} images of a latent. Last row: "
         note += (
-            f"{STRENGTH:g} times the 99th percentile. r: 0 is backprop's latent alone, 1 the other's."
-            + captions.seeds(rows, "Lines: means; dots: seeds.")
+            f"latents that steer, at {STRENGTH:g} times their 99th percentile, more than 95 % of random directions; "
         )
+        note += "dotted: chance."
+        note += captions.seeds(rows, "Lines: means; dots: seeds.")
         return plots.save(figure, options.folder, "features", note, axes[0, 0], columns=4)
+
+
+def draw_norms(axis, of_site: pd.DataFrame, pairs: list[str]) -> None:
+    """A line a pair: how often latents of a crosscoder have which relative norm."""
+    middles = (np.arange(BINS) + 0.5) / BINS
+    for pair in pairs:
+        bins = of_site[(of_site["pair"] == pair) & (of_site["metric"] == "histogram")]
+        bins = bins.groupby("bin")["value"].mean().reindex(range(BINS))
+        axis.plot(middles, 100 * bins, **_STYLES[pair] | dict(markersize=2.5), label=pair)
+    axis.set(xlabel="relative norm r", yscale="symlog")
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def draw_dots(axis, of_site: pd.DataFrame, metric: str, pairs: list[str], scale: float) -> None:
     """A dot a seed, above the name of its pair."""
     for place, pair in enumerate(pairs):
         values = scale * of_site.loc[(of_site["pair"] == pair) & (of_site["metric"] == metric), "value"]
-        axis.plot([place] * len(values), values, "o", color=_STYLES[pair]["color"], label=f"_{metric}")
+        style = {name: value for name, value in _STYLES[pair].items() if name != "linestyle"}
+        axis.plot([place] * len(values), values, **style | dict(linestyle="", markersize=4), label=f"_{metric}")

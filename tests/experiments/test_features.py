@@ -12,10 +12,11 @@ from experiment import error_of, output_of
 
 from cetsim import datasets, interpret
 from experiments import features as experiment
+from experiments.common import late_networks
 
 SIZES = [
     "--hidden", 12, "--network-steps", 10, "--latents", 16, "--k", 4,
-    "--steps", 10, "--batch", 32, "--features", 4,
+    "--steps", 10, "--batch", 32, "--features", 4, "--frontier", 8,
 ]  # fmt: skip
 
 
@@ -33,6 +34,11 @@ def test_tables_and_figures(tmp_path):
         assert (wide[f"private_{name}"].dropna() <= wide[f"seems_{name}"].dropna()).all()
     assert output_of("features", *options, "--plot-only").count("figure:") == 2
     assert wide["class_variance"].between(0, 1).all()
+    wider = rows[rows["metric"].isin(["explained_variance", "explained_variance_8"])].dropna(subset=["site"])
+    by_k = wider.pivot_table(index=["pair", "site"], columns="metric", values="value")
+    assert by_k.notna().all(axis=None)
+    assert not np.allclose(*by_k.to_numpy().T)
+    assert "coders by number of active latents" in said
     fewer = [*SIZES, "--delay", 2, "--pairs", "untrained", "--out", tmp_path]
     assert "in runs of 4 of one class" in output_of("features", *fewer, "--run-length", 4)
     both = pd.read_csv(tmp_path / "features" / "results.csv")
@@ -89,14 +95,30 @@ def test_networks_begin_alike_and_one_stops_at_the_accuracy_of_another():
     data = datasets.load("digits")
     x, test_x = (own.reshape(len(own), -1) for own in (data.train_x, data.test_x))
     data = data._replace(train_x=x, test_x=test_x)
-    networks = cache(lambda pair, seed: experiment.network(options, data, networks, pair, seed))
-    models = {pair: networks(pair, 3) for pair in ("untrained", "backprop", "ET", "stopped early", "another seed")}
+    networks = cache(lambda pair, seed: late_networks.network(options, data, networks, pair, seed))
+    models = {pair: networks(pair, 3) for pair in ("untrained", "backprop", "ET", "stopped at ET", "another seed")}
     accuracy = {pair: own[1] for pair, own in models.items()}
-    assert accuracy["untrained"] < accuracy["ET"] <= accuracy["stopped early"] < accuracy["backprop"]
+    assert accuracy["untrained"] < accuracy["ET"] < accuracy["backprop"]
+    assert accuracy["stopped at ET"] == pytest.approx(accuracy["ET"], abs=0.03)
     assert models["another seed"] == networks("backprop", 1003)
     start = np.asarray(models["untrained"][0].model.layers[0].weight)
     near, far = (np.abs(np.asarray(models[p][0].model.layers[0].weight) - start).mean() for p in ("ET", "another seed"))
     assert near < far  # of one start
+
+
+@pytest.mark.parametrize("aim", [0.0, 0.05, 0.31, 0.5, 0.99, 2.0])
+def test_a_run_is_stopped_where_its_score_comes_nearest(aim):
+    made = []
+
+    def ahead(state, steps):
+        made.append(steps)
+        return state + steps
+
+    score = lambda state: 1 - 0.97**state  # noqa: E731
+    found = late_networks.stopped(ahead, score, 0, aim, 100)
+    every = [abs(score(state) - aim) for state in range(101)]
+    assert found == int(np.argmin(every))
+    assert len(made) <= 2 * 7
 
 
 def test_of_a_cnn_the_same_pixels_of_all_images_are_vectors(tmp_path, monkeypatch):
@@ -106,7 +128,7 @@ def test_of_a_cnn_the_same_pixels_of_all_images_are_vectors(tmp_path, monkeypatc
     data = datasets.Dataset("cifar10", train_x, labels[0], test_x, labels[1])
     sizes = dict(latents=16, k=4, steps=3, batch=32, features=3, examples=80, network_steps=2)
     options = experiment.Options(dataset="cifar10", delay=0.4, out=tmp_path, **sizes)
-    made = cache(lambda pair, seed: experiment.kept(options, data, made, pair, seed))
+    made = cache(lambda pair, seed: late_networks.kept(options, data, made, pair, seed))
 
     def networks(pair, seed):  # the second convolution alone, to be done sooner
         network, accuracy = made(pair, seed)
@@ -117,7 +139,7 @@ def test_of_a_cnn_the_same_pixels_of_all_images_are_vectors(tmp_path, monkeypatc
     assert list(rows["site"].dropna().unique()) == ["hidden 1"]
     assert rows["value"].notna().all()
     network, few = made("ET", 0)[0], test_x[:3]
-    seen = experiment.said(network, few, batch=2)
+    seen = late_networks.said(network, few, batch=2)
     values = jax.vmap(lambda x: interpret.capture(network.model, list(network.sites))(x, *network.state)[1])(few)
     assert [seen[name].shape for name in network.sites] == [(3, 16, 32), (3, 16, 64), (3, 16, 128), (3, 1, 512)]
     for name, of_pixels in seen.items():
@@ -126,9 +148,9 @@ def test_of_a_cnn_the_same_pixels_of_all_images_are_vectors(tmp_path, monkeypatc
         np.testing.assert_allclose(every[:, places], of_pixels, atol=1e-5)
 
     # Another process finds the network that this one trained, and trains it no more.
-    again = cache(lambda pair, seed: experiment.kept(options, data, again, pair, seed))
+    again = cache(lambda pair, seed: late_networks.kept(options, data, again, pair, seed))
     again("untrained", 0)
-    monkeypatch.setattr(experiment, "network", None)
+    monkeypatch.setattr(late_networks, "network", None)
     found, accuracy = again("ET", 0)
     assert (accuracy, found.sites) == (made("ET", 0)[1], network.sites)
     for a, b in zip(
