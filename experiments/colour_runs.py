@@ -4,9 +4,11 @@ Digits are coloured, and the colour gives the label away in 95 % of the training
 from credit that comes late, through traces; images come in random order, or in runs of one colour, seconds long. A
 trace that remembers when an image was seen only roughly mixes it with its neighbours, which then share its colour and
 not its shape. Worst-group accuracy on test images without the shortcut says how far a network goes by colour, and
-switching off latents, or retraining the last layer, whether what it needs is there all the same.
+switching off latents, or retraining the last layer, whether what it needs is there all the same. Controls: backprop
+from another seed, backprop stopped where it is as accurate as a blurred trace, and a network that was not trained.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,15 +22,13 @@ import pandas as pd
 from jaxtyping import Array, Int
 
 from cetsim import datasets, supervised
-from experiments.common import captions, checks, inside, plots, suppressed, tables
+from experiments.common import captions, checks, inside, late_networks, plots, suppressed, tables
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import hyperparameters
 from experiments.common.options import Coders
 
-RULES = {
-    "backprop": ("backprop", 0), "delay line": ("delay line", 0), "CET(10)": ("CET", 10),
-    "balanced(10)": ("balanced", 10), "ET": ("ET", 1),
-}  # fmt: skip
+RULES = {"backprop": ("backprop", 0)} | late_networks.LATE
+CONTROLS = ("stopped at CET(10)", "stopped at ET", "another seed", "untrained")
 COLUMNS = {"experiment": "colour-runs"}
 
 
@@ -37,7 +37,7 @@ class Options(Coders):
     """Worst-group accuracy of every rule on coloured digits whose colour stays for runs of images."""
 
     preset: Literal["demo", "quick"] = "demo"
-    """demo: digits, in minutes; quick: MNIST, in an hour."""
+    """demo: digits, in two minutes; quick: MNIST, in an hour."""
     dataset: Literal["digits", "mnist"] = "digits"
     """Images, which are coloured."""
     agreement: Annotated[float, checks.INSIDE] = 0.95
@@ -48,10 +48,8 @@ class Options(Coders):
     """Of the networks."""
     delay: Annotated[float, checks.delays] = 2.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s; traces are set to it."""
-    rules: Annotated[tuple[Literal["backprop", "delay line", "CET(10)", "balanced(10)", "ET"], ...], checks.WORDS] = (
-        "backprop", "CET(10)", "ET",
-    )  # fmt: skip
-    """What networks learn by."""
+    rules: Annotated[tuple[str, ...], checks.WORDS] = ("backprop", "CET(10)", "ET")
+    """What networks learn by, and controls: stopped at CET(10), stopped at ET, another seed, untrained."""
     run_lengths: Annotated[tuple[int, ...], checks.COUNT] = (1, 16)
     """Images of one colour in a row; 1 shuffles all images."""
     latents: Annotated[int, checks.COUNT] = 128
@@ -62,6 +60,8 @@ class Options(Coders):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
+        for rule in self.rules:
+            checks.require("rules", rule in (*RULES, *CONTROLS), f"of {', '.join((*RULES, *CONTROLS))}", rule)
         suppressed.check_counts(self)
 
 
@@ -69,7 +69,7 @@ PRESETS = {
     "demo": Options(steps=300, seeds=2),
     "quick": replace(
         Options(), dataset="mnist", hidden=(256, 256), network_steps=1000, latents=512, k=16,
-        steps=400, batch=256, rules=tuple(RULES), seeds=3,
+        steps=400, batch=256, rules=(*RULES, *CONTROLS), seeds=3,
     ),
 }  # fmt: skip
 
@@ -115,33 +115,47 @@ def run(options: Options) -> pd.DataFrame:
     ]
     names = ("dataset", "agreement", "hidden", "network_steps", "learning_rate", "delay", "examples", "latents", "k")
     config = {name: getattr(options, name) for name in (*names, "steps", "batch", "counts")}
-    measured = lambda one: measure(options, coloured(one.seed), one)  # noqa: E731
+    trained = cache(lambda one: train(options, coloured(one.seed), one, trained))
+    measured = lambda one: measure(options, coloured(one.seed), one, trained(one))  # noqa: E731
     columns = lambda one: COLUMNS | {"images": options.dataset} | traced(options, one)  # noqa: E731
     return inside.sweep_on_host(options, runs, measured, config, columns)
 
 
 def traced(options: Options, one: Learned) -> dict:
     """Trace, order and delay of a rule, as tables have them."""
-    trace, order = RULES[one.rule]
+    trace, order = RULES.get(one.rule, RULES["backprop"])
     return {"trace": trace, "order": order, "delay_s": 0.0 if trace == "backprop" else options.delay}
 
 
-def train(options: Options, train_set, one: Learned) -> inside.Network:
-    """The network of a rule."""
-    x = train_set.x.reshape(len(train_set.x), -1)
+def train(options: Options, made, one: Learned, trained: Callable) -> inside.Network:
+    """The network of a rule, or of a control; `trained(one)` gives others. Stopped ones are as accurate on average."""
+    x, test_x = (own.x.reshape(len(own.x), -1) for own in (made.train, made.test))
     make, order = inside.mlp(x.shape[1], options.hidden, 2), datasets.InputOrder(one.colour_run)
     settings = supervised.Settings(steps=options.network_steps, form="authors_linear", input_order=order)
-    run = RunsOfColours(make, x, train_set.labels, train_set.attributes, settings)
-    about = traced(options, one)
-    gate = {} if one.rule == "backprop" else {"error_gate": 1e-8}
-    numbers = dict(learning_rate=options.learning_rate, seed=one.seed, peak_s=about["delay_s"])
-    state = run.init(hyperparameters(Condition(**about, **numbers, **gate)), jax.random.key(one.seed))
-    state, _ = eqx.filter_jit(run.advance)(state, options.network_steps)
-    model = eqx.combine(state.params, make(jax.random.key(one.seed)))
-    return inside.Network(model, (), {f"layers.{2 * i + 1}": None for i in range(len(options.hidden))})
+    run = RunsOfColours(make, x, made.train.labels, made.train.attributes, settings)
+    about, seed = traced(options, one), one.seed + 1000 if one.rule == "another seed" else one.seed
+    gate = {} if about["trace"] == "backprop" else {"error_gate": 1e-8}
+    numbers = dict(learning_rate=options.learning_rate, seed=seed, peak_s=about["delay_s"])
+    state = run.init(hyperparameters(Condition(**about, **numbers, **gate)), jax.random.key(seed))
+    sites = {f"layers.{2 * i + 1}": None for i in range(len(options.hidden))}
+
+    def network(state):
+        return inside.Network(eqx.combine(state.params, make(jax.random.key(seed))), (), sites)
+
+    def accuracy(network):
+        return float((inside.outputs(network, test_x).argmax(1) == made.test.labels).mean())
+
+    if one.rule in late_networks.STOPPED:
+        aim = accuracy(trained(replace(one, rule=one.rule.removeprefix("stopped at "))))
+        ahead = lambda state, steps: inside.advance(run, state, steps)  # noqa: E731
+        score = lambda state: accuracy(network(state))  # noqa: E731
+        state = late_networks.stopped(ahead, score, state, aim, options.network_steps)
+    elif one.rule != "untrained":
+        state = inside.advance(run, state, options.network_steps)
+    return network(state)
 
 
-def measure(options: Options, made, one: Learned) -> list[dict]:
+def measure(options: Options, made, one: Learned, network: inside.Network) -> list[dict]:
     """Rows of a network: accuracies by group as it is, without latents of its first layer, with a new last layer."""
     rng, parts = np.random.default_rng(one.seed), []
     for own in made[2:]:
@@ -149,7 +163,7 @@ def measure(options: Options, made, one: Learned) -> list[dict]:
         flat = own.x[rows].reshape(len(rows), -1)
         parts.append(suppressed.Part(flat, own.labels[rows], own.attributes[rows], own.attributes[rows]))
     train_x = made.train.x[: options.examples].reshape(-1, parts[0].x.shape[1])
-    task = suppressed.Task(train(options, made.train, one), train_x, *parts)
+    task = suppressed.Task(network, train_x, *parts)
     rows = suppressed.measure(options, task, inside.Run("hidden 1", one.seed))
     before = inside.outputs(task.network, task.test.x).argmax(1)
     return rows + (suppressed.of_last_layer(task, before) if len(options.hidden) > 1 else [])
@@ -172,7 +186,7 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the table and writes the figure."""
     rows = rows[rows["images"] == rows["images"].iloc[-1]]
     name, found = tables.DATASETS[rows["images"].iloc[0]], summary(rows)
-    rules = [rule for rule in RULES if rule in set(found["rule"])]
+    rules = [rule for rule in (*RULES, *CONTROLS) if rule in set(found["rule"])]
     body = []
     for length in sorted(set(found["colour_run"])):
         for rule in rules:
@@ -183,11 +197,10 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     print(tables.text(f"Coloured {name}, credit {options.delay:g} s late: test accuracy in %", head, body, 16))
     panels = {"worst": "as they are", "suppressed": "latents off", "last layer": "last layer retrained"}
     with plots.figure(1, len(panels), width=plots.PAGE_WIDTH, height=2.6, sharey=True) as (figure, axes):
-        styles = plots.styles([RULES[rule] for rule in rules])
         for axis, (column, title) in zip(axes[0], panels.items(), strict=True):
             for rule in rules:
                 own = found[found["rule"] == rule]
-                means, style = 100 * own.groupby("colour_run")[column].mean(), styles[RULES[rule]]
+                means, style = 100 * own.groupby("colour_run")[column].mean(), late_networks.STYLES[rule]
                 axis.plot(means.index, means, **style, label=rule)
                 axis.plot(own["colour_run"], 100 * own[column], ".", color=style["color"], markersize=2.5, alpha=0.6)
             axis.set_title(title, loc="left")

@@ -26,7 +26,7 @@ import pandas as pd
 
 from cetsim import datasets, interpret
 from experiments.common import captions, checks, inside, late_networks, plots, tables
-from experiments.common.late_networks import PAIRS
+from experiments.common.late_networks import PAIRS, STYLES
 from experiments.common.options import Coders
 
 ALONE, SHARED = 0.9, 0.2  # r above which a latent seems private; share of its length elsewhere below which it is
@@ -41,17 +41,6 @@ OF_ONE = {  # of coders of one network, as they are drawn, and times what
 TOP = 20  # images by which a latent's classes are told
 STRENGTH = 4.0  # 99th percentiles, at which latents steer
 COLUMNS = {"experiment": "features", "trace": "backprop", "order": 0, "delay_s": 0.0}  # of the first of each pair
-_STYLES = {
-    pair: dict(plots.styles([rule])[rule]) | more
-    for part, more in (
-        (late_networks.LATE, {}),
-        (late_networks.STOPPED, dict(linestyle=":", markerfacecolor="white")),
-    )
-    for pair, rule in part.items()
-} | {
-    name: dict(color=colour, marker=marker, linestyle="--")
-    for name, colour, marker in (("another seed", "#000000", "x"), ("untrained", "#CC79A7", "v"))
-}
 
 
 @dataclass(frozen=True)
@@ -291,7 +280,7 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
     """A column for each layer: histograms of r, and coders of each network alone."""
     sites, several = sorted(rows["site"].dropna().unique()), rows["metric"].str.startswith("l0_", na=False).any()
     pairs, count = [pair for pair in PAIRS if pair in set(rows["pair"])], 5 + several
-    line = dict(plots.styles([("backprop", 0)])[("backprop", 0)])
+    line = STYLES["backprop"]
     size = dict(width=plots.PAGE_WIDTH, height=1.75 * count, sharey="row")
     with plots.figure(count, len(sites), **size) as (figure, axes):
         for column, site in enumerate(sites):
@@ -300,7 +289,7 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
             axes[0, column].set_title(site, loc="left")
             if several:
                 for pair in ("backprop", *pairs):
-                    found, style = frontier_of(of_site[of_site["pair"] == pair]), _STYLES.get(pair, line)
+                    found, style = frontier_of(of_site[of_site["pair"] == pair]), STYLES[pair]
                     axes[1, column].plot(found["l0"], 100 * found["explained_variance"], **style | dict(markersize=2.5))
                 axes[1, column].set(xscale="log", xlabel="active latents (L0)")
                 axes[1, column].xaxis.set_major_formatter("{x:g}")
@@ -338,7 +327,7 @@ def draw_norms(axis, of_site: pd.DataFrame, pairs: list[str]) -> None:
     for pair in pairs:
         bins = of_site[(of_site["pair"] == pair) & (of_site["metric"] == "histogram")]
         bins = bins.groupby("bin")["value"].mean().reindex(range(BINS))
-        axis.plot(middles, 100 * bins, **_STYLES[pair] | dict(markersize=2.5), label=pair)
+        axis.plot(middles, 100 * bins, **STYLES[pair] | dict(markersize=2.5), label=pair)
     axis.set(xlabel="relative norm r", yscale="symlog")
     axis.yaxis.set_major_formatter("{x:g}")
 
@@ -347,5 +336,5 @@ def draw_dots(axis, of_site: pd.DataFrame, metric: str, pairs: list[str], scale:
     """A dot a seed, above the name of its pair."""
     for place, pair in enumerate(pairs):
         values = scale * of_site.loc[(of_site["pair"] == pair) & (of_site["metric"] == metric), "value"]
-        style = {name: value for name, value in _STYLES[pair].items() if name != "linestyle"}
+        style = {name: value for name, value in STYLES[pair].items() if name != "linestyle"}
         axis.plot([place] * len(values), values, **style | dict(linestyle="", markersize=4), label=f"_{metric}")

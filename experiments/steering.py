@@ -28,6 +28,8 @@ COLUMNS = {"experiment": "steering", "trace": "backprop", "order": 0, "delay_s":
 NETWORK = {"network": "mlp", "width": 64, "blocks": 4}  # what names no run as it is here
 TRANSFORMERS, PARTS = ("vit", "clip"), ("colour", "digit", "place")
 EQUAL_CHANGE = 0.2  # of a direction's own concept, at which directions are compared
+SCORES = ("score", "power", "specificity", "directional", "polysemanticity")  # of directions, beside random ones
+FEWEST = 5  # latents that steer, of which it is told what they move
 CLASS, PATCHES = "latents, class token", "latents, patches"  # where they are steered
 _STYLES = {
     "latents": dict(color="#0072B2", marker="D"),
@@ -174,7 +176,7 @@ def measure(options: Options, subject: Subject, run) -> list[dict]:
             )
             for each in (own, interpret.RandomDirections(own, key))
         ]  # fmt: skip
-        rows += effects(kind, strengths, *moved, options)
+        rows += effects(kind, strengths, *moved, readout.concepts, options)
         rows += parts_moved(kind, moved[0], options) if options.network == "clip" else []
     return rows
 
@@ -200,35 +202,43 @@ def vectors_of(store, site: str, tokens, most: int = 20_000) -> np.ndarray:
     return store.take(site, rows[:: max(1, len(rows) // most)])
 
 
-def effects(kind: str, strengths, delta, random, options: Options) -> list[dict]:
+def effects(kind: str, strengths, delta, random, concepts, options: Options) -> list[dict]:
     """Rows of directions of one kind and of random ones, `[features, strengths, classes]`."""
     rows = []
     for i, strength in enumerate(options.strengths):
-        own, null = (interpret.steerability(moved[:, i]) for moved in (delta, random))
+        own, null = (interpret.steerability(moved[:, i], concepts) for moved in (delta, random))
         threshold = interpret.calibrated(null)
-        top = set(own.top[own.steerable()])
         numbers = {
             "steerable": own.steerable().mean(), "steerable_random": null.steerable().mean(),
-            "above_random": own.steerable(threshold).mean(), "threshold": threshold, "score": own.score.mean(),
-            "score_random": null.score.mean(), "power": own.power.mean(), "concepts": len(top),
-            "directional": own.directional.mean(),
+            "above_random": own.steerable(threshold).mean(), "threshold": threshold,
+            "concepts": len(set(own.top[own.steerable()])),
         }  # fmt: skip
+        for name in SCORES:
+            for which, of in (("", own), ("_random", null)):
+                values = getattr(of, name)
+                if values is not None and np.isfinite(values).any():
+                    numbers[name + which] = np.nanmean(values)
         rows += [{"metric": n, "value": float(v), "kind": kind, "strength": strength} for n, v in numbers.items()]
-    for name, moved in (("", delta), ("_random", random)):
-        target = moved[np.arange(len(moved)), moved.max(-1).argmax(1)].argmax(1)
-        reached = np.full(moved.shape[::2], np.nan)
-        for concept in np.unique(target):
-            rows_of = target == concept
-            reached[rows_of] = interpret.at_target_change(
-                strengths[rows_of], moved[rows_of], int(concept), EQUAL_CHANGE
-            )[1]
-        others = reached.clip(0)
-        others[np.arange(len(others)), target] = 0
-        arrived = ~np.isnan(reached[:, 0])
-        numbers = {"reach": arrived.mean()}
-        numbers |= {"others_rise": others[arrived].sum(1).mean()} if arrived.any() else {}
-        rows += [{"metric": n + name, "value": float(v), "kind": kind} for n, v in numbers.items()]
+    for which, moved in (("", delta), ("_random", random)):
+        numbers = at_equal_change(strengths, moved)
+        rows += [{"metric": name + which, "value": float(v), "kind": kind} for name, v in numbers.items()]
     return rows
+
+
+def at_equal_change(strengths, moved) -> dict:
+    """Of directions whose own concept, that which they raise most, gains 0.2: how many, and what else moves there."""
+    target = moved[np.arange(len(moved)), moved.max(-1).argmax(1)].argmax(1)
+    reached, precise = np.full(moved.shape[::2], np.nan), []
+    for concept in np.unique(target):
+        own = target == concept
+        there = interpret.at_target_change(strengths[own], moved[own], int(concept), EQUAL_CHANGE)[1]
+        reached[own] = there
+        precise += [*interpret.disentanglement(there[~np.isnan(there[:, 0])], int(concept))]
+    others = reached.clip(0)
+    others[np.arange(len(others)), target] = 0
+    arrived = ~np.isnan(reached[:, 0])
+    found = {"others_rise": others[arrived].sum(1).mean(), "disentanglement": np.mean(precise)} if arrived.any() else {}
+    return {"reach": arrived.mean()} | found
 
 
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
@@ -256,13 +266,18 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         head = ["", "S > 0.1, %", "random, %", "> 95 % of random", "threshold", "mean S", "concepts"]
         head += [f"of them {part}, %" for part in parts]
         print(tables.text(f"{name}, {site}: directions that steer", head, body, 18))
-    body = []
-    for (site, kind), own in rows[rows["metric"].str.startswith(("reach", "others_rise"))].groupby(["site", "kind"]):
-        cells = [cell(own, m) for m in ("reach", "reach_random")] + [
-            cell(own, m, 1, 3) for m in ("others_rise", "others_rise_random")
-        ]
+        scores = [score for score in SCORES if score in set(of_site["metric"])]
+        body = []
+        for (kind, strength), own in of_site.dropna(subset=["strength"]).groupby(["kind", "strength"]):
+            cells = [cell(own, score + which, 1, 3) for score in scores for which in ("", "_random")]
+            body.append((f"{kind} at {strength:g}", cells))
+        head = ["means, random behind", *(part for score in scores for part in (score, ""))]
+        print(tables.text(f"{name}, {site}: scores", head, body, 18))
+    body, equal = [], {"reach": (100, 0), "others_rise": (1, 3), "disentanglement": (1, 3)}
+    for (site, kind), own in rows[rows["metric"].str.startswith(tuple(equal))].groupby(["site", "kind"]):
+        cells = [cell(own, m + which, *how) for m, how in equal.items() for which in ("", "_random")]
         body.append((f"{site}, {kind}", cells))
-    head = ["", "reach it, %", "random, %", "others rise", "random"]
+    head = ["", "reach it, %", "random, %", "others rise", "random", "disentangled", "random"]
     print(tables.text(f"{name}: where a direction's own class gains {EQUAL_CHANGE:g}", head, body))
     return draw(rows, options, name, styles)
 
@@ -281,6 +296,8 @@ def draw(rows: pd.DataFrame, options: Options, name: str, styles: dict) -> list[
                 for part, look in parts.items() if metric == "moves" else ():
                     own = rows[(rows["site"] == site) & (rows["metric"] == f"moves_{part}")]
                     shares = 100 * own[own["kind"] == "latents"].groupby("strength")["value"].mean()
+                    steer = rows[(rows["site"] == site) & (rows["metric"] == "steerable") & (rows["kind"] == "latents")]
+                    shares = shares[steer.groupby("strength")["value"].mean() * options.features >= FEWEST]
                     axis.plot(shares.index, shares, **look, label=part)
                 for kind, style in styles.items() if metric != "moves" else ():
                     lines = [(metric, kind, style | dict(linestyle="-"))]
@@ -300,11 +317,15 @@ def draw(rows: pd.DataFrame, options: Options, name: str, styles: dict) -> list[
             axes[-1, column].set_xlabel("strength (99th percentiles)")
         for axis, text in zip(axes[:, 0], panels.values(), strict=True):
             axis.set_ylabel(text)
+        for axis in axes[1]:
+            axis.axhline(5, color="#AAAAAA", linewidth=1, linestyle=":", zorder=1)
         note = f"{name}, {options.latents} latents; {options.features} of them and of the neurons, "
         note += f"{options.images} images, {captions.plural(rows['seed'].nunique(), 'seed')}."
         if parts:
             axes[-1, 0].legend(frameon=False, fontsize=7)
         concepts = "captions" if parts else "classes"
         note += f" S: how far a direction moves the probabilities of the {concepts}; 0.10 is a published threshold."
+        note += " Dotted in the second row: chance."
+        note += " Hidden i: behind block i." if options.network in TRANSFORMERS else ""
         note += captions.seeds(rows, "Line: mean; dots: seeds.")
         return plots.save(figure, options.folder, "steering", note, axes[0, 0], columns=4)

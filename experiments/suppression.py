@@ -156,5 +156,8 @@ def draw(test: pd.DataFrame, options: Options, name: str) -> list[Path]:
         for axis in axes[-1]:
             axis.set_xlabel("number switched off")
         seeds = captions.plural(test["seed"].nunique(), "seed")
-        note = f"{name}, {options.latents} latents, {seeds}.{captions.seeds(test, 'Lines: means; dots: seeds.')}"
+        task = "the name of a class is pasted on images" if len(panels) > 2 else "colours tell the label in training"
+        note = (
+            f"{name}, {task}; {options.latents} latents, {seeds}.{captions.seeds(test, 'Lines: means; dots: seeds.')}"
+        )
         return plots.save(figure, options.folder, "suppression", note, axes[0, 0], columns=5)

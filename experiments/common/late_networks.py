@@ -11,13 +11,24 @@ import numpy as np
 
 import cetsim
 from cetsim import datasets, interpret, supervised
-from experiments.common import inside
+from experiments.common import inside, plots
 from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import hyperparameters
 
 LATE = {"delay line": ("delay line", 0), "CET(10)": ("CET", 10), "balanced(10)": ("balanced", 10), "ET": ("ET", 1)}
 STOPPED = {f"stopped at {name}": LATE[name] for name in ("balanced(10)", "CET(10)", "ET")}
 PAIRS = (*LATE, *STOPPED, "another seed", "untrained")
+STYLES = (
+    {name: plots.styles([rule])[rule] for name, rule in ({"backprop": ("backprop", 0)} | LATE).items()}
+    | {
+        name: plots.styles([rule])[rule] | dict(linestyle=":", markerfacecolor="white")
+        for name, rule in STOPPED.items()
+    }
+    | {
+        name: dict(color=colour, marker=marker, linestyle="--")
+        for name, colour, marker in (("another seed", "#000000", "x"), ("untrained", "#CC79A7", "v"))
+    }
+)  # of networks in figures
 NETWORKS = "checkpoints/networks"  # those that were trained, in the experiment's folder
 PIXELS = 16  # of an image, the same in all, that are looked at behind a convolution
 

@@ -53,6 +53,10 @@ def measure(options, task: Task, run) -> list[dict]:
         order = np.argsort(-interpret.group_differences(mean, task.validation.labels, task.validation.attributes))
         counts = [m for m in options.counts if m <= len(order) // 2]
         sets = {kind: [order[: max(counts)]]}
+        which = dict(
+            kind=kind, part="validation", metric="switched_off"
+        )  # the i-th of them is the latent of this number
+        rows += [which | {"suppressed": i + 1, "value": float(one)} for i, one in enumerate(sets[kind][0])]
         if kind == "latents":
             others = np.flatnonzero(frequency > 0)
             draws = range(DRAWS)

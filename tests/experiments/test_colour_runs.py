@@ -1,5 +1,7 @@
 """The experiment colour-runs from end to end, and that its runs are of colours."""
 
+from functools import cache
+
 import numpy as np
 from experiment import error_of, output_of
 
@@ -28,6 +30,22 @@ def test_tables_and_figures(tmp_path):
     assert output_of("colour-runs", *options, "--plot-only").count("figure:") == 2
 
 
+def test_controls_are_as_accurate_from_another_start_or_untrained():
+    sizes = dict(hidden=(16,), network_steps=60, learning_rate=3e-3, delay=0.4)
+    options, made = experiment.Options(**sizes), datasets.coloured_digits(datasets.load("digits"), 0.7)
+    trained = cache(lambda one: experiment.train(options, made, one, trained))
+    flat = made.test.x.reshape(len(made.test.x), -1)
+    accuracy, start = {}, {}
+    for rule in ("backprop", "ET", "stopped at ET", "another seed", "untrained"):
+        network = trained(experiment.Learned(rule, 4, 0))
+        accuracy[rule] = (inside.outputs(network, flat).argmax(1) == made.test.labels).mean()
+        start[rule] = np.asarray(network.model.layers[0].weight)
+    assert accuracy["untrained"] < accuracy["ET"] < accuracy["backprop"]
+    assert abs(accuracy["stopped at ET"] - accuracy["ET"]) < 0.03
+    far = {rule: np.abs(weights - start["untrained"]).mean() for rule, weights in start.items()}
+    assert far["stopped at ET"] < far["another seed"]
+
+
 def test_runs_are_of_colours_and_not_of_labels():
     made = datasets.coloured_digits(datasets.load("digits"), 0.6)
     x, settings = made.train.x.reshape(len(made.train.x), -1), Settings(2, 64, input_order=InputOrder(8))
@@ -47,3 +65,4 @@ def test_runs_are_of_colours_and_not_of_labels():
 def test_what_cannot_be_is_refused(capsys):
     assert "ascending from 0" in error_of(capsys, "colour-runs", "--counts", 2)
     assert "multiples of the 0.2 s" in error_of(capsys, "colour-runs", "--delay", "0.3")
+    assert "--rules must be of backprop, delay line" in error_of(capsys, "colour-runs", "--rules", "LSTM")

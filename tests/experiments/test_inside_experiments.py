@@ -69,7 +69,8 @@ def test_effects_of_directions():
     options = steering.Options(strengths=(1.0, 2.0))
     delta = np.zeros((4, 2, 3))
     delta[0, 1], delta[1, 1] = [0.4, -0.1, -0.3], [-0.3, 0.2, 0.1]
-    found = steering.effects("latents", np.tile([1.0, 2.0], (4, 1)), delta, delta / 10, options)
+    words = np.eye(3)
+    found = steering.effects("latents", np.tile([1.0, 2.0], (4, 1)), delta, delta / 10, words, options)
     value = {(row["metric"], row.get("strength")): row["value"] for row in found}
     assert value["steerable", 2.0] == 0.5
     assert value["above_random", 2.0] == 0.5
@@ -77,7 +78,16 @@ def test_effects_of_directions():
     assert value["concepts", 2.0] == 2
     assert value["reach", None] == 0.5
     assert value["others_rise", None] == pytest.approx((0.0 + 0.1) / 2)
+    assert value["disentanglement", None] == pytest.approx((0.2 / 0.4 + 0.2 / 0.6) / 2)
     assert ("others_rise_random", None) not in value
+    assert value["specificity", 2.0] == pytest.approx((0.26 / 0.4 + 0.14 / 0.2) / 2)
+    assert value["directional_random", 2.0] == pytest.approx(
+        np.mean([0.16 - 0.01 - 0.09, -0.09 + 0.04 + 0.01, 0, 0]) / 100
+    )
+    far = [np.linalg.norm(own - 3**-0.5) for own in delta[:, 1]]
+    assert value["polysemanticity", 2.0] == pytest.approx(np.mean(far))
+    plain = steering.effects("latents", np.tile([1.0, 2.0], (4, 1)), delta, delta / 10, None, options)
+    assert "polysemanticity" not in {row["metric"] for row in plain}
 
 
 def test_suppression(tmp_path):
@@ -87,6 +97,8 @@ def test_suppression(tmp_path):
     rows = pd.read_csv(tmp_path / "suppression" / "results.csv")
     test = rows[(rows["part"] == "test") & (rows["kind"] != "last layer")]
     assert len(test) == 2 * 4 * 3 * 4  # sites, kinds of set, numbers, metrics
+    off = rows[rows["metric"] == "switched_off"]
+    assert (off.groupby(["site", "kind"])["value"].nunique() == 8).all()  # as many as the largest number, in order
     still = test[test["suppressed"] == 0].groupby("metric")["value"]
     assert (still.nunique() == 1).all()  # nothing off is the network as it is, in every kind and layer
     assert still.first()["collateral"] == 0
