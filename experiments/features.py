@@ -291,9 +291,9 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
                 for pair in ("backprop", *pairs):
                     found, style = frontier_of(of_site[of_site["pair"] == pair]), STYLES[pair]
                     axes[1, column].plot(found["l0"], 100 * found["explained_variance"], **style | dict(markersize=2.5))
-                axes[1, column].set(xscale="log", xlabel="active latents (L0)")
+                axes[1, column].set_xlabel("active latents (L0)")
+                axes[1, column].set_xscale("log", base=2)
                 axes[1, column].xaxis.set_major_formatter("{x:g}")
-                axes[1, column].xaxis.set_minor_formatter("")
             lower = axes[1 + several :, column]
             for axis, (metric, (_, scale)) in zip(lower, OF_ONE.items(), strict=True):
                 draw_dots(axis, of_site, metric, pairs, scale)
@@ -308,7 +308,7 @@ def draw(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
             axes[1, 0].set_ylabel("explained (%)")
         for axis, (ylabel, _) in zip(axes[1 + several :, 0], OF_ONE.values(), strict=True):
             axis.set_ylabel(ylabel)
-            axis.set_ylim(-0.04 * axis.get_ylim()[1])
+            axis.set_ylim(-0.04 * axis.get_ylim()[1], 1.04 * axis.get_ylim()[1])
         seeds = captions.plural(rows["seed"].nunique(), "seed")
         note = f"{name}, credit {options.delay:g} s late, {options.latents} latents, {seeds}. First row: crosscoders "
         note += "of backprop's network and another; r: 0 is a latent of backprop's alone, 1 of the other's. Below: "

@@ -2,7 +2,8 @@
 
 The ViT learns classes from moved and mirrored images. The CLIP learns which caption, "a red seven, left", goes with
 which picture of a coloured digit; it is measured by the caption of all 120 that it takes for a test image's. A run that
-was interrupted goes on. Networks are written beside the table, to be read by `network`.
+was interrupted goes on. Networks are written beside the table, as `path_of` and `maker` say; the ViT takes images as
+`pretraining.standardised` makes them.
 """
 
 from collections.abc import Callable
