@@ -32,7 +32,7 @@ class Options(Files):
     """A small ViT, or a CLIP on captioned coloured digits, trained by backprop and kept."""
 
     preset: Literal["demo", "clip", "cifar10"] = "demo"
-    """demo: a ViT on digits, a minute; clip: on MNIST's digits, an hour; cifar10: a ViT, hours."""
+    """demo: a ViT on digits, a minute; clip: on MNIST's digits, twenty minutes; cifar10: a ViT, two hours."""
     data_dir: Path | None = None
     """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
     model: Literal["vit", "clip"] = "vit"
