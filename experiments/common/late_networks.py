@@ -92,18 +92,20 @@ def stopped(ahead: Callable, score: Callable, state, aim: float, most: int):
     Steps are doubled until the aim is reached, and halved between there and the state before; where scores go up and
     down, this is one of several places where they pass it. Where they never do, the nearer of the last two looked at.
     """
-    before, after, apart, steps = state, state, 0, 0
-    while score(after) < aim and steps < most:
+    before = after = (score(state), state)  # scored once each: of a CNN that takes as long as a hundred steps
+    apart = steps = 0
+    while after[0] < aim and steps < most:
         apart = min(max(1, 2 * apart), most - steps)
-        before, after, steps = after, ahead(after, apart), steps + apart
-    while apart > 1 and score(after) >= aim:
+        there = ahead(after[1], apart)
+        before, after, steps = after, (score(there), there), steps + apart
+    while apart > 1 and after[0] >= aim:
         half = apart // 2
-        middle = ahead(before, half)
-        if score(middle) < aim:
-            before, apart = middle, apart - half
+        there = ahead(before[1], half)
+        if (found := score(there)) < aim:
+            before, apart = (found, there), apart - half
         else:
-            after, apart = middle, half
-    return min(after, before, key=lambda one: abs(score(one) - aim))
+            after, apart = (found, there), half
+    return min(after, before, key=lambda one: abs(one[0] - aim))[1]
 
 
 def said(network: inside.Network, x, batch: int = 500) -> dict[str, np.ndarray]:

@@ -114,8 +114,10 @@ def test_a_run_is_stopped_where_its_score_comes_nearest(aim):
         made.append(steps)
         return state + steps
 
-    score = lambda state: 1 - 0.97**state  # noqa: E731
+    scored = []
+    score = lambda state: scored.append(state) or 1 - 0.97**state  # noqa: E731
     found = late_networks.stopped(ahead, score, 0, aim, 100)
+    assert len(scored) == len(set(scored)) == len(made) + 1
     every = [abs(score(state) - aim) for state in range(101)]
     assert found == int(np.argmin(every))
     assert len(made) <= 2 * 7
