@@ -326,6 +326,7 @@ def draw(rows: pd.DataFrame, options: Options, name: str, styles: dict) -> list[
         concepts = "captions" if parts else "classes"
         note += f" S: how far a direction moves the probabilities of the {concepts}; 0.10 is a published threshold."
         note += " Dotted in the second row: chance."
+        note += f" Third row: where at least {FEWEST} of the latents steer." if parts else ""
         note += " Hidden i: behind block i." if options.network in TRANSFORMERS else ""
         note += captions.seeds(rows, "Line: mean; dots: seeds.")
         return plots.save(figure, options.folder, "steering", note, axes[0, 0], columns=4)

@@ -27,6 +27,7 @@ def test_steer(capsys):
     assert len(reached)
     np.testing.assert_allclose(names["there"][reached, names["target"]], 0.2)
     assert names["score"].shape == (len(reached),)
+    assert (names["score"] <= 0.5 + 1e-6).all()  # probabilities sum to 1
     printed = capsys.readouterr().out
     assert "above chance" in printed
     assert "(5,)" in printed
