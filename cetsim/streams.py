@@ -5,12 +5,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cetsim.checks import once
+from cetsim.checks import is_traced, once
 from cetsim.credit import credit_matrix, remember
 from cetsim.delays import AbstractDelay
 from cetsim.events import Events
 from cetsim.steps import wider
 from cetsim.traces import AbstractTrace
+
+BLOCKS, FEWEST = 8, 32  # parts of a segment in which signals meet writes, at most, and writes of each, at least
 
 
 class StreamState(eqx.Module):
@@ -115,7 +117,9 @@ def carry(
         jnp.concatenate([old, new.astype(old.dtype)])
         for old, new in ((state.x, x), (state.gain, gain), (state.signal, signal))
     )
-    credit = gains * unpool(remember(matrix, signals))
+    reach = _reach(trace, wider(matrix.dtype, signals.dtype)) if regular else None
+    met = remember(matrix, signals) if reach is None else _near(matrix, signals, -arrivals[0] - window, reach)
+    credit = gains * unpool(met)
     last = lambda values, size: jax.lax.dynamic_slice_in_dim(  # noqa: E731
         values, rows if length is None else length, size
     )
@@ -125,3 +129,28 @@ def carry(
     kept = last(xs, window), last(gains, window), last(signals, pending)
     new_state = StreamState(*kept, state.runs, *times, state.axes)
     return credit[:window], credit[window:], new_state
+
+
+def _reach(trace: AbstractTrace, dtype) -> int | None:
+    """Lags beyond which what is left of a kernel is nothing in `dtype`; None where it is not known before tracing."""
+    if any(map(is_traced, jax.tree.leaves(trace))):
+        return None
+    return trace.window(max(float(jnp.finfo(dtype).eps), 1e-14))
+
+
+def _near(matrix, signals, first, reach: int):
+    """`credit.remember`, where write s meets the signals `first` + s to `first` + s + `reach` alone.
+
+    Writes go in blocks, each with the signals that one of them meets: a product with all others is one with zeros.
+    """
+    count, writes = matrix.shape[:2]
+    size = max(FEWEST, -(-writes // BLOCKS))
+    width = size + reach
+    if 4 * width > 3 * count:  # little would be left out
+        return remember(matrix, signals)
+    credit = []
+    for start in range(0, writes, size):
+        at = jnp.clip(first + start, 0, count - width)
+        near = (jax.lax.dynamic_slice_in_dim(rows, at, width) for rows in (matrix[:, start : start + size], signals))
+        credit.append(remember(*near))
+    return jnp.concatenate(credit)

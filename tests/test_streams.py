@@ -30,7 +30,7 @@ from networks import (
 )
 
 import cetsim
-from cetsim import CascadingTrace, DelayLine, FixedDelay
+from cetsim import CascadingTrace, DelayLine, FixedDelay, streams
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +96,40 @@ def test_one_segment_from_nothing_is_the_reset_mode(trace):
     streamed, _ = in_segments(carry(model, trace), x, target, [])
     reset, _ = gradients(model, x, target, lambda m: cetsim.attach(m, trace, LATE))
     assert_same(jax.tree.leaves(streamed), jax.tree.leaves(reset), 1e-12)
+
+
+LONG = segment(steps=360)
+
+
+@pytest.mark.parametrize(("trace", "delay"), [(TRACE, 0.0), (DelayLine(0.6, DT), 3.0)], ids=["cascade", "delay line"])
+def test_a_long_segment_meets_only_the_signals_near_each_write(trace, delay, monkeypatch):
+    """Products are of blocks, and the update is that of the loops over the whole stream."""
+    (x, target), cuts, met, whole = LONG, [30, 50], [], streams.remember
+
+    def noted(matrix, signal):
+        met.append(matrix.shape[0])
+        return whole(matrix, signal)
+
+    monkeypatch.setattr(streams, "remember", noted)
+    late, model = FixedDelay(delay, DT), mlp()
+    summed, _ = in_segments(carry(model, trace, late, window=60), x, target, cuts)
+    assert max(met) < 200 < len(x) - cuts[-1]
+    expected, _ = simulate(mlp_oracle(model), x, target, trace, delay_steps=int(late.steps))
+    assert_same(affine_gradients(summed), expected)
+
+
+def test_a_long_segment_with_a_traced_delay():
+    """Which signals are near is known only while the program runs."""
+    (x, target), model = LONG, mlp()
+
+    @jit
+    def gradient(seconds, state):
+        late = FixedDelay(seconds, DT, max_delay=9.0)
+        return cetsim.streaming_value_and_grad(half_square)(carry(model, TRACE, late), state, x, target)[1]
+
+    state = cetsim.streaming_init(carry(model, TRACE, FixedDelay(3.0, DT, max_delay=9.0)), x[0])
+    expected, _ = simulate(mlp_oracle(model), x, target, TRACE, delay_steps=15)
+    assert_same(affine_gradients(cetsim.detach(gradient(jnp.asarray(3.0), state))), expected)
 
 
 def test_learning_at_every_step_is_a_literal_online_simulation():
