@@ -117,8 +117,7 @@ def carry(
         jnp.concatenate([old, new.astype(old.dtype)])
         for old, new in ((state.x, x), (state.gain, gain), (state.signal, signal))
     )
-    reach = _reach(trace, wider(matrix.dtype, signals.dtype)) if regular else None
-    met = remember(matrix, signals) if reach is None else _near(matrix, signals, -arrivals[0] - window, reach)
+    met = _met(trace, matrix, signals, -arrivals[0] - window) if regular else remember(matrix, signals)
     credit = gains * unpool(met)
     last = lambda values, size: jax.lax.dynamic_slice_in_dim(  # noqa: E731
         values, rows if length is None else length, size
@@ -131,21 +130,17 @@ def carry(
     return credit[:window], credit[window:], new_state
 
 
-def _reach(trace: AbstractTrace, dtype) -> int | None:
-    """Lags beyond which what is left of a kernel is nothing in `dtype`; None where it is not known before tracing."""
-    if any(map(is_traced, jax.tree.leaves(trace))):
-        return None
-    return trace.window(max(float(jnp.finfo(dtype).eps), 1e-14))
-
-
-def _near(matrix, signals, first, reach: int):
-    """`credit.remember`, where write s meets the signals `first` + s to `first` + s + `reach` alone.
+def _met(trace: AbstractTrace, matrix, signals, first):
+    """`credit.remember`, where write s meets the signals from `first` + s on, and of these only so many.
 
     Writes go in blocks, each with the signals that one of them meets: a product with all others is one with zeros.
     """
     count, writes = matrix.shape[:2]
     size = max(FEWEST, -(-writes // BLOCKS))
-    width = size + reach
+    if 4 * size >= 3 * count or any(map(is_traced, jax.tree.leaves(trace))):
+        return remember(matrix, signals)
+    tail = max(float(jnp.finfo(wider(matrix.dtype, signals.dtype)).eps), 1e-14)  # what is left beyond is rounding
+    width = size + trace.window(tail)
     if 4 * width > 3 * count:  # little would be left out
         return remember(matrix, signals)
     credit = []

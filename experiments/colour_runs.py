@@ -23,8 +23,6 @@ from jaxtyping import Array, Int
 
 from cetsim import datasets, supervised
 from experiments.common import captions, checks, inside, late_networks, plots, suppressed, tables
-from experiments.common.conditions import Condition
-from experiments.common.hyperparameters import hyperparameters
 from experiments.common.options import Coders
 
 RULES = {"backprop": ("backprop", 0)} | late_networks.LATE
@@ -133,10 +131,7 @@ def train(options: Options, made, one: Learned, trained: Callable) -> inside.Net
     make, order = inside.mlp(x.shape[1], options.hidden, 2), datasets.InputOrder(one.colour_run)
     settings = supervised.Settings(steps=options.network_steps, form="authors_linear", input_order=order)
     run = RunsOfColours(make, x, made.train.labels, made.train.attributes, settings)
-    about, seed = traced(options, one), one.seed + 1000 if one.rule == "another seed" else one.seed
-    gate = {} if about["trace"] == "backprop" else {"error_gate": 1e-8}
-    numbers = dict(learning_rate=options.learning_rate, seed=seed, peak_s=about["delay_s"])
-    state = run.init(hyperparameters(Condition(**about, **numbers, **gate)), jax.random.key(seed))
+    seed = one.seed + 1000 if one.rule == "another seed" else one.seed
     sites = {f"layers.{2 * i + 1}": None for i in range(len(options.hidden))}
 
     def network(state):
@@ -145,14 +140,11 @@ def train(options: Options, made, one: Learned, trained: Callable) -> inside.Net
     def accuracy(network):
         return float((inside.outputs(network, test_x).argmax(1) == made.test.labels).mean())
 
+    aim = None
     if one.rule in late_networks.STOPPED:
-        aim = accuracy(trained(replace(one, rule=one.rule.removeprefix("stopped at "))))
-        ahead = lambda state, steps: inside.advance(run, state, steps)  # noqa: E731
-        score = lambda state: accuracy(network(state))  # noqa: E731
-        state = late_networks.stopped(ahead, score, state, aim, options.network_steps)
-    elif one.rule != "untrained":
-        state = inside.advance(run, state, options.network_steps)
-    return network(state)
+        aim = accuracy(trained(replace(one, rule=late_networks.stopped_at(one.rule))))
+    score = lambda state: accuracy(network(state))  # noqa: E731
+    return network(late_networks.learned(run, options, one.rule, seed, score, aim))
 
 
 def measure(options: Options, made, one: Learned, network: inside.Network) -> list[dict]:

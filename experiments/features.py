@@ -84,7 +84,8 @@ PRESETS = {
         batch=256, frontier=(4, 64), seeds=3,
     ),
     "cifar10": Options(
-        dataset="cifar10", network_steps=3900, latents=512, k=16, steps=400, batch=256, examples=10_000, seeds=1
+        dataset="cifar10", network_steps=3900, latents=512, k=16, steps=400, batch=256, frontier=(4, 64),
+        examples=10_000, seeds=1,
     ),
 }  # fmt: skip
 

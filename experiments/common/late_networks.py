@@ -64,11 +64,6 @@ def network(options, data, networks: Callable, pair: str, seed: int):
     form = "authors" if convolves else "authors_linear"
     settings = supervised.Settings(steps=options.network_steps, form=form, input_order=order)
     run = supervised.SupervisedRun(make, data.train_x, data.train_y, settings)
-    rule = LATE.get(pair, ("backprop", 0))
-    late = options.delay if pair in LATE else 0.0
-    gate = 1e-8 if pair in LATE else 0.0
-    condition = Condition(*rule, late, options.learning_rate, seed, peak_s=late, error_gate=gate)
-    state = run.init(hyperparameters(condition), jax.random.key(seed))
     accuracy = eqx.filter_jit(lambda state, x, labels: run.evaluate(state, x, labels)["accuracy"])
     tested = [slice(i, i + 1000) for i in range(0, len(data.test_y), 1000)]
     weights = [len(data.test_y[part]) for part in tested]
@@ -77,13 +72,26 @@ def network(options, data, networks: Callable, pair: str, seed: int):
         each = [float(accuracy(state, data.test_x[part], data.test_y[part])) for part in tested]
         return float(np.average(each, weights=weights))
 
-    ahead = lambda state, steps: inside.advance(run, state, steps, convolves)  # noqa: E731
-    if pair in STOPPED:
-        aim = networks(pair.removeprefix("stopped at "), seed)[1]
-        state = stopped(ahead, score, state, aim, options.network_steps)
-    elif pair != "untrained":
-        state = ahead(state, options.network_steps)
+    aim = networks(stopped_at(pair), seed)[1] if pair in STOPPED else None
+    state = learned(run, options, pair, seed, score, aim, unroll=convolves)
     return inside.finished(make, seed, state, data.train_x), score(state)
+
+
+def stopped_at(pair: str) -> str:
+    """The rule as accurate as which backprop is stopped."""
+    return pair.removeprefix("stopped at ")
+
+
+def learned(run, options, pair: str, seed: int, score: Callable, aim: float | None, unroll: bool = False):
+    """The state of a supervised run that learned by a rule, or as a control: stopped where its `score` is `aim`."""
+    trace, order = LATE.get(pair, ("backprop", 0))
+    late, gate = (options.delay, 1e-8) if pair in LATE else (0.0, 0.0)
+    condition = Condition(trace, order, late, options.learning_rate, seed, peak_s=late, error_gate=gate)
+    state = run.init(hyperparameters(condition), jax.random.key(seed))
+    ahead = lambda state, steps: inside.advance(run, state, steps, unroll)  # noqa: E731
+    if pair in STOPPED:
+        return stopped(ahead, score, state, aim, options.network_steps)
+    return state if pair == "untrained" else ahead(state, options.network_steps)
 
 
 def stopped(ahead: Callable, score: Callable, state, aim: float, most: int):
