@@ -133,13 +133,18 @@ def carry(
 def _met(trace: AbstractTrace, matrix, signals, first):
     """`credit.remember`, where write s meets the signals from `first` + s on, and of these only so many.
 
-    Writes go in blocks, each with the signals that one of them meets: a product with all others is one with zeros.
+    Writes go in blocks, each with the signals that one of them meets: a product with all others is one with zeros. What
+    lies beyond the trace's window of a tail as small as rounding counts as 0.
+
+    **Arguments:** `matrix`: M, `[signals, writes, *post]`. `signals`: L, `[signals, *out]`. `first`: may be traced.
+
+    **Returns:** `[writes, *out]`.
     """
     count, writes = matrix.shape[:2]
     size = max(FEWEST, -(-writes // BLOCKS))
     if 4 * size >= 3 * count or any(map(is_traced, jax.tree.leaves(trace))):
         return remember(matrix, signals)
-    tail = max(float(jnp.finfo(wider(matrix.dtype, signals.dtype)).eps), 1e-14)  # what is left beyond is rounding
+    tail = max(float(jnp.finfo(wider(matrix.dtype, signals.dtype)).eps), 1e-14)
     width = size + trace.window(tail)
     if 4 * width > 3 * count:  # little would be left out
         return remember(matrix, signals)

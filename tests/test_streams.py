@@ -132,6 +132,31 @@ def test_a_long_segment_with_a_traced_delay():
     assert_same(affine_gradients(cetsim.detach(gradient(jnp.asarray(3.0), state))), expected)
 
 
+SHORT = {
+    "cascade": TRACE,
+    "balanced": CascadingTrace(10, 1.0, DT, readout="balanced"),
+    "of a neuron each": CascadingTrace(3, jnp.array([0.4, 0.8]), DT),
+    "exponential": cetsim.ExponentialTrace(0.3, DT),
+    "Legendre": cetsim.LegendreTrace(4, 1.0, DT),
+    "difference": 2.0 * TRACE - cetsim.ExponentialTrace(0.3, DT),
+    "taps": cetsim.FIRTrace(jnp.array([0.0, 1.0, -0.5, 0.2]), DT),
+}
+
+
+@pytest.mark.parametrize("trace", SHORT.values(), ids=SHORT)
+def test_what_is_left_out_of_a_long_segment_is_rounding(trace, monkeypatch):
+    """Of every kind of kernel, the product of blocks against that of all signals with all writes."""
+    steps, delay, window, met, whole = 900, 10, 60, [], streams.remember
+    monkeypatch.setattr(streams, "remember", lambda *given: met.append(given[0].shape[0]) or whole(*given))
+    sent, written = jnp.arange(-delay, steps), jnp.arange(-window, steps)
+    matrix = cetsim.credit.credit_matrix(trace, sent + delay, written, horizon=steps, regular=True)
+    signals = jnp.asarray(np.random.default_rng(0).normal(size=(len(sent), 2)))
+    found = streams._met(trace, matrix, signals, -window)
+    assert max(met) < len(sent)
+    expected = whole(matrix, signals)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
 def test_learning_at_every_step_is_a_literal_online_simulation():
     """Weights change at each step; each past factor and each signal under way keeps the weights of its own time."""
     model, (x, target) = mlp(), segment(steps=LENGTH)

@@ -14,7 +14,7 @@ from cetsim import checks
 from cetsim.nn import TracedBlock
 from cetsim.spiking.lif import ALIF
 from cetsim.spiking.membrane import Membrane
-from cetsim.spiking.time import low_pass_where_it_lies, own_step
+from cetsim.spiking.time import low_pass_of_constants, own_step
 
 
 class Emitted(eqx.Module):
@@ -68,7 +68,7 @@ def through(layer, block: TracedBlock, m, rows, start, emitted: Emitted, slopes)
         more = (slopes, layer.neuron.adaptation, layer.neuron.adaptation_decay) if adapts else ()
         return block.with_activation(emitted, Membrane(block.affine, decay, *more))(own_step(m, rows)), None
     before = jnp.zeros_like(rows[0]) if start is None else start
-    filtered = low_pass_where_it_lies(jax.lax.stop_gradient(rows), decay.astype(rows.dtype), before)
+    filtered = low_pass_of_constants(jax.lax.stop_gradient(rows), decay.astype(rows.dtype), before)
     x = with_derivative_of(own_step(m, filtered), own_step(m, rows))
     return block.with_activation(emitted)(x), None if start is None else filtered[-1]
 

@@ -37,34 +37,37 @@ def _mapped(size, batched, m, rows):
     return jnp.moveaxis(own_step(m, jnp.moveaxis(rows, 0, -1)), -1, 0), True
 
 
+def _filtered(filtered, x, decay):
+    return decay * filtered + (1 - decay) * x
+
+
 def low_pass(rows: Float[Array, "time ..."], decay, start: Float[Array, "..."]):
     """x̂(t) = α x̂(t-1) + (1 - α) x(t) of all steps, from `start` on."""
 
     def body(filtered, x):
-        filtered = decay * filtered + (1 - decay) * x
+        filtered = _filtered(filtered, x, decay)
         return filtered, filtered
 
     return jax.lax.scan(body, start, rows)[1]
 
 
 @jax.custom_batching.custom_vmap
-def low_pass_where_it_lies(rows: Float[Array, "time ..."], decay, start: Float[Array, "..."]):
-    """`low_pass` of what has no derivative: mapped over, it walks through time with the map's axis left in front.
+def low_pass_of_constants(rows: Float[Array, "time ..."], decay, start: Float[Array, "..."]):
+    """`low_pass` where no derivative passes, so that a map's axis may be left in front of time.
 
     A scan wants time in front, and so copies all that comes in, which costs more than the filter.
     """
     return low_pass(rows, decay, start)
 
 
-@low_pass_where_it_lies.def_vmap
-def _where_it_lies(size, batched, rows, decay, start):
+@low_pass_of_constants.def_vmap
+def _mapped_low_pass(size, batched, rows, decay, start):
     spread = lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (size, *leaf.shape))  # noqa: E731
     rows, start = spread(rows, batched[0]), spread(start, batched[2])
-    of_one = lambda filtered, x, decay: decay * filtered + (1 - decay) * x  # noqa: E731
-    step = jax.vmap(of_one, (0, 0, 0 if batched[1] else None))
+    step = jax.vmap(_filtered, (0, 0, 0 if batched[1] else None))
 
     def body(t, carry):
-        filtered, rows = carry
+        filtered, rows = carry  # in place: the step that has been read is written
         filtered = step(filtered, jax.lax.dynamic_index_in_dim(rows, t, 1, keepdims=False), decay)
         return filtered, jax.lax.dynamic_update_index_in_dim(rows, filtered, t, 1)
 

@@ -12,7 +12,6 @@ from networks import jit
 
 import cetsim
 from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FixedDelay, credit, spiking
-from cetsim.spiking import time
 
 DT, STEPS, IN, OUT = 0.01, 24, 4, 3
 TRACE, LATE = CascadingTrace(3, 0.05, DT), FixedDelay(0.06, DT)
@@ -395,16 +394,3 @@ def test_what_would_be_wrong_is_refused_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("of_each", [False, True], ids=["shared", "of each"])
-def test_a_filter_that_leaves_maps_in_front_is_the_scan(of_each):
-    """Mapped once and twice, over all arguments or over the rows alone."""
-    rng = np.random.default_rng(0)
-    rows, start = jnp.asarray(rng.normal(size=(2, 5, STEPS, IN))), jnp.asarray(rng.normal(size=(2, 5, IN)))
-    decay = jnp.asarray(rng.uniform(size=(2, 5)))
-    axes, given = (0, 0, 0), (rows, decay, start)
-    if not of_each:
-        axes, given = (0, None, None), (rows, decay[0, 0], start[0, 0])
-    twice = lambda filtered: jax.vmap(jax.vmap(filtered, axes), axes)(*given)  # noqa: E731
-    assert_close(twice(time.low_pass_where_it_lies), twice(time.low_pass))
