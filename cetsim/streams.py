@@ -1,5 +1,7 @@
 """What a layer carries from one segment of time to the next: past activity, and signals still under way."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -117,8 +119,10 @@ def carry(
         jnp.concatenate([old, new.astype(old.dtype)])
         for old, new in ((state.x, x), (state.gain, gain), (state.signal, signal))
     )
-    met = _met(trace, matrix, signals, -arrivals[0] - window) if regular else remember(matrix, signals)
-    credit = gains * unpool(met)
+    first = -arrivals[0] - window if regular else None
+    past = _earned(trace, matrix[:, :window], signals, state.gain, unpool, first)
+    first = first + window if regular else None
+    present = _earned(trace, matrix[:, window:], signals, gain.astype(gains.dtype), unpool, first)
     last = lambda values, size: jax.lax.dynamic_slice_in_dim(  # noqa: E731
         values, rows if length is None else length, size
     )
@@ -127,30 +131,37 @@ def carry(
         times = ((written[rows:] - steps).astype(state.written.dtype), (sent[rows:] - steps).astype(state.sent.dtype))
     kept = last(xs, window), last(gains, window), last(signals, pending)
     new_state = StreamState(*kept, state.runs, *times, state.axes)
-    return credit[:window], credit[window:], new_state
+    return past, present, new_state
 
 
-def _met(trace: AbstractTrace, matrix, signals, first):
-    """`credit.remember`, where write s meets the signals from `first` + s on, and of these only so many.
+def _earned(trace: AbstractTrace, matrix, signals, gain, unpool, first):
+    """gain ∘ λ, where write s meets the signals from `first` + s on, and of these only so many.
 
     Writes go in blocks, each with the signals that one of them meets: a product with all others is one with zeros. What
     lies beyond the trace's window of a tail as small as rounding counts as 0.
 
-    **Arguments:** `matrix`: M, `[signals, writes, *post]`. `signals`: L, `[signals, *out]`. `first`: may be traced.
+    **Arguments:** `matrix`: M, `[signals, writes, *post]`. `signals`: L, `[signals, *out]`. `first`: may be traced;
+    None where signals are in no order.
 
     **Returns:** `[writes, *out]`.
     """
+    earned = lambda matrix, signals, gain: gain * unpool(remember(matrix, signals))  # noqa: E731
     count, writes = matrix.shape[:2]
-    size = max(FEWEST, -(-writes // BLOCKS))
-    if 4 * size >= 3 * count or any(map(is_traced, jax.tree.leaves(trace))):
-        return remember(matrix, signals)
-    tail = max(float(jnp.finfo(wider(matrix.dtype, signals.dtype)).eps), 1e-14)
-    width = size + trace.window(tail)
+    size, dtype = max(FEWEST, -(-writes // BLOCKS)), wider(matrix.dtype, signals.dtype)
+    if first is None or writes <= size or any(map(is_traced, jax.tree.leaves(trace))):
+        return earned(matrix, signals, gain)
+    width = size + trace.window(max(float(jnp.finfo(dtype).eps), 1e-14))
     if 4 * width > 3 * count:  # little would be left out
-        return remember(matrix, signals)
-    credit = []
-    for start in range(0, writes, size):
+        return earned(matrix, signals, gain)
+    zero = jnp.where(False, jnp.ravel(signals)[0], 0).astype(matrix.dtype)
+
+    def block(i, credit):
+        start = jnp.minimum(i * size, writes - size)
         at = jnp.clip(first + start, 0, count - width)
-        near = (jax.lax.dynamic_slice_in_dim(rows, at, width) for rows in (matrix[:, start : start + size], signals))
-        credit.append(remember(*near))
-    return jnp.concatenate(credit)
+        of_block = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
+        near, met = (jax.lax.dynamic_slice_in_dim(rows, at, width) for rows in (matrix, signals))
+        # A block of M for each stream of a batch: else XLA transposes all their signals, for one large product.
+        own = earned(of_block(near, axis=1) + zero, met, of_block(gain))
+        return jax.lax.dynamic_update_slice_in_dim(credit, own, start, 0)
+
+    return jax.lax.fori_loop(0, -(-writes // size), block, jnp.zeros(gain.shape, jnp.result_type(gain, dtype)))

@@ -151,9 +151,10 @@ def test_what_is_left_out_of_a_long_segment_is_rounding(trace, monkeypatch):
     sent, written = jnp.arange(-delay, steps), jnp.arange(-window, steps)
     matrix = cetsim.credit.credit_matrix(trace, sent + delay, written, horizon=steps, regular=True)
     signals = jnp.asarray(np.random.default_rng(0).normal(size=(len(sent), 2)))
-    found = streams._met(trace, matrix, signals, -window)
+    gain = jnp.asarray(np.random.default_rng(1).normal(size=(len(written), 2)))
+    found = streams._earned(trace, matrix, signals, gain, lambda rows: rows, -window)
     assert max(met) < len(sent)
-    expected = whole(matrix, signals)
+    expected = gain * whole(matrix, signals)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
