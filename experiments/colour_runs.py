@@ -26,7 +26,7 @@ from experiments.common import captions, checks, inside, late_networks, plots, s
 from experiments.common.options import Coders
 
 RULES = {"backprop": ("backprop", 0)} | late_networks.LATE
-CONTROLS = ("stopped at CET(10)", "stopped at ET", "another seed", "untrained")
+CONTROLS = (*late_networks.STOPPED, "another seed", "untrained")
 COLUMNS = {"experiment": "colour-runs"}
 
 
@@ -47,7 +47,8 @@ class Options(Coders):
     delay: Annotated[float, checks.delays] = 2.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s; traces are set to it."""
     rules: Annotated[tuple[str, ...], checks.WORDS] = ("backprop", "CET(10)", "ET")
-    """What networks learn by, and controls: stopped at CET(10), stopped at ET, another seed, untrained."""
+    """What networks learn by, and controls: stopped at the accuracy of balanced(10), CET(10) or ET, another seed,
+    untrained."""
     run_lengths: Annotated[tuple[int, ...], checks.COUNT] = (1, 16)
     """Images of one colour in a row; 1 shuffles all images."""
     latents: Annotated[int, checks.COUNT] = 128
