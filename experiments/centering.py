@@ -5,6 +5,7 @@ that a synapse could know, there is nothing to add up (`cetsim.nn.centered` has 
 centred and biases do not follow, learning breaks under Adam, also that of backprop.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ class Options(Orders, Gate, Vision):
 
     preset: Literal["demo", "quick", "cifar10"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in minutes; cifar10: ten epochs at 2 s, one seed, in hours."""
-    ways: tuple[Literal["weights", "bias", "running"], ...] = ("weights", "bias", "running")
+    ways: Annotated[tuple[Literal["weights", "bias", "running"], ...], checks.OPTIONAL] = ("weights", "bias", "running")
     """What is taken off beside the plain way: weights: the mean of the segment, in the update of weights alone; bias:
     the same, and biases follow; running: the mean of activity so far (decay 0.99 an update), and biases follow."""
     delay: Annotated[float, checks.delays] = 10.0
@@ -57,11 +58,12 @@ PRESETS = {
 
 
 def conditions(options: Options) -> list[list[Condition]]:
-    """Every trace and backprop, each the plain way and centred."""
+    """Every trace and backprop, each the plain way and centred in the ways asked for."""
     more = dict(error_gate=options.error_gate)
     found = [set_to_delay(options, "backprop", 0, 0.0)]
     found += [set_to_delay(options, *trace, options.delay, **more) for trace in options.delayed_traces]
-    return [[replace(one, centering=how)] for one in found for how in HOW]
+    ways = [how for how in HOW if not how or how in options.ways]
+    return [[replace(one, centering=how)] for one in found for how in ways]
 
 
 class CentredWeights(SupervisedRun):
@@ -110,22 +112,38 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
 
 
 def draw(ends: pd.DataFrame, ways: dict[str, str], folder: Path) -> list[Path]:
-    """Accuracy of every trace in each way, a dot a seed."""
+    """Accuracy of every trace in each way that it was trained in, a dot a seed."""
     keys, width = tables.traces(ends)[::-1], 0.8 / len(ways)
     with plots.figure(width=plots.PAGE_WIDTH, height=3.0) as (figure, axes):
         axis = axes[0, 0]
         for place, (how, words) in enumerate(ways.items()):
+            of_way, named = ends[ends["centering"] == how], words
             for at, key in enumerate(keys):
-                values = 100 * tables.of_trace(ends[ends["centering"] == how], key)["value"]
+                values = 100 * tables.of_trace(of_way, key)["value"]
+                if values.empty:
+                    continue
                 beside, style = at + width * (place - (len(ways) - 1) / 2), dict(color=_COLOURS[how])
                 axis.plot([beside] * len(values), values, ".", markersize=3, **style)
-                axis.bar(beside, values.mean(), 0.9 * width, alpha=0.6, label=None if at else words, **style)
+                axis.bar(beside, values.mean(), 0.9 * width, alpha=0.6, label=named, **style)
+                named = None
         axis.set_xticks(range(len(keys)), [tables.label(*key) for key in keys])
         axis.set(ylabel="test accuracy (%)", ylim=(0, 100))
         late = ends.loc[ends["trace"] != "backprop", "delay_s"].max()
-        note = f"{captions.settings(ends)}; signals {late:g} s late. "
-        note += "Weights centred: they learn from activity less its mean over a segment; "
-        note += "bias follows: and biases make up for what that does to the output."
-        note += " Running mean: the same with a mean of the past." * ("running" in ways)
+        note = f"{captions.settings(ends)}; signals {late:g} s late.{explained(ways)}"
         note += captions.seeds(ends, "Bar: mean; dots: seeds.")
         return plots.save(figure, folder, "centering", note + captions.left_out(ends), axis)
+
+
+def explained(ways: Collection[str]) -> str:
+    """What ways take off, as sentences; empty of the plain one."""
+    segment, follow = "activity less its mean over a segment", "biases make up for what that does to the output."
+    text = f" Weights centred: they learn from {segment}" if "weights" in ways else ""
+    if "bias" in ways:
+        text += "; bias follows: " if text else f" Bias follows: weights learn from {segment}, "
+        text += f"and {follow}"
+    elif text:
+        text += "."
+    if "running" in ways:
+        same = "the same with a mean of the past."
+        text += f" Running mean: {same if 'bias' in ways else f'weights learn from activity less its past mean, and {follow}'}"
+    return text

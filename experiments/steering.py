@@ -279,7 +279,27 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
         body.append((f"{site}, {kind}", cells))
     head = ["", "reach it, %", "random, %", "others rise", "random", "disentangled", "random"]
     print(tables.text(f"{name}: where a direction's own class gains {EQUAL_CHANGE:g}", head, body))
-    return draw(rows, options, name, styles)
+    drawn = draw(rows, options, name, styles)
+    return drawn + draw_sparsity(rows, options, name) if "l0_cls" in set(rows["metric"]) else drawn
+
+
+def draw_sparsity(rows: pd.DataFrame, options: Options, name: str) -> list[Path]:
+    """How many latents are active at a token of each kind, behind each block."""
+    kinds = {"cls": ("class token", _STYLES[CLASS]), "patches": ("patches", _STYLES[PATCHES])}
+    with plots.figure() as (figure, axes):
+        for kind, (label, style) in kinds.items():
+            own = rows[rows["metric"] == f"l0_{kind}"]
+            blocks = own["site"].str.split().str[1].astype(int)
+            means = own.groupby(blocks)["value"].mean()
+            axes[0, 0].plot(means.index, means, **style, label=label)
+            axes[0, 0].plot(blocks, own["value"], ".", color=style["color"], markersize=2.5, alpha=0.6)
+        axes[0, 0].axhline(options.k, color="#AAAAAA", linewidth=1, linestyle=":", zorder=1)
+        axes[0, 0].set_xticks(means.index)
+        axes[0, 0].set(xlabel="block", ylabel="active latents (L0)", ylim=(0, None))
+        note = f"{name}, coders of {options.latents} latents behind each block, {options.k} active on average over all"
+        note += f" tokens (dotted), {captions.plural(rows['seed'].nunique(), 'seed')}."
+        note += captions.seeds(rows, "Line: mean; dots: seeds.")
+        return plots.save(figure, options.folder, "sparsity", note, axes[0, 0], columns=2)
 
 
 def draw(rows: pd.DataFrame, options: Options, name: str, styles: dict) -> list[Path]:

@@ -15,13 +15,17 @@ from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import make_trace
 from experiments.common.options import MNIST, Delays, Gate, Orders, Vision
 
-FAMILIES = ("ET", "double exponential", "CET")  # and balanced cascades, where options or rows have them
+FAMILIES = ("ET", "double exponential", "CET")
+ASKED_FOR = ("balanced", "CET - ET")  # families besides, where options or rows have them
 REFERENCES = ("delay line", "backprop")  # nothing in them to tune but the learning rate
-ORDERS = {"ET": 1, "double exponential": 2, "CET": 10, "balanced": 10, "delay line": 0, "backprop": 0}  # untuned
+ORDERS = {  # untuned
+    "ET": 1, "double exponential": 2, "CET": 10, "balanced": 10, "CET - ET": 10, "delay line": 0, "backprop": 0,
+}  # fmt: skip
 UNTUNED_RISE = 0.5
 NAMES = {"double exponential": "two exponentials"}
 _CONSTANTS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 16.0)
 KERNEL_SPAN = 2.5  # kernels are drawn up to this many delays
+LEAST = 1e-3  # weight at the delay, of a kernel's largest, that the others can be drawn relative to
 _MEMBER = ("trace", "order", "delay_s", "peak_s", "rise_s", "ratio")  # what tells a trace at a delay from others
 _COLOURS = {trace: style["color"] for (trace, _), style in plots.styles(ORDERS.items()).items()}
 
@@ -43,7 +47,8 @@ class Options(Delays, Orders, Gate, Vision):
     orders: tuple[int, ...] = (2, 4, 6, 8, 10, 20)
     """Orders of the cascading traces, 2 to 64."""
     peaks: Annotated[tuple[float, ...], checks.peaks] = (0.85, 1.0)
-    """Where CET and two exponentials peak, in delays; one that blurs much is at its best with an early peak."""
+    """Where cascades and two exponentials peak, in delays; one that blurs much is at its best with an early peak. That
+    of CET less ET is of the cascade, and the time constant of ET."""
     rises: Annotated[tuple[float, ...], checks.Rule("above 0 and at most 0.99", lambda v: 0 < v <= 0.99)] = (0.5, 0.9)
     """Time constant τ2 of the exponential that is taken away, in those of the other, τ1; near 1 it tends to CET(2)."""
     depressions: Annotated[tuple[float, ...], checks.Rule("0 to 0.95", lambda v: 0 <= v <= 0.95)] = (0.0, 0.5, 0.8)
@@ -56,6 +61,7 @@ class Options(Delays, Orders, Gate, Vision):
         for name, counts, more in (
             ("orders", (len(self.orders), peaks), "--peaks"),
             ("balanced", (len(self.balanced) or budget / peaks, peaks), "--peaks"),
+            ("contrasts", (len(self.contrasts) or budget / peaks, peaks), "--peaks"),
             ("rises", (len(self.rises), len(self.depressions), peaks), "--depressions and --peaks"),
         ):
             same = f"as many with {more} as the {budget} of --time-constants: every family has the same budget"
@@ -70,7 +76,8 @@ PRESETS = {
 
 def families(traces) -> tuple[str, ...]:
     """The families compared, of which `traces` are some."""
-    return (*FAMILIES, "balanced") if "balanced" in set(traces) else FAMILIES
+    found = set(traces)
+    return (*FAMILIES, *(family for family in ASKED_FOR if family in found))
 
 
 def candidates(options: Options, family: str, delay: float) -> list[Condition]:
@@ -78,7 +85,7 @@ def candidates(options: Options, family: str, delay: float) -> list[Condition]:
     if family == "double exponential":
         shapes = [(rise, depression) for rise in options.rises for depression in options.depressions]
         return [two_exponentials(options, delay, share, *shape) for shape in shapes for share in options.peaks]
-    orders = {"ET": (1,), "CET": options.orders, "balanced": options.balanced}[family]
+    orders = {"ET": (1,), "CET": options.orders, "balanced": options.balanced, "CET - ET": options.contrasts}[family]
     peaks = [round(s * delay, 9) for s in (options.time_constants if family == "ET" else options.peaks)]
     return [set_to_delay(options, family, order, delay, peak_s=peak) for order in orders for peak in peaks]
 
@@ -144,6 +151,7 @@ def describe(member: pd.Series) -> tuple[str, str]:
     """A trace and its parameters, in words."""
     trace, peak, rise = member["trace"], f"{member['peak_s']:.3g}", f"{member['rise_s']:.3g}"
     words = {"ET": f"τ {peak} s", "double exponential": f"τ {peak}, {rise} s, ρ {member['ratio']:.3g}"}
+    words["CET - ET"] = f"peak and τ {peak} s"
     words |= dict.fromkeys(REFERENCES, "")
     return NAMES.get(trace) or tables.label(trace, member["order"]), words.get(trace, f"peak {peak} s")
 
@@ -204,13 +212,17 @@ def _draw_accuracies(axis, ends: pd.DataFrame, options: Options, delay: float) -
 
 
 def _draw_kernels(axis, ends: pd.DataFrame, options: Options, delay: float) -> None:
-    """Weights in units of that at the delay, which is what a trace is to remember: all else is blur."""
+    """Weights in units of that at the delay, which is what a trace is to remember: all else is blur.
+
+    A trace that remembers next to nothing of the delay is left out, as CET(2) - ET is where both are set to it.
+    """
     lags = np.arange(1, round(KERNEL_SPAN * delay / DT) + 1)
     for family in families(ends["trace"]):
         for member in tuned(ends, options, family, delay)[:1].to_dict("records"):
             trace = make_trace(Condition(**{name: member[name] for name in _MEMBER}))
-            right = float(trace.weights(round(delay / DT)))
-            axis.plot(lags * DT, np.asarray(trace.weights(lags)) / right, color=_COLOURS[family])
+            weights, right = np.asarray(trace.weights(lags)), float(trace.weights(round(delay / DT)))
+            if abs(right) > LEAST * np.abs(weights).max():
+                axis.plot(lags * DT, weights / right, color=_COLOURS[family])
     axis.axvline(delay, color=_COLOURS["delay line"], linestyle=(0, (2, 1.5)), linewidth=1, zorder=1)
     axis.axhline(0, color="black", linewidth=0.5, zorder=1)
     axis.set_ylabel("relative weight")

@@ -152,7 +152,8 @@ class Splice(eqx.Module):
 
     - `coder`, `tokens`, `axis`: as in `Clamp`.
     - `offset`: `[latents]`, added to the latents before they are decoded, by whose gradient latents are attributed.
-    - `keep_error`: adds what the coder leaves out, value - decode(encode(value)), so that only the offset acts.
+    - `keep_error`: adds what the coder leaves out, value - decode(encode(value)), so that only the offset acts. Off
+      here, where the reconstruction itself is what is asked for; `Clamp` and all steering keep it.
 
     **Raises:** as `Clamp`.
     """

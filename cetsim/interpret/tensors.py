@@ -9,6 +9,7 @@ from cetsim.extras import require
 
 FILES = ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 CONFIGS = ("config.json", "open_clip_config.json")
+OWN_NAMES = "open_clip"  # how files of the one library begin that may stand beside another's in a folder
 
 
 class Tensors:
@@ -52,28 +53,41 @@ class Tensors:
             raise ValueError(f"{self.path} is not what its family and configuration say: it {said}")
 
 
-def read(folder: Path) -> tuple[dict[str, np.ndarray], dict]:
+def read(folder: Path, family: str) -> tuple[dict[str, np.ndarray], dict]:
     """Arrays and configuration of a safetensors file, or of a folder with one (or one that an index cuts in parts).
+
+    Folders of open_clip on the hub often hold the same network by transformers's names too: files and configuration are
+    then those of the family.
 
     **Raises:** ValueError for what holds no weights, or a damaged file.
     """
     if folder.is_file():
-        return _arrays(folder), _config(folder.parent)
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
+        return _arrays(folder), _config(folder.parent, family)
+    index, found = folder / "model.safetensors.index.json", _of_family(folder, FILES, family)
+    if index.exists() and not (found and _is_own(family) and _is_own(found[0].name)):
         parts = sorted(set(_json(index)["weight_map"].values()))
-        return {name: array for part in parts for name, array in _arrays(folder / part).items()}, _config(folder)
-    found = [folder / name for name in FILES if (folder / name).exists()] or sorted(folder.glob("*.safetensors"))
+        return {name: array for part in parts for name, array in _arrays(folder / part).items()}, _config(
+            folder, family
+        )
+    found = found or sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
         raise ValueError(f"{folder} must hold one safetensors file, got {', '.join(p.name for p in found) or 'none'}")
-    return _arrays(found[0]), _config(folder)
+    return _arrays(found[0]), _config(folder, family)
 
 
-def _config(folder: Path) -> dict:
-    for name in CONFIGS:
-        if (folder / name).exists():
-            return _json(folder / name)
-    return {}
+def _is_own(name: str) -> bool:
+    return name.startswith(OWN_NAMES)
+
+
+def _of_family(folder: Path, names: tuple[str, ...], family: str) -> list[Path]:
+    """Of those files that are there, the family's, or all where it has none."""
+    found = [folder / name for name in names if (folder / name).exists()]
+    return [path for path in found if _is_own(path.name) == _is_own(family)] or found
+
+
+def _config(folder: Path, family: str) -> dict:
+    found = _of_family(folder, CONFIGS, family)
+    return _json(found[0]) if found else {}
 
 
 def _json(path: Path) -> dict:

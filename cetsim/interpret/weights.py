@@ -105,7 +105,16 @@ def models() -> Families:
     return Families(FAMILIES)
 
 
-def load(path_or_name, family: str, *, image=None, heads: int | None = None, eps: float | None = None, mlp=None):
+def load(
+    path_or_name,
+    family: str,
+    *,
+    image=None,
+    heads: int | None = None,
+    eps: float | None = None,
+    mlp=None,
+    revision: str | None = None,
+):
     """A published transformer, in float32: its arrays from safetensors, its shape from the configuration beside them.
 
     **Arguments:**
@@ -117,6 +126,7 @@ def load(path_or_name, family: str, *, image=None, heads: int | None = None, eps
       original library does it.
     - `heads`, `eps`, `mlp`: instead of what the configuration says, as of `VisionTransformer`. Without a configuration,
       `"timm"` and `"dino"` take 64 numbers a head and an eps of 1e-6.
+    - `revision`: of a name on the hub, a branch, tag or commit.
 
     **Returns:** a `VisionTransformer`; of `"clip"`, `"siglip"` and `"open_clip"` a `Clip`, or the one tower that the
     file holds.
@@ -125,8 +135,8 @@ def load(path_or_name, family: str, *, image=None, heads: int | None = None, eps
     family; where nothing can be read. ImportError where the hub is asked without the package that asks it.
     """
     checks.require_in("family", family, tuple(FAMILIES))
-    path = _found(path_or_name)
-    arrays, config = tensors.read(path)
+    path = _found(path_or_name, revision)
+    arrays, config = tensors.read(path, family)
     source = Tensors(path, arrays)
     parts = FAMILIES[family].read(source, config, image)
     changes = {name: value for name, value in (("heads", heads), ("eps", eps), ("mlp", mlp)) if value is not None}
@@ -150,19 +160,21 @@ def _scalar(array):
     return None if array is None else jnp.asarray(array.reshape(()))
 
 
-def _found(path_or_name) -> Path:
+def _found(path_or_name, revision: str | None = None) -> Path:
     """Where the file or folder is, fetched from the hub if it is a name there.
 
     **Raises:** ValueError for what is neither a path nor such a name.
     """
     path, name = Path(path_or_name), str(path_or_name)
     if path.exists():
+        if revision is not None:
+            raise ValueError(f"`revision` must be None for a path, it is of a name on the hub, got {revision!r}")
         return path
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith((".safetensors", "/")):
         raise ValueError(f"there is no {name}; a name on the hub is 'owner/model'")
     hub = require("huggingface_hub", extra="hub")
     wanted = ["*.safetensors", "*.safetensors.index.json", "*config.json"]
-    return Path(hub.snapshot_download(name, allow_patterns=wanted))
+    return Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
 
 
 def _filled(path, kind: type, read: Read):

@@ -10,6 +10,7 @@ PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.m
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 GOES_ON = "goes on from the program above"
 FENCE = re.compile(r"^```python(?: title=\"(.*?)\")?\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
 
 
 class Program(NamedTuple):
@@ -35,6 +36,35 @@ def programs(path: Path) -> list[Program]:
         found.append(Program(path.relative_to(ROOT).as_posix(), number, source, before, printed or None))
         before += source
     return found
+
+
+def require_printed(out: str, printed: str, numbers: bool) -> None:
+    """The same words and, up to rounding, the same numbers."""
+    words = lambda text: NUMBER.sub("#", text).split()  # noqa: E731
+    assert out.strip()
+    if not numbers:
+        assert words(out) == words(printed)[: len(words(out))]
+        return
+    assert words(out) == words(printed)
+    for ours, theirs in zip(NUMBER.findall(out), NUMBER.findall(printed), strict=True):
+        mantissa, _, exponent = theirs.partition("e")
+        last_digit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+        assert abs(float(ours) - float(theirs)) <= max(1.01 * last_digit, 0.03 * abs(float(theirs))), (ours, theirs)
+
+
+def run_guide(name: str, capsys, replaced=lambda source: source) -> tuple[dict, str]:
+    """Runs a guide's programs one after the other; what they leave behind, and all that they printed.
+
+    Each prints the words that the page says, with numbers in the same places.
+    """
+    names, printed = {"__name__": "__main__"}, ""
+    for program in programs(ROOT / "docs" / "guides" / name):
+        exec(compile(replaced(program.source), name, "exec"), names)
+        out = capsys.readouterr().out
+        if program.printed:
+            require_printed(out, program.printed, numbers=False)
+        printed += out
+    return names, printed
 
 
 def page(name: str) -> list[str]:

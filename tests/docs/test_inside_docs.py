@@ -1,24 +1,21 @@
 """The code of docs/guides/steer.md and robust.md runs, and does what the text around it says."""
 
+import re
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from pages import page
+from pages import ROOT, run_guide
 
 from cetsim import interpret
 
 pytestmark = pytest.mark.slow
-
-
-def names_of(guide: str) -> dict:
-    """What the programs of a guide leave behind, one after the other."""
-    names = {"__name__": "__main__"}
-    for source in page(f"guides/{guide}"):
-        exec(compile(source, guide, "exec"), names)
-    return names
+GUIDE = (ROOT / "docs" / "guides" / "steer.md").read_text()
 
 
 def test_steer(capsys):
-    names = names_of("steer.md")
+    names, printed = run_guide("steer.md", capsys)
     found, null = names["found"], names["null"]
     assert found.score.shape == (40, 3)
     assert found.score[:, 2].max() > 0.1
@@ -28,13 +25,30 @@ def test_steer(capsys):
     np.testing.assert_allclose(names["there"][reached, names["target"]], 0.2)
     assert names["score"].shape == (len(reached),)
     assert (names["score"] <= 0.5 + 1e-6).all()  # probabilities sum to 1
-    printed = capsys.readouterr().out
     assert "above chance" in printed
     assert "(5,)" in printed
 
 
+def test_what_would_make_the_published_number_runs_on_a_tiny_clip_and_coder(capsys):
+    """A CLIP of open_clip's and a coder of Prisma's, both made by the libraries, and pictures and words at random."""
+    (program,) = re.findall(r'^```py title="with published weights"\n(.*?)^```', GUIDE, re.MULTILINE | re.DOTALL)
+    tests, rng = ROOT / "tests", np.random.default_rng(0)
+    for name, tiny in (
+        ('"laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K"', repr(str(tests / "golden" / "vit" / "open_clip"))),
+        ('"folder-of-the-coder"', repr(str(tests / "interpret" / "coders" / "prisma"))),
+        ("// 20", "// 2"),
+    ):
+        assert name in program
+        program = program.replace(name, tiny)
+    tokens, pictures = rng.integers(3, 28, (9, 7)), rng.normal(size=(4, 3, 12, 12)).astype(np.float32)
+    names = dict(np=np, jax=jax, interpret=interpret, tokens=jnp.asarray(tokens), pictures=pictures)
+    exec(compile(program, "steer.md", "exec"), names)
+    assert names["moved"].probabilities.shape[-1] == 9
+    assert "published: 10.5 %" in capsys.readouterr().out
+
+
 def test_robust(capsys):
-    names = names_of("robust.md")
+    names, printed = run_guide("robust.md", capsys)
     test, found = names["test"], names["found"]
     assert found.groups.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     assert found.worst[0] < found.average[0] - 0.05  # it goes by the colour
@@ -42,4 +56,4 @@ def test_robust(capsys):
     np.testing.assert_array_equal(mended, names["said"][names["best"]])
     again = interpret.group_accuracy(names["again"], test.labels, test.attributes)
     assert again.worst > found.worst[0]
-    assert "last layer retrained" in capsys.readouterr().out
+    assert "last layer retrained" in printed

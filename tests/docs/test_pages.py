@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from pages import GOES_ON, NOTEBOOKS, PAGES, ROOT, cells, programs, prose
+from pages import GOES_ON, NOTEBOOKS, PAGES, ROOT, cells, programs, prose, require_printed
 
 pytestmark = pytest.mark.slow
 
@@ -42,26 +42,11 @@ SHORTER_NOTEBOOKS = {
         "for name in rules:": "for name in ['ET']:",
     },
 }
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def require_printed(out: str, printed: str, numbers: bool) -> None:
-    """The same words and, up to rounding, the same numbers."""
-    words = lambda text: NUMBER.sub("#", text).split()  # noqa: E731
-    assert out.strip()
-    if not numbers:
-        assert words(out) == words(printed)[: len(words(out))]
-        return
-    assert words(out) == words(printed)
-    for ours, theirs in zip(NUMBER.findall(out), NUMBER.findall(printed), strict=True):
-        mantissa, _, exponent = theirs.partition("e")
-        last_digit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
-        assert abs(float(ours) - float(theirs)) <= max(1.01 * last_digit, 0.03 * abs(float(theirs))), (ours, theirs)
 
 
 @pytest.mark.parametrize("program", HERE, ids=lambda program: program.name)

@@ -3,16 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from pages import page
+from pages import run_guide
 
 pytestmark = pytest.mark.slow
 
 
 def test_the_guide_runs_and_its_network_learns(capsys):
-    names = {"__name__": "__main__"}
-    for source in page("guides/spiking.md"):
-        exec(compile(source, "spiking.md", "exec"), names)
-        assert capsys.readouterr().out
+    names, printed = run_guide("spiking.md", capsys)
+    assert printed
     assert names["losses"][-1] < 0.7 * names["losses"][0]
     for tree in (names["grads"], names["stream"], names["neurons"]):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))

@@ -106,12 +106,12 @@ TOLD_BY = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_array_of_a_family_can_be_missing(name, monkeypatch):
-    arrays, config = tensors.read(FOLDER / name)
+    arrays, config = tensors.read(FOLDER / name, family_of(name))
     for gone in arrays:
         if gone.startswith(TOLD_BY.get(name, ("nothing",))):
             continue
         rest = {key: array for key, array in arrays.items() if key != gone}
-        monkeypatch.setattr(tensors, "read", lambda _, rest=rest: (rest, config))
+        monkeypatch.setattr(tensors, "read", lambda *_, rest=rest: (rest, config))
         with pytest.raises(ValueError, match=f"it lacks .*{re.escape(gone)}|the grid of .* is no square|pos_embed"):
             loaded(name)
 
@@ -133,6 +133,7 @@ def test_a_configuration_of_another_size_is_refused(tmp_path):
     ("call", "message"),
     [
         (lambda: weights.load("nowhere", "vit"), "there is no nowhere; a name on the hub is 'owner/model'"),
+        (lambda: weights.load(FOLDER / "vit", "vit", revision="main"), "`revision` must be None for a path, .*'main'"),
         (lambda: weights.load(FOLDER / "vit", "bert"), "`family` must be one of 'timm', .*, got 'bert'"),
         (lambda: weights.load(FOLDER, "vit"), "must hold one safetensors file, got none"),
         (lambda: loaded("clip", eps=1e-3), "`eps` stands in the configuration of clip, for each tower"),
@@ -175,16 +176,29 @@ def test_half_precision_and_files_in_parts_are_read(tmp_path):
     assert model.head.weight.dtype == jnp.float32
 
 
+def test_a_folder_with_the_names_of_two_libraries_is_read_by_the_familys(tmp_path):
+    for name in ("open_clip", "clip"):
+        for path in (FOLDER / name).iterdir():
+            shutil.copy(path, tmp_path)
+    for name in ("open_clip", "clip"):
+        for one, other in zip(*map(jax.tree.leaves, (weights.load(tmp_path, name), loaded(name))), strict=True):
+            np.testing.assert_array_equal(one, other)
+    shutil.copy(tmp_path / "open_clip_model.safetensors", tmp_path / "open_clip_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match=r"must hold one safetensors file, got open_clip_model.*, open_clip_pytorch"):
+        weights.load(tmp_path, "open_clip")
+
+
 def test_names_are_fetched_from_the_hub_or_the_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"^this needs huggingface_hub: pip install 'cetsim\[hub\]'"):
         weights.load("google/vit", "vit")
     asked = []
     hub = types.ModuleType("huggingface_hub")
-    hub.snapshot_download = lambda name, **_: asked.append(name) or str(FOLDER / "vit")
+    hub.snapshot_download = lambda name, revision, **_: asked.append((name, revision)) or str(FOLDER / "vit")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     model = weights.load("google/vit", "vit")
-    assert asked == ["google/vit"]
+    weights.load("google/vit", "vit", revision="refs/pr/1")
+    assert asked == [("google/vit", None), ("google/vit", "refs/pr/1")]
     np.testing.assert_array_equal(model.head.weight, loaded("vit").head.weight)
 
 
