@@ -144,6 +144,6 @@ def explained(ways: Collection[str]) -> str:
     elif text:
         text += "."
     if "running" in ways:
-        same = "the same with a mean of the past."
-        text += f" Running mean: {same if 'bias' in ways else f'weights learn from activity less its past mean, and {follow}'}"
+        whole = f"weights learn from activity less a mean of the past, and {follow}"
+        text += f" Running mean: {'the same with a mean of the past.' if 'bias' in ways else whole}"
     return text

@@ -295,7 +295,8 @@ def draw_sparsity(rows: pd.DataFrame, options: Options, name: str) -> list[Path]
             axes[0, 0].plot(blocks, own["value"], ".", color=style["color"], markersize=2.5, alpha=0.6)
         axes[0, 0].axhline(options.k, color="#AAAAAA", linewidth=1, linestyle=":", zorder=1)
         axes[0, 0].set_xticks(means.index)
-        axes[0, 0].set(xlabel="block", ylabel="active latents (L0)", ylim=(0, None))
+        axes[0, 0].set(xlabel="block", ylabel="active latents (L0)")
+        axes[0, 0].set_ylim(0, 1.1 * axes[0, 0].get_ylim()[1])
         note = f"{name}, coders of {options.latents} latents behind each block, {options.k} active on average over all"
         note += f" tokens (dotted), {captions.plural(rows['seed'].nunique(), 'seed')}."
         note += captions.seeds(rows, "Line: mean; dots: seeds.")

@@ -36,6 +36,7 @@ class Options(Delays, Orders, Gate, Vision):
 
     At each delay every family of traces has the same number of candidates, and each of them the same learning rates.
     The best on held-out training images is reported, beside the family's member that is set to the delay untuned.
+    Cascades with a balanced readout and CET less ET are families besides, where --balanced and --contrasts name orders.
     Two exponentials, e^(-t/τ1) - ρ e^(-t/τ2), are told by where they peak, by τ2/τ1 (--rises) and by the share of LTP
     that LTD takes back by coming before it (--depressions).
     """
@@ -43,7 +44,8 @@ class Options(Delays, Orders, Gate, Vision):
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
     time_constants: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = _CONSTANTS
-    """Candidates of ET, in delays; as many as --orders times --peaks, and --rises times --depressions times --peaks."""
+    """Candidates of ET, in delays; as many as --orders times --peaks (--balanced and --contrasts too, if given), and
+    --rises times --depressions times --peaks."""
     orders: tuple[int, ...] = (2, 4, 6, 8, 10, 20)
     """Orders of the cascading traces, 2 to 64."""
     peaks: Annotated[tuple[float, ...], checks.peaks] = (0.85, 1.0)

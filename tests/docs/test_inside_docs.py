@@ -35,7 +35,7 @@ def test_what_would_make_the_published_number_runs_on_a_tiny_clip_and_coder(caps
     tests, rng = ROOT / "tests", np.random.default_rng(0)
     for name, tiny in (
         ('"laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K"', repr(str(tests / "golden" / "vit" / "open_clip"))),
-        ('"folder-of-the-coder"', repr(str(tests / "interpret" / "coders" / "prisma"))),
+        ('"folder-of-the-coder"', repr(str(tests / "interpret" / "coders" / "prisma_clip"))),
         ("// 20", "// 2"),
     ):
         assert name in program
@@ -43,7 +43,7 @@ def test_what_would_make_the_published_number_runs_on_a_tiny_clip_and_coder(caps
     tokens, pictures = rng.integers(3, 28, (9, 7)), rng.normal(size=(4, 3, 12, 12)).astype(np.float32)
     names = dict(np=np, jax=jax, interpret=interpret, tokens=jnp.asarray(tokens), pictures=pictures)
     exec(compile(program, "steer.md", "exec"), names)
-    assert names["moved"].probabilities.shape[-1] == 9
+    assert names["moved"].shape == (20, 9)
     assert "published: 10.5 %" in capsys.readouterr().out
 
 

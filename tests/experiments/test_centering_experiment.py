@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiment import copied, output_of, require_same_pictures
+from experiment import copied, error_of, output_of, require_same_pictures, tidy
 
 from cetsim import CascadingTrace, FixedDelay, gates, nn
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from experiments import centering
-from experiments.common import crosstalk
+from experiments.common import crosstalk, plots
 
 STEPS = 16
 HYPER = Hyperparameters(1e-2, CascadingTrace(4, 0.8), FixedDelay(0.8))
@@ -78,6 +78,55 @@ def test_a_running_mean_learns_from_a_stream_and_from_salient_images():
         assert set(state.optimizer.means) == {"layers.0", "layers.2"}
     with pytest.raises(ValueError, match=r"`centering` must be in \[0, 1\), got 1"):
         Settings(steps=4, centering=1.0)
+
+
+@pytest.mark.parametrize("ways", [(), ("bias",), ("running", "weights"), centering.Options.ways])
+def test_the_ways_asked_for_are_trained_beside_the_plain_one(ways):
+    options = centering.Options(ways=ways, orders=(2,), balanced=(3,), contrasts=(4,))
+    options.check()
+    found = [(one.trace, one.order, one.centering) for (one,) in centering.conditions(options)]
+    traces = [("backprop", 0), *options.delayed_traces]
+    assert sorted(found) == sorted((*trace, way) for trace in traces for way in ("", *ways))
+
+
+def test_the_preset_of_one_way_trains_that_way():
+    found = [one.centering for (one,) in centering.conditions(centering.PRESETS["cifar10"])]
+    assert set(found) == {"", "bias"}
+    assert len(found) == 2 * (2 + len(centering.PRESETS["cifar10"].delayed_traces) - 1)
+
+
+def ended(ways, trace: str, order: int) -> list[dict]:
+    """A row for each way in which a trace ended."""
+    row = dict(dataset="digits", network="MLP 64-8-10", form="activation", boundary="reset", metric="test_accuracy")
+    row |= dict(trace=trace, order=order, delay_s=10.0 * (trace != "backprop"), learning_rate=1e-3, step=400, seed=0)
+    return [row | dict(run=f"{trace}{order}{way}", centering=way, value=0.5) for way in ways]
+
+
+@pytest.mark.parametrize("ways", [(), ("bias",), ("running",), ("weights", "running"), tuple(centering.HOW)[1:]])
+def test_what_was_not_trained_is_neither_told_nor_drawn(ways, tmp_path, monkeypatch, capsys):
+    shown = {}
+
+    def save(figure, folder, name, note, axis):
+        shown["note"], shown["names"] = note, axis.get_legend_handles_labels()[1]
+        shown["bars"] = sum(len(bars) for bars in axis.containers)
+        return []
+
+    monkeypatch.setattr(plots, "save", save)
+    # One cascade was trained the plain way alone, and the trace that is drawn first in all others.
+    rows = [*ended(("", *ways), "backprop", 0), *ended(ways or [""], "ET", 1), *ended([""], "CET", 2)]
+    centering.report(tidy(rows), centering.Options(ways=ways, out=tmp_path))
+    printed, words = capsys.readouterr().out, {centering.HOW[way] for way in ("", *ways)}
+    assert sorted(shown["names"]) == sorted(words)
+    assert shown["bars"] == len(rows)
+    for way, name in centering.HOW.items():
+        assert (name in printed) == (name in words)
+        assert (name.capitalize() in shown["note"] or f"; {name}" in shown["note"]) == (way in ways)
+    assert "nan" not in printed
+
+
+def test_a_way_is_asked_for_once(capsys, tmp_path):
+    message = "--ways must be different from each other, got bias bias"
+    assert message in error_of(capsys, "centering", "--ways", "bias", "bias", "--out", tmp_path)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The experiment small-transformers: networks that learn, are kept, and go on where they were."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,28 @@ def test_a_network_is_trained_and_kept(model, tmp_path):
     np.testing.assert_allclose(evaluate(network)["accuracy"], measured[-1])
     again = output_of("small-transformers", "--out", str(tmp_path), "--model", model, *TINY)
     assert again.count("figure:") == 2
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    options = lambda folder: experiment.Options(out=tmp_path / folder, steps=40, width=16, blocks=1)  # noqa: E731
+    accuracy, calls, last = pretraining.accuracy, [], 11
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == last:
+            signal.raise_signal(signal.SIGINT)  # as Ctrl-C does
+        return accuracy(*given)
+
+    whole = experiment.run(options("whole"))
+    monkeypatch.setattr(pretraining, "accuracy", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        experiment.run(options("parts"))
+    went_on = experiment.run(options("parts"))
+    assert len(calls) - last < last  # not from the start: half was done
+    columns = ["step", "metric", "value"]
+    still = [rows[rows["metric"].isin(["accuracy", "loss"])] for rows in (whole, went_on)]
+    both = [rows.sort_values(columns[:2])[columns].reset_index(drop=True) for rows in still]
+    pd.testing.assert_frame_equal(*both)
 
 
 def test_a_run_in_parts_is_the_run():

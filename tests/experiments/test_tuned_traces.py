@@ -1,13 +1,15 @@
 """tuned-traces: equal budgets, where two exponentials peak, what is chosen and reported, and mistakes."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
 from experiment import copied, error_of, output_of, require_same_pictures, tidy
 
-from cetsim import CascadingTrace
+from cetsim import CascadingTrace, ExponentialTrace
 from experiments import tuned_traces
+from experiments.common import plots
 from experiments.common.hyperparameters import make_trace
 from experiments.tuned_traces import FAMILIES, PRESETS, Options, candidates, two_exponentials, untuned
 
@@ -45,6 +47,22 @@ def test_groups_are_references_and_families_at_every_delay():
     assert [condition.trace for condition in first] == ["backprop"]
     assert [len(group) for group in others] == [1, 12, 12, 12, 1, 1, 1] * 2
     assert [group[0].trace for group in others] == ["delay line", *FAMILIES, *FAMILIES] * 2
+
+
+def test_what_is_asked_for_besides_is_a_family_with_the_same_budget():
+    options = Options(delays=(4.0, 10.0), balanced=(3, 4, 6, 8, 10, 20), contrasts=(2, 4, 6, 8, 10, 20))
+    options.check()
+    compared, groups = [*FAMILIES, "balanced", "CET - ET"], tuned_traces.conditions(options)[1:]
+    assert [group[0].trace for group in groups] == ["delay line", *compared, *compared] * 2
+    for delay in options.delays:
+        group = candidates(options, "CET - ET", delay)
+        assert {(one.order, one.peak_s / delay) for one in group} == set(product(options.contrasts, options.peaks))
+        assert {(one.trace, one.delay_s, one.error_gate) for one in group} == {("CET - ET", delay, 1e-8)}
+        assert len(group) == len(candidates(options, "ET", delay))
+        assert untuned(options, "CET - ET", delay) in group
+    trace, lags = make_trace(untuned(options, "CET - ET", 4.0)), np.arange(1, 200)
+    both = CascadingTrace(10, 4.0, DT).weights(lags) - ExponentialTrace(4.0, DT).weights(lags)
+    np.testing.assert_allclose(trace.weights(lags), both, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.85, 1.0])
@@ -161,12 +179,35 @@ def test_families_without_a_sound_run_are_drawn_empty(tmp_path, capsys):
     assert "diverged" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("order", "peak"), [(10, 3.4), (2, 4.0)])
+def test_cet_less_et_is_told_and_drawn(order, peak, tmp_path, capsys, monkeypatch):
+    """Its kernel too, unless nothing is left of it at the delay: CET(2) and ET that are set to it are alike there."""
+    shown = []
+    monkeypatch.setattr(plots, "save", lambda figure, *rest: shown.append(figure) or [])
+    contrast = dict(trace="CET - ET", order=10, learning_rate=3e-4)
+    rows = [ended("a", 4.0, 0.5), ended("b", 4.0, 0.6, **contrast)]
+    rows.append(ended("c", peak, 0.7, **contrast | dict(order=order)))
+    tuned_traces.report(tidy(rows), Options(steps=300, out=tmp_path))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert f"CET - ET, tuned 70.0 0.0003 CET({order}) - ET peak and τ {peak:.3g} s" in lines
+    assert lines[lines.index(next(line for line in lines if line.startswith("CET - ET"))) + 1] == (
+        "set by the delay 60.0 0.0003 CET(10) - ET peak and τ 4 s"
+    )
+    accuracies, kernels = shown[0].axes
+    assert f"CET({order}) - ET\npeak and τ {peak:.3g} s" in [tick.get_text() for tick in accuracies.get_yticklabels()]
+    heights = [np.abs(line.get_ydata()).max() for line in kernels.lines if len(line.get_xdata()) > 2]
+    assert len(heights) == 1 + (order == 10)
+    assert max(heights) < 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--time-constants", "1", "0"), "--time-constants must be above 0, got 0"),
         (("--time-constants", "1", "2"), "--orders must be as many with --peaks as the 2 of --time-constants"),
         (("--orders", "2", "4"), "--orders must be as many with --peaks as the 12 of --time-constants: every family"),
+        (("--balanced", "3", "6", "10"), "--balanced must be as many with --peaks as the 12 of --time-constants"),
+        (("--contrasts", "10"), "--contrasts must be as many with --peaks as the 12 of --time-constants: every family"),
         (("--rises", "0.5"), "--rises must be as many with --depressions and --peaks as the 12 of --time-constants"),
         (("--rises", "0.5", "1"), "--rises must be above 0 and at most 0.99, got 1"),
         (("--depressions", "0", "1"), "--depressions must be 0 to 0.95, got 1"),

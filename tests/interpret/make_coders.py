@@ -50,6 +50,21 @@ class PrismaConfig:
         self.d_in, self.dtype = IN, torch.float32
 
 
+def write_prisma(name: str, weights: dict, config: dict) -> None:
+    """Writes a folder as Prisma does."""
+    (FOLDER / name).mkdir(exist_ok=True)
+    torch.save({"cfg": PrismaConfig(), "state_dict": weights}, FOLDER / name / "weights.pt")
+    width, latents = weights["W_enc"].shape
+    common = {"architecture": "standard", "d_in": width, "d_sae": latents, "normalize_activations": None}
+    (FOLDER / name / "config.json").write_text(json.dumps(common | config))
+
+
+def weights_of(width: int, latents: int) -> dict:
+    """Of a coder, at random."""
+    shapes = dict(W_enc=(width, latents), b_enc=(latents,), W_dec=(latents, width), b_dec=(width,))
+    return {name: torch.randn(*shape) for name, shape in shapes.items()}
+
+
 @torch.no_grad()
 def main() -> None:
     """Writes everything."""
@@ -65,25 +80,18 @@ def main() -> None:
                 weight.abs_()
         coder.save_model(FOLDER / name)
         seen[f"{name}.f"], seen[f"{name}.y"] = coder.encode(x).numpy(), coder(x).numpy()
-    weights = dict(
-        W_enc=torch.randn(IN, LATENTS),
-        b_enc=torch.randn(LATENTS),
-        W_dec=torch.randn(LATENTS, IN),
-        b_dec=torch.randn(IN),
-    )
+    weights, relu = weights_of(IN, LATENTS), {"activation_fn_str": "relu", "activation_fn_kwargs": {}}
     for name, config in (
-        ("prisma", {"activation_fn_str": "relu", "activation_fn_kwargs": {}}),
+        ("prisma", relu),
         ("prisma_topk", {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}}),
     ):
-        (FOLDER / name).mkdir(exist_ok=True)
-        torch.save({"cfg": PrismaConfig(), "state_dict": weights}, FOLDER / name / "weights.pt")
-        common = {"architecture": "standard", "d_in": IN, "d_sae": LATENTS, "normalize_activations": None}
-        (FOLDER / name / "config.json").write_text(json.dumps(common | config))
+        write_prisma(name, weights, config)
         f = torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])
         if name == "prisma_topk":
             f = torch.zeros_like(f).scatter(1, f.topk(3).indices, f.topk(3).values)
         seen[f"{name}.f"], seen[f"{name}.y"] = f.numpy(), (f @ weights["W_dec"] + weights["b_dec"]).numpy()
     np.savez(FOLDER / "seen.npz", **seen)
+    write_prisma("prisma_clip", weights_of(16, 40), relu)  # of the width of tests/golden/vit/open_clip
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Makes peers/braintrace.npz: online gradients of spiking neurons by braintrace's D_RTRL and EProp.
 
-In an environment of its own: `pip install braintrace==0.2.6`, then `python tests/spiking/make_braintrace.py`.
+In an environment of its own, of Python 3.11: `pip install braintrace==0.2.6`, then
+`python tests/spiking/make_braintrace.py`.
 
 - `recurrent`: leaky integrate-and-fire neurons that see inputs and their own spikes of the step before, by `D_RTRL`:
   the learning signals meet e-prop's eligibility ψ x̂ at once.
+- `eprop`: the same neurons by `EProp` with a filter κ, x̄ ← κ x̄ + x̂: ψ meets it when the signal comes.
 - `filtered`: leaky integrators, by `EProp` with a filter κ of the eligibility, ē ← κ ē + x̂: an exponential trace.
 """
 
@@ -81,6 +83,7 @@ def main():
     x, signal, weight = map(jnp.asarray, (x, signal, weight))
     for name, algorithm, w, spiking, options in (
         ("recurrent", braintrace.D_RTRL, weight, True, {}),
+        ("eprop", braintrace.EProp, weight, True, {"kappa_filter_decay": KAPPA}),
         ("filtered", braintrace.EProp, weight[:IN], False, {"kappa_filter_decay": KAPPA}),
     ):
         arrays[f"{name}_outputs"], arrays[f"{name}_gradient"] = online(w, x, signal, algorithm, spiking, **options)

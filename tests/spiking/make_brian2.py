@@ -1,8 +1,8 @@
 """Makes peers/brian2.npz: a neuron, its filtered input and a cascade behind the eligibility as Brian2's equations.
 
-In an environment of its own: `pip install brian2==2.9.0 "numpy<2"`, then `python tests/spiking/make_brian2.py`. The
-current is smooth; Brian2 integrates by Runge-Kutta of order 4 at steps so small that it stands for the continuous
-solution.
+In an environment of its own, of Python 3.11: `pip install brian2==2.9.0 "numpy<2"`, then
+`python tests/spiking/make_brian2.py`. The current is smooth; Brian2 integrates by Runge-Kutta of order 4 at
+steps so small that it stands for the continuous solution.
 
     τ dv/dt = I - v      τ dx̂/dt = x - x̂      e = ψ(v) x̂      dh_k/dt = α (h_(k-1) - h_k), h_0 = e
 """
@@ -20,9 +20,8 @@ dv/dt = (current - v) / (tau * second) : 1
 dfiltered/dt = (x - filtered) / (tau * second) : 1
 eligibility = filtered / (1 + k * abs(v - theta)) ** 2 : 1
 dh1/dt = rate * (eligibility - h1) / second : 1
-dh2/dt = rate * (h1 - h2) / second : 1
-dh3/dt = rate * (h2 - h3) / second : 1
-"""
+""" + "\n".join(f"dh{k}/dt = rate * (h{k - 1} - h{k}) / second : 1" for k in range(2, 11))
+ORDERS = (2, 3, 6, 10)  # whose last stages are written
 
 
 def main():
@@ -31,9 +30,10 @@ def main():
     defaultclock.dt = DT * second
     names = {"tau": TAU, "rate": RATE, "k": STEEPNESS, "theta": THRESHOLD}
     group = NeuronGroup(1, EQUATIONS, method="rk4", namespace=names)
-    monitor = StateMonitor(group, ["v", "filtered", "h3"], record=True, dt=EVERY * second)
+    recorded = ["v", "filtered", *(f"h{order}" for order in ORDERS)]
+    monitor = StateMonitor(group, recorded, record=True, dt=EVERY * second)
     Network(group, monitor).run(END * second, namespace=names)
-    rows = {"v": monitor.v[0], "filtered": monitor.filtered[0], "h3": monitor.h3[0]}
+    rows = {name: getattr(monitor, name)[0] for name in recorded}
     constants = dict(tau=TAU, rate=RATE, steepness=STEEPNESS, threshold=THRESHOLD, every=EVERY)
     np.savez_compressed(Path(__file__).parent / "peers/brian2.npz", **rows, **constants)
 

@@ -1,6 +1,7 @@
 """Makes peers/brian2_spikes.npz: a neuron that spikes, a synapse onto it and a cascade at the synapse, in Brian2.
 
-In an environment of its own: `pip install brian2==2.9.0 "numpy<2"`, then `python tests/spiking/make_brian2_spikes.py`.
+In an environment of its own, of Python 3.11: `pip install brian2==2.9.0 "numpy<2"`, then
+`python tests/spiking/make_brian2_spikes.py`.
 The steps are so small that they stand for continuous time. Presynaptic spikes are impulses of area 1/1000 s.
 
     τ dv/dt = I - v, v ← v + w q/τ at a presynaptic spike, v ← v - θ at v = θ      τ dx̂/dt = -x̂, x̂ ← x̂ + q/τ

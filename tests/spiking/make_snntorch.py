@@ -1,6 +1,7 @@
 """Makes peers/snntorch.npz: two layers of leaky neurons in snnTorch, their spikes and their gradients.
 
-In an environment of its own: `pip install torch snntorch==1.0.0`, then `python tests/spiking/make_snntorch.py`.
+In an environment of its own, of Python 3.11: `pip install torch snntorch==1.0.0`, then
+`python tests/spiking/make_snntorch.py`.
 snnTorch does not scale its input by 1 - β; here it is scaled before. Its surrogates compute in float32.
 """
 

@@ -69,18 +69,22 @@ def test_snntorch_has_the_same_spikes_potentials_and_gradients():
 
 
 def test_braintrace_has_the_same_eligibility_online():
-    """Its D_RTRL of recurrent LIF neurons is e-prop; its EProp filters the eligibility as an exponential trace does."""
+    """Its D_RTRL of recurrent LIF neurons is e-prop's eligibility; EProp filters it as an exponential trace does.
+
+    What EProp filters is x̂, and ψ it takes when the signal comes: the form "preactivation".
+    """
     peer = load("braintrace")
     inputs = peer["x"].shape[1]
     inside, outside = peer["weight"][:, :inputs], peer["weight"][:, inputs:]
     tau = -DT / np.log(float(peer["decay"]))
     surrogate = spiking.FastSigmoid(float(peer["steepness"]))
     model = layer(spiking.LIF(tau, float(peer["threshold"]), DT, 0.0, surrogate), inside, outside)
-    outputs, grads = run(model, jnp.asarray(peer["x"]), peer["signal"], **AT_ONCE)
-    np.testing.assert_array_equal(outputs, peer["recurrent_outputs"])
-    both = np.concatenate([grads.inputs.weight, grads.recurrent.weight], axis=1)
-    np.testing.assert_allclose(both, peer["recurrent_gradient"], rtol=1e-9, atol=1e-11)
     trace = ExponentialTrace.from_decay(float(peer["kappa"]), DT, read="after", normalization="peak")
+    for name, rule in (("recurrent", AT_ONCE), ("eprop", AT_ONCE | dict(trace=trace, form="preactivation"))):
+        outputs, grads = run(model, jnp.asarray(peer["x"]), peer["signal"], **rule)
+        np.testing.assert_array_equal(outputs, peer[f"{name}_outputs"])
+        both = np.concatenate([grads.inputs.weight, grads.recurrent.weight], axis=1)
+        np.testing.assert_allclose(both, peer[f"{name}_gradient"], rtol=1e-9, atol=1e-11)
     model = layer(spiking.LeakyIntegrator(tau, DT), inside)
     outputs, grads = run(model, jnp.asarray(peer["x"]), peer["signal"], trace=trace, delay=FixedDelay(0.0, DT))
     np.testing.assert_allclose(outputs, peer["filtered_outputs"], rtol=1e-9, atol=1e-12)
@@ -92,30 +96,31 @@ def test_steps_converge_to_brian2s_equations_at_the_claimed_order():
     peer, errors = load("brian2"), []
     tau, every = float(peer["tau"]), float(peer["every"])
     surrogate = spiking.FastSigmoid(float(peer["steepness"]))
-    grains = (1, 2, 4, 8)
+    grains, orders = (1, 2, 4, 8, 16), (2, 3, 6, 10)
     for grain in grains:
         dt = every / grain
         middle = (np.arange(grain * (len(peer["v"]) - 1)) + 0.5) * dt
         current, x = 0.9 + 0.8 * np.sin(2 * np.pi * 6 * middle), 0.5 + 0.5 * np.cos(2 * np.pi * 4 * middle)
         membrane = spiking.LeakyIntegrator(tau, dt)
-        order = 3
-        trace = CascadingTrace.from_rate(float(peer["rate"]), order, dt=dt, read="after")
+        traces = [CascadingTrace.from_rate(float(peer["rate"]), order, dt=dt, read="after") for order in orders]
 
-        def body(state, now, membrane=membrane, trace=trace):
-            neuron, filtered, cascade = state
+        def body(state, now, membrane=membrane, traces=traces):
+            neuron, filtered, cascades = state
             neuron, v = membrane.step(neuron, now[0])
             filtered, x = membrane.step(filtered, now[1])
-            cascade, h = trace.step(cascade, surrogate.slope(v - float(peer["threshold"])) * x)
-            return (neuron, filtered, cascade), (v, x, h)
+            eligibility = surrogate.slope(v - float(peer["threshold"])) * x
+            steps = [trace.step(cascade, eligibility) for trace, cascade in zip(traces, cascades, strict=True)]
+            cascades, h = zip(*steps, strict=True)
+            return (neuron, filtered, cascades), (v, x, *h)
 
-        start = membrane.init(()), membrane.init(()), trace.init(())
+        start = membrane.init(()), membrane.init(()), tuple(trace.init(()) for trace in traces)
         _, rows = jax.lax.scan(body, start, np.stack([current, x], axis=1))
         rows = [np.asarray(row)[grain - 1 :: grain] for row in rows]
-        wanted = [peer[name][1:] for name in ("v", "filtered", "h3")]
+        wanted = [peer[name][1:] for name in ("v", "filtered", *(f"h{order}" for order in orders))]
         errors.append([np.max(np.abs(row - want)) for row, want in zip(rows, wanted, strict=True)])
-    orders = np.log2(np.array(errors)[:-1] / np.array(errors)[1:])
-    np.testing.assert_allclose(orders[:, :2], 2.0, atol=0.1)
-    np.testing.assert_allclose(orders[-1, 2], 1.0, atol=0.1)
+    slopes = np.log2(np.array(errors)[:-1] / np.array(errors)[1:])
+    np.testing.assert_allclose(slopes[:, :2], 2.0, atol=0.1)
+    np.testing.assert_allclose(slopes[-2:, 2:], 1.0, atol=0.1)
 
 
 def spiking_at(peer, dt):
