@@ -155,7 +155,8 @@ class Settings:
         if self.neuron is not None:
             checks.require_instance("neuron", self.neuron, AbstractNeuron, "a neuron such as spiking.LIF(), or None")
             if self.neuron.shape or self.neuron.constant is None:
-                raise ValueError(f"`neuron` must have one time constant that is not learned, got {self.neuron}")
+                what = "a learned one" if self.neuron.constant is None else f"{self.neuron.shape[0]} of them"
+                raise ValueError(f"`neuron` must have one time constant that is not learned, got {what}")
         for name in ("clip_each", "reset_cascade", "late_critic", "late_flag"):
             object.__setattr__(self, name, checks.require_flag(name, getattr(self, name)))
         checks.require_in("form", self.form, credit.FORMS)

@@ -57,3 +57,9 @@ def test_robust(capsys):
     again = interpret.group_accuracy(names["again"], test.labels, test.attributes)
     assert again.worst > found.worst[0]
     assert "last layer retrained" in printed
+
+
+def test_the_finding_is_told_in_under_800_words():
+    """Tables do not count."""
+    lines = (ROOT / "docs" / "guides" / "late-features.md").read_text().splitlines()
+    assert 500 < sum(len(line.split()) for line in lines if not line.startswith("|")) < 800

@@ -217,7 +217,7 @@ def test_it_learns():
     ("make", "message"),
     [
         (lambda: Settings(1, neuron=LIF(0.2, dt=DT, learn_time_constant=True)), "one time constant that is not"),
-        (lambda: Settings(1, neuron=LIF((0.2, 0.4), dt=DT)), "one time constant that is not learned"),
+        (lambda: Settings(1, neuron=LIF((0.2, 0.4), dt=DT)), "one time constant that is not learned, got 2 of them"),
         (
             lambda: ActorCriticRun(corridor(), Settings(1, neuron=LIF(0.2, dt=0.1))).init(hyper(), jax.random.key(0)),
             "`Settings.neuron` and `trace` must have one dt, got 0.1 s and 0.2 s",
