@@ -180,7 +180,8 @@ def _line(name: str, runs: pd.DataFrame) -> tuple[str, list[str]]:
 
 def draw(ends: pd.DataFrame, options: Options, delays: list[float]) -> list[Path]:
     """Accuracy of each family at each delay, and the kernels chosen."""
-    heights = [1.9] * len(delays) + [1.2] * len(delays)
+    high = 1.9 + 0.5 * max(0, len(families(ends["trace"])) - 4)  # of labels of two lines
+    heights = [high] * len(delays) + [1.2] * len(delays)
     with plots.figure(len(heights), height=1.1 + sum(heights), height_ratios=heights) as (figure, axes):
         for index, delay in enumerate(delays):
             _draw_accuracies(axes[index, 0], ends, options, delay)
