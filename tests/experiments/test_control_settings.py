@@ -67,6 +67,16 @@ def test_the_experiment_ends_with_a_table_and_figures(tmp_path):
     require_same_pictures(tmp_path / "control-settings", again)
 
 
-def test_several_rates_are_refused(capsys):
-    message = "--learning-rates must be one rate, got (0.001, 0.01)"
-    assert message in error_of(capsys, *SMALL.split(), "--learning-rates", "1e-3", "1e-2")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--learning-rates 1e-3 1e-2", "--learning-rates must be one rate, got (0.001, 0.01)"),
+        ("--balanced 10", "--balanced must be left out: cascades alone are compared, got (10,)"),
+        (
+            "--contrasts 10",
+            "--contrasts must be left out: cascades alone are compared, got (10,)",
+        ),
+    ],
+)
+def test_what_would_not_count_is_refused(given, message, capsys):
+    assert message in error_of(capsys, *SMALL.split(), *given.split())
