@@ -8,7 +8,7 @@ from pages import page
 pytestmark = pytest.mark.slow
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vit"
-TINY = {"facebook/dinov2-small": "dinov2_registers", "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K": "open_clip"}
+TINY = {"facebook/dinov2-small": "dinov2_registers", "openai/clip-vit-large-patch14": "clip"}
 
 
 def test_the_guide_opens_networks_and_trains_one(capsys):

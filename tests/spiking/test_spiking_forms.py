@@ -21,7 +21,7 @@ TRACES = {
     "own readout": CascadingTrace(3, 0.05, DT, readout=jnp.array([0.5, -1.0, 2.0])),
     "exponential": ExponentialTrace(0.04, DT),
     "double exponential": cetsim.DoubleExponentialTrace(0.02, 0.05, dt=DT),
-    "delay line": cetsim.DelayLine(0.06, dt=DT),
+    "delay line": cetsim.DelayLine(0.06, dt=DT, max_delay=0.06),
     "Legendre": cetsim.LegendreTrace(4, 0.06, DT),
     "taps": cetsim.FIRTrace(jnp.array([0.0, 1.0, -0.5, 0.2]), DT),
     "difference": 2.0 * TRACE - ExponentialTrace(0.03, DT),
@@ -102,10 +102,19 @@ def test_a_reward_and_errors_through_feedback_weights(delay):
     assert_all_evaluations(TRACE, delay, grads.layers[0].recurrent, slopes, own, -reward, bias=False)
 
 
+class Running(eqx.Module):
+    """A layer whose neurons go on."""
+
+    layer: eqx.Module
+
+    def __call__(self, x, state):
+        return self.layer.run(x, state)
+
+
 def test_a_stream_of_random_delays_is_the_whole_segment():
     layer, (x, target) = make(errors="instant", recurrent_delay=DT), segment()
     delay = DELAYS["random"]
-    run = jax.vmap(lambda model, x, state: model.run(x, state), (None, 0, None), (0, None), axis_name="time")
+    run = jax.vmap(Running.__call__, (None, 0, None), (0, None), axis_name="time")
 
     def loss(model, x, target, neurons):
         outputs, neurons = run(model, x, neurons)
@@ -113,15 +122,15 @@ def test_a_stream_of_random_delays_is_the_whole_segment():
 
     @jit
     def advance(start, state, x, target, neurons):
-        model = attached(delay=delay.at(start), boundary="carry", window=STEPS)(layer)
+        model = attached(delay=delay.at(start), boundary="carry", window=STEPS)(Running(layer))
         return cetsim.streaming_value_and_grad(loss, has_aux=True)(model, state, x, target, neurons)
 
-    model, total = attached(delay=delay, boundary="carry", window=STEPS)(layer), 0.0
-    neurons = model.init()
+    model, total = attached(delay=delay, boundary="carry", window=STEPS)(Running(layer)), 0.0
+    neurons = model.layer.init()
     state = cetsim.streaming_init(model, x[0], neurons)
     for start in range(0, STEPS, 8):
         now = slice(start, start + 8)
         (_, neurons), grads, state = advance(jnp.asarray(start), state, x[now], target[now], neurons)
-        total = total + with_bias(cetsim.detach(grads).inputs)
+        total = total + with_bias(cetsim.detach(grads).layer.inputs)
     expected, _ = gradient(layer, x, target, attached(delay=delay))
     assert_close(total, with_bias(expected.inputs))
