@@ -65,7 +65,7 @@ class Options(Coders):
 
 
 PRESETS = {
-    "demo": Options(steps=300, seeds=2),
+    "demo": Options(steps=300, seeds=1),
     "quick": replace(
         Options(), dataset="mnist", hidden=(256, 256), network_steps=1000, latents=512, k=16,
         steps=400, batch=256, rules=(*RULES, *CONTROLS), seeds=3,
