@@ -66,9 +66,8 @@ def read(folder: Path, family: str) -> tuple[dict[str, np.ndarray], dict]:
     index, found = folder / "model.safetensors.index.json", _of_family(folder, FILES, family)
     if index.exists() and not (found and _is_own(family) and _is_own(found[0].name)):
         parts = sorted(set(_json(index)["weight_map"].values()))
-        return {name: array for part in parts for name, array in _arrays(folder / part).items()}, _config(
-            folder, family
-        )
+        arrays = {name: array for part in parts for name, array in _arrays(folder / part).items()}
+        return arrays, _config(folder, family)
     found = found or sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
         raise ValueError(f"{folder} must hold one safetensors file, got {', '.join(p.name for p in found) or 'none'}")
