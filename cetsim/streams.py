@@ -134,6 +134,14 @@ def carry(
     return past, present, new_state
 
 
+def nothing(*tree) -> Int[Array, ""]:
+    """Zero, but along every axis along which one of the arrays is mapped."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+    keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    leaves = [jax.random.key_data(leaf) if key else leaf for leaf, key in zip(leaves, keys, strict=True)]
+    return sum((0 * jnp.ravel(leaf)[0].astype(jnp.int32) for leaf in leaves), jnp.zeros((), jnp.int32))
+
+
 def _earned(trace: AbstractTrace, matrix, signals, gain, unpool, first):
     """gain ∘ λ, where write s meets the signals from `first` + s on, and of these only so many.
 
@@ -153,7 +161,7 @@ def _earned(trace: AbstractTrace, matrix, signals, gain, unpool, first):
     width = size + trace.window(max(float(jnp.finfo(dtype).eps), 1e-14))
     if 4 * width > 3 * count:  # little would be left out
         return earned(matrix, signals, gain)
-    zero = jnp.where(False, jnp.ravel(signals)[0], 0).astype(matrix.dtype)
+    zero = nothing(signals).astype(matrix.dtype)
 
     def block(i, credit):
         start = jnp.minimum(i * size, writes - size)

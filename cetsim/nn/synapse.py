@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from cetsim import checks, credit, streams
 from cetsim.delays import AbstractDelay
 from cetsim.events import Events
-from cetsim.streams import StreamState
+from cetsim.streams import StreamState, nothing
 from cetsim.traces import AbstractTrace
 
 DERIVATIVES = ("ideal", "cascade")
@@ -149,14 +149,6 @@ def place_in_time(name: str) -> Int[Array, ""]:
         ) from None
 
 
-def _nothing(*tree) -> Int[Array, ""]:
-    """Zero, but along every axis along which one of the arrays is mapped."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
-    keys = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
-    leaves = [jax.random.key_data(leaf) if key else leaf for leaf, key in zip(leaves, keys, strict=True)]
-    return sum((0 * jnp.ravel(leaf)[0].astype(jnp.int32) for leaf in leaves), jnp.zeros((), jnp.int32))
-
-
 def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | None):
     """Credit of a segment, cotangents of the pre-activations, `[time, *out]`; what errors pass; what is carried on."""
     synapses = synapses.whole()
@@ -187,7 +179,7 @@ def _over_time(synapses: Synapses, derivative, error, x, state: StreamState | No
             synapses.trace, delay, state, x, gain, signal, unpool, events, synapses.length
         )
         # A sum over a map that the state does not have must show: JAX adds up what varies along it, and nothing else.
-        runs = state.runs + _nothing(from_above, x).astype(state.runs.dtype)
+        runs = state.runs + nothing(from_above, x).astype(state.runs.dtype)
         return present, None, past, dataclasses.replace(state, runs=runs)
     down = passed * unpool(from_above) if cascades else None
     return gain * unpool(credit.remember(matrix, signal)), down, None, None
@@ -336,7 +328,7 @@ def learn_from_traces(warning: str, z, past_z, activity, below, derivative, x, s
     backward pass. The output varies along every axis along which the rule does, time first of all, so that its
     cotangent does too and is not summed over one. A `warning` is given where the model is to learn.
     """
-    return activity + _nothing(m, synapses, state).astype(activity.dtype)
+    return activity + nothing(m, synapses, state).astype(activity.dtype)
 
 
 def _forward(warning, z, past_z, activity, below, derivative, x, state, synapses, m):
@@ -344,7 +336,7 @@ def _forward(warning, z, past_z, activity, below, derivative, x, state, synapses
         warnings.warn(warning, stacklevel=2)
     z, activity = _at_first_order((z, activity))
     kept = (derivative, x if state is not None else None, state, synapses, m, jnp.zeros((), z.dtype))
-    return activity + _nothing(m, synapses, state).astype(activity.dtype), kept
+    return activity + nothing(m, synapses, state).astype(activity.dtype), kept
 
 
 def _backward(warning, residuals, error):

@@ -30,7 +30,7 @@ def test_steer(capsys):
 
 
 def test_what_would_make_the_published_number_runs_on_a_tiny_clip_and_coder(capsys):
-    """A CLIP of open_clip's and a coder of Prisma's, both made by the libraries, and pictures and words at random."""
+    """A CLIP made by open_clip, a coder in a folder as Prisma writes them, and pictures and words at random."""
     (program,) = re.findall(r'^```py title="with published weights"\n(.*?)^```', GUIDE, re.MULTILINE | re.DOTALL)
     tests, rng = ROOT / "tests", np.random.default_rng(0)
     for name, tiny in (

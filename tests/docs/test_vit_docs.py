@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pages import page
+from pages import run_guide
 
 pytestmark = pytest.mark.slow
 
@@ -12,12 +12,12 @@ TINY = {"facebook/dinov2-small": "dinov2_registers", "openai/clip-vit-large-patc
 
 
 def test_the_guide_opens_networks_and_trains_one(capsys):
-    names = {}
-    for block in page("guides/published-vits.md"):
+    def tiny(source: str) -> str:
         for name, folder in TINY.items():
-            block = block.replace(f'"{name}"', repr(str(GOLDEN / folder))).replace("image=224", "image=16")
-        exec(compile(block.replace("range(300)", "range(100)"), "published-vits.md", "exec"), names)
-    printed = capsys.readouterr().out
+            source = source.replace(f'"{name}"', repr(str(GOLDEN / folder)))
+        return source.replace("image=224", "image=16").replace("range(300)", "range(100)")
+
+    names, printed = run_guide("published-vits.md", capsys, tiny)
     assert "(4, 4) patches behind 4 tokens of other kinds" in printed
     assert "blocks.1.attention.output_proj.results" in printed
     assert names["results"].shape == (8, 20, 2, 16)

@@ -91,6 +91,7 @@ def main() -> None:
             f = torch.zeros_like(f).scatter(1, f.topk(3).indices, f.topk(3).values)
         seen[f"{name}.f"], seen[f"{name}.y"] = f.numpy(), (f @ weights["W_dec"] + weights["b_dec"]).numpy()
     np.savez(FOLDER / "seen.npz", **seen)
+    torch.manual_seed(1)  # so that it can be made alone
     write_prisma("prisma_clip", weights_of(16, 40), relu)  # of the width of tests/golden/vit/open_clip
 
 
