@@ -90,7 +90,7 @@ class Options(Orders, Gate, Vision):
             ideal = "ideal with --boundary carry: what is sent down cannot wait"
             checks.require("derivatives", self.derivatives == ("ideal",), ideal, self.derivatives)
         row = "mlp or cnn, whose layers stand in a row"
-        checks.require("network", self.network != "resnet20", row, self.network)
+        checks.require("network", self.network in ("mlp", "cnn"), row, self.network)
 
 
 _PAPER = Options(steps=1000, selection_steps=1000, **MNIST)

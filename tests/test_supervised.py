@@ -223,6 +223,56 @@ class TestStreams:
         assert_trees_close(whole, state, rtol=0, atol=0)
 
 
+def normed(key):
+    keys = jax.random.split(key)
+    first, last = eqx.nn.Linear(5, 8, key=keys[0]), eqx.nn.Linear(8, 3, key=keys[1])
+    return eqx.nn.Sequential([first, eqx.nn.LayerNorm(8), eqx.nn.Lambda(jax.nn.relu), last])
+
+
+class TestPlainLayers:
+    """Layers that learn from plain backprop: norms, which would be warned of, and synapses if that is wanted."""
+
+    @staticmethod
+    def run(boundary, plain):
+        x, labels = problem()
+        settings = Settings(20, BATCH, form="preactivation", boundary=boundary, plain=plain)
+        return SupervisedRun(normed, jnp.asarray(x), jnp.asarray(labels), settings)
+
+    @pytest.mark.parametrize("boundary", ["reset", "carry"])
+    @pytest.mark.parametrize("plain", [("layers.1",), ("layers.1", "layers.3")])
+    def test_they_are_left_to_backprop_and_not_compared(self, boundary, plain):
+        run = self.run(boundary, plain)
+        state = run.init(h := hyper(), jax.random.key(0))
+        assert align(run, state, run.x[:BATCH], run.labels[:BATCH]).keys() == {"layers.0", "layers.3"} - set(plain)
+        x, labels = run.x[:BATCH], run.labels[:BATCH]
+        (_, _), update, _ = run._gradient(eqx.combine(state.params, run._template()), state, state.stream, x, labels)
+
+        def loss(model, traced):
+            if traced:
+                overrides = dict.fromkeys(plain)
+                model = cetsim.attach(model, h.trace, h.delay, form="preactivation", overrides=overrides)
+            logits = jax.vmap(model, axis_name="time")(x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        model = normed(jax.random.split(jax.random.key(0))[0])
+        assert_trees_close(update, cetsim.detach(eqx.filter_grad(loss)(model, True)), rtol=1e-10, atol=1e-14)
+        backprop_s = eqx.filter_grad(loss)(model, False)
+        for name in (1, 3):
+            same = np.allclose(update.layers[name].weight, backprop_s.layers[name].weight, rtol=1e-10)
+            assert same == (f"layers.{name}" in plain)
+
+    @pytest.mark.parametrize(
+        ("plain", "message"),
+        [
+            (("norm",), "`plain` must name what the model has, layers.0.weight, .*; got 'norm'"),
+            ("layers.1", "`plain` must be a tuple of names of layers or arrays, got 'layers.1'"),
+        ],
+    )
+    def test_names_of_nothing(self, plain, message):
+        with pytest.raises(ValueError, match=message):
+            self.run("reset", plain)
+
+
 class TestLearning:
     def test_a_trace_learns_at_its_delay_and_not_at_another(self):
         """The peak of CET(10) on the delay of the signal, and on four times as much, over 5 seeds: chance is 1/3."""

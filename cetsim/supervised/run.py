@@ -54,7 +54,8 @@ class SupervisedRun(eqx.Module):
     - `settings`: what is compiled in.
 
     **Raises:** ValueError for fewer examples than a segment, numbers that do not match, inputs that are not finite or
-    that the model does not take, labels of no class, and images that the input order cannot show.
+    that the model does not take, labels of no class, images that the input order cannot show, and settings that name a
+    layer as plain that the model does not have.
     """
 
     make_model: Callable = eqx.field(static=True)
@@ -69,6 +70,7 @@ class SupervisedRun(eqx.Module):
         self.labels = checks.require_labels(labels, len(self.x))
         settings.shown.check(self.labels, settings.segment, self.x.shape)
         checks.require_labels(labels, len(self.x), self._classes())
+        self._check_plain()
 
     def init(self, hyper: Hyperparameters, key: Array) -> TrainState:
         """The run before its first update; `key` sets the weights and the order of the images."""
@@ -128,6 +130,8 @@ class SupervisedRun(eqx.Module):
     def alignment(self, state: TrainState, x, labels, over: str = "arrived") -> dict[str, Float[Array, ""]]:
         """Cosine per layer between the update of one segment and the true gradient of its loss.
 
+        Layers that the settings name as plain are left out.
+
         **Arguments:** `x`, `labels`: one segment. `over`: the steps whose loss the true gradient is of, those whose
         signals `"arrived"` within the segment or `"all"`. Where a salience gate is set it is of all its events.
 
@@ -156,7 +160,8 @@ class SupervisedRun(eqx.Module):
     def _compared(self, update, truth, model, x, buffers) -> dict[str, Float[Array, ""]]:
         """Cosine per layer, both without the segment's mean of activity where weights do not learn from it."""
         means = self._means(model, x, buffers)
-        return metrics.alignment(*(nn.center(tree, means) if means else tree for tree in (update, truth)))
+        cosines = metrics.alignment(*(nn.center(tree, means) if means else tree for tree in (update, truth)))
+        return {name: value for name, value in cosines.items() if not self._is_plain(name)}
 
     def _classes(self) -> int:
         """Number of the model's outputs, from shapes alone; raises ValueError where it does not take examples."""
@@ -176,6 +181,18 @@ class SupervisedRun(eqx.Module):
         if len(shape) != 2:
             raise ValueError(f"the model must make one logit a class, [classes], of an example, got shape {shape[1:]}")
         return shape[1]
+
+    def _is_plain(self, name: str) -> bool:
+        return any(nn.surgery.covers(plain, name) for plain in self.settings.plain)
+
+    def _check_plain(self) -> None:
+        model, _ = eqx.filter_eval_shape(eqx.nn.make_with_state(self.make_model), jax.random.key(0))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(model)
+        is_array = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)  # noqa: E731
+        names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, leaf in leaves if is_array(leaf)]
+        for plain in self.settings.plain:
+            if not any(nn.surgery.covers(plain, name) for name in names):
+                raise ValueError(f"`plain` must name what the model has, {', '.join(names)}; got {plain!r}")
 
     def _template(self):
         """The model without its arrays."""
@@ -228,9 +245,10 @@ class SupervisedRun(eqx.Module):
     def _attach(self, model, hyper: Hyperparameters, delay, windows: dict | None, events: Events | None = None):
         """The model with its traces; `windows`: steps that each layer's stream remembers, None to start empty."""
         options = {"form": self.settings.form, "error_gate": hyper.error_gate, "derivative": self.settings.derivative}
-        boundary, overrides = "reset", None
+        boundary, overrides = "reset", dict.fromkeys(self.settings.plain)
         if windows is not None:
-            boundary, overrides = "carry", {name: {"window": window} for name, window in windows.items()}
+            boundary, carried = "carry", {name: {"window": window} for name, window in windows.items()}
+            overrides |= {name: window for name, window in carried.items() if not self._is_plain(name)}
         return nn.attach(model, hyper.trace, delay, boundary=boundary, events=events, overrides=overrides, **options)
 
     def _windows(self, model, hyper: Hyperparameters) -> dict[str, int]:

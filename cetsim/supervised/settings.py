@@ -1,6 +1,7 @@
 """What may differ between runs of one program, and what is compiled into it."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -70,6 +71,8 @@ class Settings:
     - `derivative`: see `attach`.
     - `centering`: None, or the decay of the running mean of activity that weights do not learn from, see
       `nn.centered`; 0 takes off the mean of the segment.
+    - `plain`: names of layers, or of modules and arrays that hold weights, that learn by plain, undelayed backprop,
+      such as norms: what `attach` takes as None in its `overrides`.
 
     **Raises:** ValueError for an argument outside its range: `steps`, `segment` and `window` are whole numbers.
 
@@ -87,6 +90,7 @@ class Settings:
     input_order: InputOrder | None = None
     derivative: str = "ideal"
     centering: float | None = None
+    plain: Sequence[str] = ()
 
     def __post_init__(self):
         for name in ("steps", "segment", *(["window"] if self.window is not None else [])):
@@ -102,6 +106,10 @@ class Settings:
         if self.centering is not None:
             object.__setattr__(self, "centering", checks.require_static("centering", self.centering))
             checks.require_within("centering", self.centering, "[0, 1)")
+        names = isinstance(self.plain, tuple | list) and all(isinstance(name, str) for name in self.plain)
+        if not names:
+            raise ValueError(f"`plain` must be a tuple of names of layers or arrays, got {checks.shown(self.plain)}")
+        object.__setattr__(self, "plain", tuple(self.plain))
         checks.require_instance("input_order", self.input_order, InputOrder | None, "an InputOrder or None")
 
     @property

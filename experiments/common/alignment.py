@@ -14,6 +14,10 @@ from experiments.common import captions, plots, tables
 from experiments.common.checks import SEGMENT
 from experiments.common.options import Files
 
+OF_VIT = {
+    "attention.query_proj": "query", "attention.key_proj": "key", "attention.value_proj": "value",
+    "attention.output_proj": "attention", "mlp.layers.0": "MLP 1", "mlp.layers.2": "MLP 2",
+}  # fmt: skip
 MOST_LAYERS = 5  # columns; of deeper networks as many layers are drawn, spread over their depth
 _SETTING = ("error_gate", "segment", "run_length", "interpolation", "spread_s", "distribution", "peak_ratio")
 
@@ -41,6 +45,8 @@ def select(rows: pd.DataFrame) -> pd.DataFrame:
 
 def layers(frame: pd.DataFrame) -> dict[str, str]:
     """The layers from the images up, with names for readers."""
+    if frame["network"].iloc[0].startswith("ViT"):
+        return _of_vit(frame)
     numbers = lambda layer: [int(digits) for digits in re.findall(r"\d+", layer)]  # noqa: E731
     # By their numbers, a ResNet's ends around its blocks.
     found = sorted(set(frame["layer"]), key=lambda layer: ({"stem": -1, "head": 1}.get(layer, 0), numbers(layer)))
@@ -51,6 +57,12 @@ def layers(frame: pd.DataFrame) -> dict[str, str]:
         return dict(zip(found, [*hidden[kind], "output"], strict=True))
     place = lambda layer: "block {} conv {}".format(*(n + 1 for n in numbers(layer)))  # noqa: E731
     return {layer: {"stem": "stem", "head": "output"}.get(layer) or place(layer) for layer in found}
+
+
+def _of_vit(frame: pd.DataFrame) -> dict[str, str]:
+    blocks = 1 + max(int(layer.split(".")[1]) for layer in frame["layer"] if layer.startswith("blocks."))
+    inside = {f"blocks.{i}.{layer}": f"block {i + 1} {name}" for i in range(blocks) for layer, name in OF_VIT.items()}
+    return {"embed.linear": "patches"} | inside | {"head": "output"}
 
 
 def at_end(frame: pd.DataFrame) -> pd.DataFrame:

@@ -107,8 +107,9 @@ class Vision(Sweep):
     """Folder with the dataset's files as published; by default they are downloaded (digits needs none)."""
     dataset: Literal["digits", "mnist", "cifar10", "tinyimagenet"] = "digits"
     """Images to learn: scikit-learn's 8x8 digits, MNIST, CIFAR-10 or TinyImageNet."""
-    network: Literal["mlp", "cnn", "resnet20"] = "mlp"
-    """mlp: fully connected; cnn: three convolutions and two linear layers; resnet20 (with form preactivation)."""
+    network: Literal["mlp", "cnn", "resnet20", "vit"] = "mlp"
+    """mlp: fully connected; cnn: three convolutions and two linear layers; resnet20, and vit, a vision transformer of
+    two blocks of 32 (both with form preactivation)."""
     hidden: Annotated[tuple[int, ...], checks.SIZES] = (128, 128)
     """Sizes of the hidden layers of an mlp."""
     form: Literal["activation", "preactivation", "authors_linear", "authors"] = "activation"
@@ -127,11 +128,15 @@ class Vision(Sweep):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        if self.network != "mlp":
+        if self.network in ("cnn", "resnet20"):
             large, why = ("cifar10", "tinyimagenet"), f"cifar10 or tinyimagenet for a {self.network}"
             checks.require("dataset", self.dataset in large, why, self.dataset)
-        if self.network == "resnet20":
-            why = "preactivation for a resnet20, whose batch norm stands between layer and activation"
+        between = {
+            "resnet20": "a resnet20, whose batch norm stands between layer and activation",
+            "vit": "a vit, whose activations cannot be seen from outside",
+        }
+        if self.network in between:
+            why = f"preactivation for {between[self.network]}"
             checks.require("form", self.form == "preactivation", why, self.form)
 
 

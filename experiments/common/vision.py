@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from cetsim import datasets, nn, sweep
+from cetsim import datasets, interpret, nn, sweep
 from cetsim.datasets import InputOrder
 from cetsim.supervised import Settings, SupervisedRun
 from experiments.common import selection
@@ -28,7 +28,9 @@ from experiments.common.options import Vision
 
 CURVE_POINTS = 10  # of the training loss
 TEST_POINTS = 5  # of accuracy and alignment along the way
-ALIGNMENT_SEGMENTS = {"mlp": 8, "cnn": 2, "resnet20": 2}
+ALIGNMENT_SEGMENTS = {"mlp": 8, "cnn": 2, "resnet20": 2, "vit": 2}
+VIT = dict(width=32, depth=2, heads=4, pool="mean", class_token=False)
+VIT_PLAIN = ("positions", "norm", *(f"blocks.{i}.norm{j}" for i in range(VIT["depth"]) for j in (1, 2)))  # no synapses
 EVALUATED_AT_ONCE = 1000  # images, by networks that convolve: more only take memory
 UNROLLED = 5  # steps of such networks in a program, on CPU
 
@@ -72,6 +74,7 @@ class Course(selection.Course):
         self.image, self.classes = dataset.train_x.shape[1:], int(max(dataset.train_y.max(), dataset.test_y.max())) + 1
         self.sizes = int(np.prod(self.image)), *options.hidden, self.classes
         names = {"mlp": f"MLP {'-'.join(map(str, self.sizes))}", "cnn": "CNN 32-64-128-512", "resnet20": "ResNet-20"}
+        names |= {"vit": f"ViT, {VIT['depth']} blocks of {VIT['width']}"}
         self.network, images = names[options.network], (dataset.train_x, dataset.test_x)
         self._images = [x.reshape(len(x), -1) if options.network == "mlp" else x for x in images]
 
@@ -85,6 +88,7 @@ class Course(selection.Course):
         options, network = self.options, self.options.network
         input_order = InputOrder(run_length, interpolation, network != "mlp")
         fixed = dict(warmup=options.warmup, input_order=input_order, derivative=derivative)
+        fixed |= dict(plain=VIT_PLAIN) if network == "vit" else {}
         settings = Settings(self.steps * options.unit // segment, segment, options.form, boundary, **fixed)
         known = dict(statistics="running" if boundary == "carry" or layers else "segment")  # to batch norm
 
@@ -93,6 +97,9 @@ class Course(selection.Course):
                 return nn.mlp(self.sizes, key=key)
             if network == "cnn":
                 return nn.cnn(self.image, classes=self.classes, key=key, **known)
+            if network == "vit":
+                patch = self.image[1] // (4 if self.image[1] < 32 else 8)  # 16 of them, or 64
+                return interpret.VisionTransformer(self.image, patch, **VIT, classes=self.classes, key=key)
             return nn.resnet20(self.classes, in_channels=self.image[0], key=key, **known)
 
         return SupervisedRun(make_model, self.x, self.labels, settings)
@@ -100,7 +107,7 @@ class Course(selection.Course):
     def training(self, **static) -> sweep.Training:
         """How conditions that agree in what is compiled in are trained, and what is measured of them."""
         run = self.supervised(**static)
-        unrolled = self.options.network != "mlp" and jax.default_backend() == "cpu"
+        unrolled = self.options.network in ("cnn", "resnet20") and jax.default_backend() == "cpu"
         ends, at = self.points(run.settings.steps)
         measured = self.evaluations(run, at, salient=static["layers"] > 0)
         advance, chunk = eqx.Partial(_advance, run, unrolled), UNROLLED if unrolled else None

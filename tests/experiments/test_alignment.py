@@ -14,7 +14,7 @@ from cetsim.supervised import Hyperparameters, Settings, SupervisedRun, backprop
 from experiments import alignment, behavioral_vision
 from experiments.alignment import Options
 from experiments.common import alignment as common
-from experiments.common import plots
+from experiments.common import plots, tables
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +119,19 @@ def test_every_trace_at_every_delay_looks_on_at_backprop():
 )
 def test_a_mistake_gets_one_clear_error(arguments, message, capsys, tmp_path):
     assert message in error_of(capsys, "alignment", *arguments, "--out", tmp_path)
+
+
+def test_a_vision_transformer_from_the_command_line(tmp_path):
+    short = ("--steps", "4", "--delays", "0.4", "--orders", "2")
+    text = output_of("behavioral-vision", "--preset", "vit", *short, "--out", tmp_path)
+    assert "ViT, 2 blocks of 32, rule with inputs alone in the traces" in text
+    rows = tables.read(tmp_path / "behavioral-vision" / "results.csv")
+    line = rows[(rows["metric"] == "alignment") & (rows["trace"] == "delay line")]
+    names = common.layers(line)
+    assert next(iter(names.items())) == ("embed.linear", "patches")
+    assert list(names.items())[-2:] == [("blocks.1.mlp.layers.2", "block 2 MLP 2"), ("head", "output")]
+    assert set(names) == set(line["layer"])  # no norm is compared
+    np.testing.assert_allclose(line["value"], 1.0, atol=1e-4)
 
 
 def test_from_the_command_line_to_a_redrawn_figure(tmp_path):

@@ -114,6 +114,10 @@ def test_without_options_an_experiment_is_its_first_preset(name):
             ("behavioral-vision", "--network", "resnet20", "--dataset", "cifar10", "--form", "authors"),
             "--form must be preactivation for a resnet20, whose batch norm stands between layer and activation, got",
         ),
+        (
+            ("behavioral-vision", "--network", "vit"),
+            "--form must be preactivation for a vit, whose activations cannot be seen from outside, got activation",
+        ),
         (("behavioral-vision", "--segment", "0"), "--segment must be at least 1, got 0"),
         (
             ("behavioral-vision", "--segment", "64"),
