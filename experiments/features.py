@@ -78,7 +78,9 @@ class Options(Coders):
 
 
 PRESETS = {
-    "demo": Options(pairs=("CET(10)", "ET"), delay=4.0, steps=300, seeds=1),
+    "demo": Options(
+        pairs=("delay line", "CET(10)", "ET", "another seed", "untrained"), delay=4.0, steps=300,
+    ),
     "quick": Options(
         dataset="mnist", hidden=(512, 512), network_steps=1404, latents=512, k=16, steps=400,
         batch=256, frontier=(4, 64), seeds=3,

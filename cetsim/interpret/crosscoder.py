@@ -7,6 +7,8 @@ crosscoders have latents that seem to belong to one site alone and do not (arXiv
 default, and `latent_scaling` checks.
 """
 
+from itertools import accumulate
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,7 @@ class Crosscoder(eqx.Module):
         latents = checks.require_whole("latents", latents)
         self.sparsity = sparsity = require_sparsity(BatchTopK() if sparsity is None else sparsity, latents)
         rows = unit_rows(jax.random.normal(key, (latents, sum(widths))))
-        self.W_dec = tuple(jnp.split(rows, list(jnp.cumsum(jnp.array(widths))[:-1]), axis=1))
+        self.W_dec = tuple(jnp.split(rows, list(accumulate(widths))[:-1], axis=1))
         self.W_enc = tuple(w.T for w in self.W_dec)
         self.b_enc, self.b_dec = jnp.zeros(latents), tuple(jnp.zeros(width) for width in widths)
         self.scales, self.threshold = tuple(jnp.ones(()) for _ in widths), jnp.zeros(())

@@ -177,23 +177,26 @@ def _sums_of_store(coder, store: Activations, batch: int) -> list[dict]:
     means = tuple(store.mean(name) for name in sites)
     mean = means if joint else means[1]
 
-    @eqx.filter_jit
-    def sums(coder, *vectors):
-        x, y = (vectors, vectors) if joint else vectors
-        active = (coder.encode(x) > 0).reshape(-1, tokens, coder.latents)
-        of_cls, of_patches = active[:, :classes].sum(), active[:, classes:].sum()
-        return _sums(coder, x, y, mean) | {
-            "in_example": active.any(1).sum(),
-            "examples": len(active),
-            "cls_fired": of_cls,
-            "cls_vectors": len(active) * classes,
-            "patches_fired": of_patches,
-            "patches_vectors": len(active) * (tokens - classes) if classes else 0,
-        }
-
     parts = zip(*(store.batches(name, batch * tokens) for name in sites), strict=True)
     as_float = lambda values: np.asarray(values, float)  # noqa: E731
-    return [jax.tree.map(as_float, sums(coder, *map(jnp.asarray, part))) for part in parts]
+    sums = lambda part: _sums_of_batch(coder, tuple(map(jnp.asarray, part)), mean, tokens, classes)  # noqa: E731
+    return [jax.tree.map(as_float, sums(part)) for part in parts]
+
+
+@eqx.filter_jit
+def _sums_of_batch(coder, vectors: tuple, mean, tokens: int, classes: int) -> dict:
+    """Sums over a batch of examples; compiled once for all coders and stores of the same shapes."""
+    x, y = (vectors, vectors) if isinstance(coder, Crosscoder) else vectors
+    active = (coder.encode(x) > 0).reshape(-1, tokens, coder.latents)
+    of_cls, of_patches = active[:, :classes].sum(), active[:, classes:].sum()
+    return _sums(coder, x, y, mean) | {
+        "in_example": active.any(1).sum(),
+        "examples": len(active),
+        "cls_fired": of_cls,
+        "cls_vectors": len(active) * classes,
+        "patches_fired": of_patches,
+        "patches_vectors": len(active) * (tokens - classes) if classes else 0,
+    }
 
 
 def _widths(coder) -> list[int]:

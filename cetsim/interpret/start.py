@@ -7,6 +7,8 @@ much at first, and later, when they have parted, too little. A gain that all sha
 beside the weights; otherwise those that are chosen would grow alone and leave the others behind.
 """
 
+from itertools import accumulate
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -31,8 +33,8 @@ def near_data(coder: Coder | Crosscoder, rows: tuple, batch: tuple) -> tuple[Cod
     joint = isinstance(coder, Crosscoder)
     if joint:
         written = _towards(jnp.concatenate(coder.W_dec, axis=1), jnp.concatenate(_less(rows, coder.b_dec), axis=1))
-        ends = jnp.cumsum(jnp.array([len(b) for b in coder.b_dec]))[:-1]
-        W_dec = tuple(jnp.split(written, list(ends), axis=1))
+        ends = list(accumulate(len(b) for b in coder.b_dec))[:-1]
+        W_dec = tuple(jnp.split(written, ends, axis=1))
         coder = with_fields(coder, W_dec=W_dec, W_enc=tuple(w.T for w in W_dec))
     else:
         W_dec = _towards(coder.W_dec, rows[-1] - coder.b_dec)

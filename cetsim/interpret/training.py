@@ -67,8 +67,10 @@ class CoderRun(eqx.Module):
     scales: Float[Array, "sites candidates"]
     sparsity: AbstractSparsity
     settings: Settings = eqx.field(static=True)
-    store: Activations = eqx.field(static=True)
+    store: Activations | None = eqx.field(static=True)  # None where all is in `data`: then no program is of one store
     sites: tuple[tuple[str, ...], ...] = eqx.field(static=True)  # of each role, the candidates
+    widths: tuple[int, ...] = eqx.field(static=True)  # of each role
+    rows: int = eqx.field(static=True)
     joint: bool = eqx.field(static=True)
 
     def __init__(self, store, sparsity, settings, inputs=None, outputs=None, across=None):
@@ -80,7 +82,7 @@ class CoderRun(eqx.Module):
         named = lambda names: (names,) if isinstance(names, str) else tuple(names)  # noqa: E731
         roles = [(name,) for name in across] if self.joint else [named(inputs)]
         roles += [] if outputs is None else [named(outputs)]
-        self.sites, self.store, self.settings, self.sparsity = tuple(roles), store, settings, sparsity
+        self.sites, self.settings, self.sparsity = tuple(roles), settings, sparsity
         every = [store.require(name) for role in roles for name in role]
         if settings.skip and outputs is None:
             raise ValueError("`skip` must be False but for a transcoder, which has `outputs`")
@@ -95,10 +97,12 @@ class CoderRun(eqx.Module):
             raise ValueError(f"sites must have one number of vectors an example, got {counts}")
         if (rows := store.rows(every[0])) < settings.batch:
             raise ValueError(f"`batch` must be at most the store's {rows} vectors, got {settings.batch}")
+        self.widths, self.rows = tuple(store.widths[role[0]] for role in roles), rows
         self._make(sparsity, jax.random.key(0))  # which refuses what cannot be
         self.scales = jnp.asarray([[store.scale(name) for name in role] for role in roles], jnp.float32)
         fits = sum(map(store.nbytes, every)) <= settings.memory
         self.data = tuple(jnp.stack([store.array(n) for n in role]) for role in roles) if fits else None
+        self.store = None if fits else store
 
     def init(self, hyper: Hyperparameters, key: Array) -> CoderState:
         """The run before its first step; `key` sets the weights and the order.
@@ -106,6 +110,10 @@ class CoderRun(eqx.Module):
         Biases start at geometric medians, the weights of TopK and BatchTopK near the data (`start.near_data`).
         """
         self._check(hyper)
+        return self._start(hyper, key)
+
+    @eqx.filter_jit
+    def _start(self, hyper: Hyperparameters, key: Array) -> CoderState:
         weights, order = jax.random.split(key)
         coder = self._make(self._sparsity(hyper), weights)
         x = self._batch(hyper, order, jnp.zeros((), int))
@@ -117,7 +125,7 @@ class CoderRun(eqx.Module):
             coder = with_fields(coder, b_dec=medians[-1], b_in=None if coder.b_in is None else medians[0])
         gain = jnp.ones((), medians[0].dtype)
         if coder.sparsity.revives:
-            rows = batch_rows(jax.random.fold_in(weights, 0), 0, self.settings.latents, self._rows)
+            rows = batch_rows(jax.random.fold_in(weights, 0), 0, self.settings.latents, self.rows)
             coder, gain = near_data(coder, self._vectors(hyper, rows), x)
         optimizer = self._optimizer(hyper).init((trained(coder), gain))
         return CoderState(
@@ -165,6 +173,10 @@ class CoderRun(eqx.Module):
 
         The threshold of a BatchTopK is the smallest score that the first batches of the run keep, a mean over them.
         """
+        return self._coder(state)
+
+    @eqx.filter_jit
+    def _coder(self, state: CoderState):
         scales, coder = self._scales(state.hyper), self._amplified(state.coder, state.log_gain)
         if coder.sparsity.has_threshold:
             of_step = lambda step: self._smallest(coder, self._batch(state.hyper, state.order, step))  # noqa: E731
@@ -186,7 +198,7 @@ class CoderRun(eqx.Module):
         return tuple(jnp.stack([store.array(store.require(n)) for n in role]) for role in self.sites)
 
     def _make(self, sparsity, key):
-        widths, latents = [self.store.widths[role[0]] for role in self.sites], self.settings.latents
+        widths, latents = list(self.widths), self.settings.latents
         one = all(len(role) == 1 for role in self.sites)
         names = tuple(role[0] for role in self.sites) if one else None
         if self.joint:
@@ -208,19 +220,14 @@ class CoderRun(eqx.Module):
 
     def _batch(self, hyper: Hyperparameters, order, step) -> tuple[Array, ...]:
         """The scaled vectors of a step, one array for each role."""
-        return self._vectors(hyper, batch_rows(order, step, self.settings.batch, self._rows))
-
-    @property
-    def _rows(self) -> int:
-        """How many vectors the store has."""
-        return self.store.rows(self.sites[0][0])
+        return self._vectors(hyper, batch_rows(order, step, self.settings.batch, self.rows))
 
     def _vectors(self, hyper: Hyperparameters, rows) -> tuple[Array, ...]:
         """Scaled vectors by number, one array for each role."""
         if self.data is not None:
             found = [role[hyper.site, rows] for role in self.data]
         else:
-            shapes = [jax.ShapeDtypeStruct((len(rows), self.store.widths[role[0]]), np.float32) for role in self.sites]
+            shapes = [jax.ShapeDtypeStruct((len(rows), width), np.float32) for width in self.widths]
             found = jax.pure_callback(
                 partial(take_of_runs, self.store, self.sites), shapes, rows, hyper.site, vmap_method="expand_dims"
             )

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,16 +115,27 @@ def recorded(folder: Path, network: Network, site: str, x, part: str = "train"):
 
 def captured(network: Network, site: str, x, batch: int = 500) -> np.ndarray:
     """What a site says of images, `[images, ...]`."""
-    seen = interpret.capture(network.model, site, stop_at=site)
-    run = eqx.filter_jit(lambda x: jax.vmap(lambda one: seen(one, *network.state)[0])(x))
+    run = partial(_captured, network.model, network.state, site)
     return np.concatenate([np.asarray(run(jnp.asarray(x[i : i + batch]))) for i in range(0, len(x), batch)])
 
 
 def outputs(network: Network, x, batch: int = 500) -> np.ndarray:
     """What the network says of images."""
-    call = lambda one: network.model(one, *network.state)  # noqa: E731
-    said = eqx.filter_jit(lambda x: jax.vmap(lambda one: call(one)[0] if network.state else call(one))(x))
+    said = partial(_outputs, network.model, network.state)
     return np.concatenate([np.asarray(said(jnp.asarray(x[i : i + batch]))) for i in range(0, len(x), batch)])
+
+
+# Networks are arguments, not closures: those of one shape share a program.
+@eqx.filter_jit
+def _captured(model, state: tuple, site: str, x):
+    seen = interpret.capture(model, site, stop_at=site)
+    return jax.vmap(lambda one: seen(one, *state)[0])(x)
+
+
+@eqx.filter_jit
+def _outputs(model, state: tuple, x):
+    call = lambda one: model(one, *state)  # noqa: E731
+    return jax.vmap(lambda one: call(one)[0] if state else call(one))(x)
 
 
 def sweep_on_host(

@@ -64,12 +64,11 @@ def network(options, data, networks: Callable, pair: str, seed: int):
     form = "authors" if convolves else "authors_linear"
     settings = supervised.Settings(steps=options.network_steps, form=form, input_order=order)
     run = supervised.SupervisedRun(make, data.train_x, data.train_y, settings)
-    accuracy = eqx.filter_jit(lambda state, x, labels: run.evaluate(state, x, labels)["accuracy"])
     tested = [slice(i, i + 1000) for i in range(0, len(data.test_y), 1000)]
     weights = [len(data.test_y[part]) for part in tested]
 
     def score(state):
-        each = [float(accuracy(state, data.test_x[part], data.test_y[part])) for part in tested]
+        each = [float(_accuracy(run, state, data.test_x[part], data.test_y[part])) for part in tested]
         return float(np.average(each, weights=weights))
 
     aim = networks(stopped_at(pair), seed)[1] if pair in STOPPED else None
@@ -116,13 +115,23 @@ def stopped(ahead: Callable, score: Callable, state, aim: float, most: int):
     return min(after, before, key=lambda one: abs(one[0] - aim))[1]
 
 
+# Runs and networks are arguments, not closures: those of one shape share a program.
+_accuracy = eqx.filter_jit(lambda run, state, x, labels: run.evaluate(state, x, labels)["accuracy"])
+
+
+@eqx.filter_jit
+def _seen(model, state: tuple, sites: tuple, x):
+    capture = interpret.capture(model, list(sites))
+    return jax.vmap(lambda one: capture(one, *state)[1])(x)
+
+
 def said(network: inside.Network, x, batch: int = 500) -> dict[str, np.ndarray]:
     """What hidden layers say of images, `[images, pixels, width]` each: of some pixels, or one where it has none."""
-    capture, rng = interpret.capture(network.model, list(network.sites)), np.random.default_rng(0)
-    seen, parts = eqx.filter_jit(lambda x: jax.vmap(lambda one: capture(one, *network.state)[1])(x)), []
+    rng, parts, sites = np.random.default_rng(0), [], tuple(network.sites)
     pixels: dict[str, np.ndarray] = {}
     for start in range(0, len(x), batch):
-        values = {name: np.asarray(v) for name, v in seen(jnp.asarray(x[start : start + batch])).items()}
+        seen = _seen(network.model, network.state, sites, jnp.asarray(x[start : start + batch]))
+        values = {name: np.asarray(v) for name, v in seen.items()}
         values = {name: v.reshape(len(v), -1, v.shape[-1]) for name, v in values.items()}
         for name, v in values.items():
             pixels.setdefault(name, np.sort(rng.permutation(v.shape[1])[:PIXELS]))

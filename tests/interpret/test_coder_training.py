@@ -179,13 +179,14 @@ def test_fewer_latents_are_dead_where_weights_start_near_the_data():
     rng = np.random.default_rng(0)
     x = (np.maximum(rng.standard_normal((2048, 4)), 0) @ rng.standard_normal((4, 32))).astype(np.float32)
     settings = si.Settings(steps=200, latents=96, batch=128, dead_after=10**6)
-    run = si.CoderRun(si.Activations.of_arrays({"a": x}), si.TopK(2), settings, inputs="a")
+    store = si.Activations.of_arrays({"a": x})
+    run = si.CoderRun(store, si.TopK(2), settings, inputs="a")
     near = run.init(si.Hyperparameters(3e-3), jax.random.key(0))
     plain = si.Coder(32, None, 96, si.TopK(2), key=jax.random.key(0), sites=("a", "a"))
     plain = with_fields(plain, b_dec=near.coder.b_dec)
     random = dataclasses.replace(near, coder=eqx.combine(trained(plain), near.coder), log_gain=0 * near.log_gain)
     advance = eqx.filter_jit(run.advance)
-    ends = [run.evaluate(advance(state, 200)[0], run.arrays(run.store)) for state in (near, random)]
+    ends = [run.evaluate(advance(state, 200)[0], run.arrays(store)) for state in (near, random)]
     assert ends[0]["dead"] < ends[1]["dead"] - 0.05
     assert ends[0]["explained_variance"] > ends[1]["explained_variance"]
 
@@ -244,6 +245,33 @@ def test_cutting_a_run_into_parts_changes_nothing():
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("across", [None, ("a", "b")])
+def test_another_store_of_the_same_shapes_takes_the_same_programs(across):
+    """From the start to the coder, and its evaluation; `init` of a crosscoder could not be compiled once."""
+    compiled = []
+
+    def listen(name, *_, **__):
+        compiled.extend([name] * name.endswith("backend_compile_duration"))
+
+    def make(store):
+        sites = dict(across=across) if across else dict(inputs="a")
+        run = si.CoderRun(store, si.BatchTopK(4), SMALL, **sites)
+        state = run.init(si.Hyperparameters(3e-3), jax.random.key(0))
+        coder = run.coder(eqx.filter_jit(run.advance)(state, 2)[0])
+        return si.evaluate(coder, store).values["explained_variance"]
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        first = make(STORE)
+        assert len(compiled) > 3
+        compiled.clear()
+        second = make(si.Activations.of_arrays({"a": X[::-1] ** 2, "b": X, "c": X[:, :3]}))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert first != second
+    assert not compiled
+
+
 def test_a_store_larger_than_memory_gives_the_same_run():
     ends = []
     for memory in (2**30, 0):
@@ -299,7 +327,8 @@ def test_latent_scaling_tells_what_norms_do_not():
 def test_every_epoch_has_every_row_once():
     for rows, batch in ((10, 7), (64, 64), (1000, 33)):
         steps = 3 * rows
-        found = np.concatenate([batch_rows(jax.random.key(1), step, batch, rows) for step in range(-(-steps // batch))])
+        rows_of = jax.jit(lambda step, batch=batch, rows=rows: batch_rows(jax.random.key(1), step, batch, rows))
+        found = np.concatenate([rows_of(step) for step in range(-(-steps // batch))])
         for epoch in found[: 3 * rows].reshape(3, rows):
             assert sorted(epoch) == list(range(rows))
         assert not np.array_equal(found[:rows], found[rows : 2 * rows])
