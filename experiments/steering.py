@@ -37,9 +37,10 @@ _STYLES = {
     PATCHES: dict(color="#CC79A7", marker="v"),
     "neurons": dict(color="#D55E00", marker="o"),
 }
-_PARTS = dict(
-    zip(PARTS, [dict(color="black", marker="o", markersize=3, linestyle=s) for s in ("-", "--", ":")], strict=True)
-)
+_PARTS = {
+    part: dict(color="black", marker=marker, markersize=3.5, markerfacecolor=face, linestyle=line)
+    for part, marker, face, line in zip(PARTS, "os^", ("black", "white", "white"), ("-", "--", ":"), strict=True)
+}
 
 
 @dataclass(frozen=True)
