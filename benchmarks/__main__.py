@@ -29,6 +29,8 @@ class Options:
     lunarlander: what its simulator takes of the time (both with the extra rl);
     sweep: 32 runs in one sweep against them alone, checkpoints, overhead; spiking: a step of a spiking network against
     backprop through time."""
+    other: Path | None = None
+    """A Python of an environment with torch and snntorch, whose backprop through time is measured beside (spiking)."""
     json: Path | None = None
     """Also write the figures to this file."""
     rounds: int = 15
@@ -75,6 +77,9 @@ def main() -> int:
     if options.json is not None and not os.access(options.json.resolve().parent, os.W_OK):
         print(f"error: --json must name a file in a folder that can be written, got {options.json}", file=sys.stderr)
         return 2
+    if options.other is not None and not os.access(options.other, os.X_OK):
+        print(f"error: --other must be a Python that can be run, got {options.other}", file=sys.stderr)
+        return 2
     console, figures, orders = Console(), [], []
     if "mlp" in options.parts:
         figures += costs.cost_of_a_step(options.rounds, options.repeats)
@@ -91,7 +96,7 @@ def main() -> int:
     if "sweep" in options.parts:
         figures += sweeps.cost_of_a_sweep()
     if "spiking" in options.parts:
-        figures += spiking.cost_of_a_spiking_step(options.rounds)
+        figures += spiking.cost_of_a_spiking_step(options.rounds, options.other)
     if figures:
         show(figures, console)
     if "orders" in options.parts:

@@ -5,8 +5,11 @@ traces walks through segments of a stream, each of which forgets what lies furth
 backprop through time keeps all 1,000 steps.
 """
 
+import contextlib
 import statistics
+import subprocess
 from functools import partial
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -93,8 +96,24 @@ def step_with(gradient):
     return step
 
 
-def cost_of_a_spiking_step(rounds: int) -> list[dict]:
-    """Time and peak memory of a step with traces as multiples of backprop through time."""
+@contextlib.contextmanager
+def in_snntorch(python: Path):
+    """A function that makes a step in snnTorch, by another Python, in a process that stays."""
+    command = [python, Path(__file__).with_name("spiking_snntorch.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def step() -> None:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            if process.stdout.readline() != "done\n":
+                raise RuntimeError(f"snnTorch made no step: {command[1]} ended with {process.wait()}")
+
+        yield step
+        process.stdin.close()
+
+
+def cost_of_a_spiking_step(rounds: int, other: Path | None = None) -> list[dict]:
+    """Time and peak memory of a step with traces as multiples of backprop through time; `other`: has snnTorch."""
     params = eqx.filter(Network(jax.random.key(0)), eqx.is_inexact_array)
     x = jax.random.uniform(jax.random.key(1), (BATCH, STEPS, SIZES[0])) < 0.1
     labels = jax.random.randint(jax.random.key(2), (BATCH,), 0, SIZES[-1])
@@ -104,8 +123,21 @@ def cost_of_a_spiking_step(rounds: int) -> list[dict]:
         program = jax.jit(step_with(gradient)).lower(*arguments).compile()
         calls[name] = partial(program, *arguments)
         memory[name] = measure.peak_bytes(program) / 2**20
-    times, (base, ours) = measure.interleaved(calls, rounds, 1), memory
+    with contextlib.nullcontext() if other is None else in_snntorch(other) as theirs:
+        calls |= {} if theirs is None else {"snnTorch": theirs}
+        times, (base, ours) = measure.interleaved(calls, rounds, 1), memory
+    peers = [
+        {
+            "name": f"spiking step, {name} / snnTorch's backprop through time",
+            "value": measure.ratio(times, name, "snnTorch"),
+            "unit": "x time",
+            "wanted": "-",
+            "from": {"seconds": {name: statistics.median(own) for name, own in times.items()}},
+        }
+        for name in (memory if "snnTorch" in times else ())
+    ]
     return [
+        *peers,
         {
             "name": "spiking step, traces / backprop through time",
             "value": measure.ratio(times, ours, base),

@@ -1,24 +1,21 @@
-"""snnTorch's backprop through time of the network of `benchmarks.spiking`: seconds a step, median of `ROUNDS`.
+"""snnTorch's backprop through time of the network of `benchmarks.spiking`: a step for each line that it reads.
 
-    OTHER/python benchmarks/spiking_snntorch.py
-
-OTHER is an environment of Python 3.11 with `pip install torch snntorch==1.0.0`. One process on all cores, AdamW and
-clipping as ours; run it beside `python -m benchmarks --parts spiking`.
+`python -m benchmarks --parts spiking --other OTHER/python` starts it, and takes turns with it. OTHER is an environment
+of Python 3.11 with `pip install torch snntorch==1.0.0`. One process on all cores, AdamW and clipping as ours.
 """
 
 import math
-import statistics
-import time
+import sys
 
 import snntorch
 import torch
 from snntorch import surrogate
 
-BATCH, STEPS, DT, TAU, THRESHOLD, SIZES, ROUNDS = 16, 1000, 0.01, 0.05, 0.1, (784, 256, 10), 5
+BATCH, STEPS, DT, TAU, THRESHOLD, SIZES = 16, 1000, 0.01, 0.05, 0.1, (784, 256, 10)
 
 
 def main():
-    """Trains a few steps and prints how long one takes."""
+    """Trains a step for each line of its input, and says so."""
     torch.manual_seed(0)
     beta = math.exp(-DT / TAU)
     layers = torch.nn.ModuleList([torch.nn.Linear(*SIZES[:2]), torch.nn.Linear(*SIZES[1:])])
@@ -39,13 +36,9 @@ def main():
         torch.nn.utils.clip_grad_norm_(layers.parameters(), 0.5)
         optimizer.step()
 
-    step()
-    seconds = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
+    for _ in sys.stdin:
         step()
-        seconds.append(time.perf_counter() - began)
-    print(f"snnTorch {snntorch.__version__}: {statistics.median(seconds):.3f} s a step")
+        print("done", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from experiments.common.conditions import set_to_delay
 
 pytestmark = pytest.mark.slow
 
-TINY = ("--steps", "2", "--selection-steps", "2", "--seeds", "1", "--learning-rates", "1e-3", "--delays", "0.4")
+TINY = ("--steps", "1", "--selection-steps", "1", "--seeds", "1", "--learning-rates", "1e-3", "--delays", "0.4")
 
 
 def run(*arguments: str) -> None:
