@@ -55,8 +55,9 @@ class SpikingLayer(SuppliesActivation):
 
         e(t) = ψ(v(t)) x̂(t)      x̂(t) = α x̂(t-1) + (1 - α) x(t)
 
-    x the presynaptic spikes, x̂ what is left of them in the membrane. Recurrent weights see the layer's own spikes
-    d ago; that a spike also acts through other neurons is left out (e-prop's approximation).
+    x the presynaptic spikes, or any currents (nothing here needs 0 or 1), x̂ what is left of them in the membrane.
+    Recurrent weights see the layer's own spikes d ago; that a spike also acts through other neurons is left out
+    (e-prop's approximation).
 
     **Arguments:**
 

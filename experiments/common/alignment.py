@@ -174,6 +174,6 @@ def _note(frame: pd.DataFrame, columns: int) -> str:
     text += f"{'the delay' if ratio == 1 else f'{ratio:g} times the delay'} (ET: its time constant)."
     if frame["error_gate"].iloc[-1]:
         text += " The gate keeps out images learned well, of the delay line too; where nothing is left, it counts as 0."
-    if any(key[0] == "CET" for key in tables.traces(frame)):
+    if len({order for trace, order in tables.traces(frame) if trace == "CET"}) > 1:
         text += " Against the order, the dashed line is the delay line."
     return text + captions.seeds(frame) + (f" {columns} of {count} layers." if columns < count else "")
