@@ -83,7 +83,7 @@ _QUICK = Options(
     batch=256,
 )  # fmt: skip
 PRESETS = {
-    "demo": Options(seeds=2),
+    "demo": Options(seeds=1),
     "quick": _QUICK,
     "vit": replace(_QUICK, network="vit", latents=256, examples=2000),
     "clip": replace(_QUICK, network="clip", network_steps=2000, latents=256, examples=2000),
