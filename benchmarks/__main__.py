@@ -77,6 +77,9 @@ def main() -> int:
     if options.json is not None and not os.access(options.json.resolve().parent, os.W_OK):
         print(f"error: --json must name a file in a folder that can be written, got {options.json}", file=sys.stderr)
         return 2
+    if options.other is not None and "spiking" not in options.parts:
+        print(f"error: --other goes with --parts spiking, got --parts {' '.join(options.parts)}", file=sys.stderr)
+        return 2
     if options.other is not None and not os.access(options.other, os.X_OK):
         print(f"error: --other must be a Python that can be run, got {options.other}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("gymnax")
 
 TINY = (
-    *("hidden-state", "--views", "positions", "spiking", "--delays", "0.4", "0.8", "--orders", "2"),
+    *("hidden-state", "--views", "positions", "rate", "spiking", "--delays", "0.4", "0.8", "--orders", "2"),
     *("--hidden", "4", "--environments", "2", "--rollout", "8", "--frames", "64", "--seeds", "1", "--episodes", "2"),
     *("--reservoir", "6"),
 )
@@ -98,11 +98,11 @@ def test_command_line_trains_and_draws(tmp_path, monkeypatch):
         Orders, "delayed_traces", property(lambda options: [("CET", order) for order in options.orders])
     )
     text = output_of(*TINY, "--out", tmp_path)
-    for words in ("positions alone", "spiking reservoir"):
+    for words in ("positions alone", "reservoir of rates", "spiking reservoir"):
         assert f"Mean return after training, {words}, CartPole-v1 without velocities, " in text
     ends = tables.finals(tables.read(tmp_path / "hidden-state" / "results.csv"), "test_return")
-    assert len(ends) == 2 * (1 + 2)
-    assert set(ends["view"]) == {"positions", "spiking"}
+    assert len(ends) == 3 * (1 + 2)
+    assert set(ends["view"]) == {"positions", "rate", "spiking"}
     names = {path.name for path in (tmp_path / "hidden-state").glob("*.png")}
     assert names == {"hidden-state.png", "hidden-state-curves.png"}
     again = output_of(*TINY, "--out", tmp_path, "--plot-only")

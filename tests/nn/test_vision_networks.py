@@ -17,21 +17,12 @@ from experiments.common.conditions import set_to_delay
 
 pytestmark = pytest.mark.slow
 
-TINY = ("--steps", "1", "--selection-steps", "1", "--seeds", "1", "--learning-rates", "1e-3", "--delays", "0.4")
+TINY = ("--steps", "2", "--selection-steps", "2", "--seeds", "1", "--learning-rates", "1e-3", "--delays", "0.4")
 
 
-WITH_CASCADES_ALONE = """
-import sys
-from experiments.common import command_line, options
-options.Orders.delayed_traces = property(lambda options: [("CET", order) for order in options.orders])
-sys.exit(command_line.main(sys.argv[1:]))
-"""
-
-
-def run(*arguments: str, every_trace: bool = True) -> None:
+def run(*arguments: str) -> None:
     """The command line in a process of its own, as a user runs it (and in float32)."""
-    how = ["-m", "experiments"] if every_trace else ["-c", WITH_CASCADES_ALONE]
-    command = [sys.executable, *how, *arguments]
+    command = [sys.executable, "-m", "experiments", *arguments]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
@@ -57,10 +48,10 @@ def cifar10(tmp_path_factory):
 )
 def test_the_cnn_runs_in_both_modes(cifar10, tmp_path, boundary):
     arguments = ("behavioral-vision", "--preset", "cifar10", "--data-dir", str(cifar10), "--out", str(tmp_path))
-    run(*arguments, *TINY, "--selection-delay", "0.4", "--orders", "10", *boundary, every_trace=not boundary)
+    run(*arguments, *TINY, "--selection-delay", "0.4", "--orders", "10", *boundary)
     rows = rows_of(tmp_path)
     tested = {row["trace"] for row in rows if row["metric"] == "test_accuracy"}
-    assert tested == ({"backprop", "CET"} if boundary else {"backprop", "ET", "CET", "delay line"})
+    assert tested == {"backprop", "ET", "CET", "delay line"}
     assert {row["network"] for row in rows} == {"CNN 32-64-128-512"}
     assert len({row["layer"] for row in rows if row["metric"] == "alignment"}) == 5
     exact = [float(r["value"]) for r in rows if r["metric"] == "alignment" and r["trace"] == "backprop"]
