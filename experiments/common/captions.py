@@ -10,6 +10,7 @@ from experiments.common.conditions import WITHOUT_DELAY
 from experiments.common.tables import DATASETS
 
 PAPER = "arXiv:2506.14598"
+UNSTATED = "of training whose length it does not state"
 FORMS = {  # of the rule: docs/concepts/rule.md
     "activation": "rule as in the paper's text",
     "preactivation": "rule with inputs alone in the traces",
@@ -132,6 +133,6 @@ def published(frame: pd.DataFrame | None = None, marks: str = "Hollow marks", le
     The paper does not state how long it trains on images. Ours come to its numbers in 12,000 segments.
     """
     if not length:
-        length = "of training whose length it does not state"
+        length = UNSTATED
         length += ", probably longer" if frame["step"].max() < 12_000 else ""
     return f" {marks}: the paper's ({PAPER}), {length}."

@@ -32,8 +32,7 @@ def report(rows: pd.DataFrame, options: Control) -> list[Path]:
     delays = sorted(set(ends.loc[ends["trace"] != UNDELAYED[0], "delay_s"])) or [0.0]
     spread, aligned = (tables.everywhere(frame, "delay_s", delays) for frame in (ends, alignment(rows, ends)))
     retrograde = (ends["scenario"] == "retrograde").any()
-    spiking = " LIF" if "neurons=lif" in ends["variant"].iloc[0] else ""
-    dataset = ends["dataset"].iloc[0] + spiking
+    dataset = ends["dataset"].iloc[0] + (" LIF" if _spiking(ends) else "")
     paper = None if retrograde else tables.published(dataset, "mean return", delays=delays)
     title = f"Mean return after training, {captions.agent(ends)}{captions.left_out(ends)}"
     print(tables.table(title, spread, "delay_s", "delay (s)", paper, scale=1))
@@ -45,6 +44,11 @@ def report(rows: pd.DataFrame, options: Control) -> list[Path]:
     return paths + draw_alignment(aligned[aligned["trace"] != UNDELAYED[0]], ends, options)
 
 
+def _spiking(frame: pd.DataFrame) -> bool:
+    """Whether the actor's hidden neurons spike."""
+    return "neurons=lif" in frame["variant"].iloc[0]
+
+
 def draw_final(spread: pd.DataFrame, paper: pd.DataFrame | None, options: Control) -> list[Path]:
     """Return after training against the delay, of each trace."""
     shown = dict(frame=spread, x="delay_s", xlabel="delay of credit (s)", band=False, apart=0.012, paper=paper)
@@ -52,7 +56,8 @@ def draw_final(spread: pd.DataFrame, paper: pd.DataFrame | None, options: Contro
     note += captions.left_out(spread)
     if paper is not None and len(paper):
         frames = next(PAPER[key].frames for key, name in NAMES.items() if name == spread["dataset"].iloc[0])
-        note += captions.published(length=f"of runs of {frames / 1e6:g}M frames")
+        known = not _spiking(spread)
+        note += captions.published(length=f"of runs of {frames / 1e6:g}M frames" if known else captions.UNSTATED)
     from_zero = lambda axes: axes[0, 0].set_ylim(bottom=min(0.0, axes[0, 0].get_ylim()[0]))  # noqa: E731
     ylabel, how = f"mean return of {options.episodes} episodes", dict(height=2.2, finish=from_zero)
     return plots.panels(options.folder, options.name, note, [shown], ylabel, **how)
