@@ -25,7 +25,8 @@ class LIF(AbstractNeuron):
     - `time_constant`: τ, in seconds, at least dt; one, or `[neurons]`.
     - `threshold`: θ, above 0 (rest is 0), in units of v, which are those of the current.
     - `dt`: length of a step, in seconds.
-    - `refractory`: time after a spike without another one, in seconds, a multiple of dt.
+    - `refractory`: time after a spike without another one, in seconds, a multiple of dt; two spikes are at least dt
+      further apart (in Brian2 they can be exactly that far).
     - `surrogate`: ψ, the derivative that stands in for the spike's.
     - `learn_time_constant`: whether τ is a parameter.
 

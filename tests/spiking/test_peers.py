@@ -160,3 +160,34 @@ def test_spikes_and_the_cascade_at_a_synapse_converge_to_brian2s_at_first_order(
     slopes = np.polyfit(np.log(dts), np.log(errors), 1)[0]
     np.testing.assert_allclose(slopes, 1.0, atol=0.2)
     assert np.all(np.array(errors[-1]) < (6 * dts[-1], 1e-4, 1e-4))
+
+
+def times_of_spikes(peer, i, dt):
+    """When the i-th neuron of `make_brian2_adapting.py` spikes, at steps of dt with the sine at their middle."""
+    common = dict(time_constant=float(peer["tau"]), threshold=float(peer["threshold"]), dt=dt)
+    common["refractory"] = float(peer["refractory"][i])
+    adaptation, slow = float(peer["adaptation"][i]), float(peer["slow"])
+    if adaptation:
+        neuron = spiking.ALIF(**common, adaptation=adaptation, adaptation_time_constant=slow)
+    else:
+        neuron = spiking.LIF(**common)
+    middle = (np.arange(round(float(peer["end"]) / dt)) + 0.5) * dt
+    current = float(peer["mean"]) + float(peer["swing"]) * np.sin(2 * np.pi * float(peer["frequency"]) * middle)
+    _, spikes = jax.lax.scan(neuron.step, neuron.init(()), current)
+    return (np.flatnonzero(spikes) + 1) * dt
+
+
+def test_refractory_and_adapting_neurons_spike_when_brian2s_do():
+    """To first order: a reset comes with the next step, and ours rest for a step more."""
+    peer, dts = load("brian2_adapting"), [0.004 / grain for grain in (128, 256, 512, 1024)]
+    wanted = [peer[f"spikes_{i}"] for i in range(3)]
+    assert [len(times) for times in wanted] == [22, 8, 6]
+    rest = peer["refractory"]
+    assert np.min(np.diff(wanted[0])) < 1.1 * rest[0] and np.min(np.diff(wanted[1])) < rest[2] < 0.1
+    np.testing.assert_allclose(np.min(np.diff(wanted[2])), rest[2])
+    for i, times in enumerate(wanted):
+        found = [times_of_spikes(peer, i, dt) for dt in dts]
+        assert [len(row) for row in found] == [len(times)] * len(dts)
+        errors = [np.sqrt(np.mean((row - times) ** 2)) for row in found]
+        np.testing.assert_allclose(np.polyfit(np.log(dts), np.log(errors), 1)[0], 1.0, atol=0.25)
+        assert errors[-1] < 20 * dts[-1]  # a step a spike before it, and the last one comes as v only just gets there
