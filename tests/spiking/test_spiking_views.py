@@ -27,5 +27,6 @@ def test_a_raster_has_a_mark_for_each_spike_and_potentials_below():
     ],
 )
 def test_what_is_no_raster_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         spiking.plot_spikes(*arguments)
+    assert "\n" not in str(error.value)
