@@ -28,9 +28,9 @@ from experiments.common import crosstalk as measures
 from experiments.common.checks import DT
 from experiments.common.conditions import Condition, set_to_delay
 from experiments.common.hyperparameters import hyperparameters
-from experiments.common.options import MNIST, Gate, Orders, Stream, Vision
+from experiments.common.options import CIFAR10, MNIST, Gate, Orders, Stream, Vision
 
-ORDERS = 16  # in which images of a segment are shown
+ORDERS = {"mlp": 16, "cnn": 2}  # in which images of a segment are shown
 MEASURED = (*measures.PARTS, "crosstalk", "lost", "predicted", "alignment", "centred")
 
 
@@ -43,8 +43,8 @@ class Options(Stream, Orders, Gate, Vision):
     kernel trains.
     """
 
-    preset: Literal["demo", "quick"] = "demo"
-    """demo: digits; quick: MNIST; both in minutes."""
+    preset: Literal["demo", "quick", "cifar10"] = "demo"
+    """demo: digits; quick: MNIST; both in minutes; cifar10: its CNN 2 s late, in an hour."""
     delay: Annotated[float, checks.delays] = 10.0
     """Delay of the learning signal in seconds, a multiple of 0.2 s, below 25.6 s."""
     orders: tuple[int, ...] = (2, 4, 6, 10, 20, 32, 64)
@@ -59,13 +59,16 @@ class Options(Stream, Orders, Gate, Vision):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        checks.require("network", self.network == "mlp", "mlp, whose statistics are those of a neuron", self.network)
+        checks.require("network", self.network in ORDERS, " or ".join(ORDERS), self.network)
         checks.require("boundary", self.boundary == "reset", "reset, of which the prediction is", self.boundary)
 
 
 PRESETS = {
     "demo": Options(steps=400, learning_rates=(1e-3,), seeds=2),
     "quick": Options(error_gate=1e-8, steps=936, learning_rates=(1e-3,), seeds=1, **MNIST),
+    "cifar10": Options(
+        delay=2.0, orders=(2, 10), balanced=(10,), contrasts=(), steps=390, learning_rates=(1e-3,), seeds=1, **CIFAR10
+    ),
 }
 
 
@@ -86,23 +89,23 @@ class Course(vision.Course):
     def evaluations(self, run, at, salient=False):
         """Accuracy and the rest as usual; and of each kernel the parts of its update."""
         measured = super().evaluations(run, at, salient)
-        split = eqx.Partial(_split_update, run, round(self.options.delay / DT))
+        split = eqx.Partial(_split_update, run, round(self.options.delay / DT), ORDERS[self.options.network])
         for one in kernels(self.options) if self.measured_on == "test" else ():
             weights = hyperparameters(one).trace.weights(jnp.arange(self.options.unit))
             measured.append(self.of_segments(split, weights, [at[-1]], one))
         return measured
 
 
-def _split_update(run, late: int, state, weights, x, labels):
+def _split_update(run, late: int, orders: int, state, weights, x, labels):
     """The parts of one segment's update by layer, at the weights of a run: means over orders of its images.
 
     In one order, which all kernels share, what is measured may be half or twice what is expected. Squares are averaged
     before they are divided by that of the signal: where few large errors arrive both are small, and the ratio is not.
     """
-    model = eqx.combine(state.params, run._template())
-    split = lambda order: measures.by_layer(model, x[order], labels[order], weights, late, run.settings.form)  # noqa: E731
-    orders = jax.vmap(jax.random.permutation, (0, None))(jax.random.split(jax.random.key(0), ORDERS), len(x))
-    found = jax.lax.map(split, orders)
+    model, form = eqx.combine(state.params, run._template()), run.settings.form
+    split = lambda order: measures.by_layer(model, state.buffers, x[order], labels[order], weights, late, form)  # noqa: E731
+    shown = jax.vmap(jax.random.permutation, (0, None))(jax.random.split(jax.random.key(0), orders), len(x))
+    found = jax.lax.map(split, shown)
     unit, mean = found.pop("unit"), {}
     for part in (*measures.PARTS, "along", "crosstalk"):
         mean[part] = {name: jnp.sum(v * unit[name]) / jnp.sum(unit[name]) for name, v in found.pop(part).items()}
@@ -129,7 +132,8 @@ def select(rows: pd.DataFrame) -> pd.DataFrame:
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints the table and writes the figure, of the first layer."""
     frame, settings = select(rows), captions.settings(tables.finals(rows))
-    first = frame[frame["layer"] == "layers.0"].sort_values("accuracy")
+    lowest = min(frame["layer"], key=lambda name: int(name.rpartition(".")[2]))
+    first = frame[frame["layer"] == lowest].sort_values("accuracy")
     body = [(row["kernel"], [f"{row[c]:.3g}" for c in (*MEASURED, "accuracy")]) for row in first.to_dict("records")]
     title = f"Squares relative to the signal's, cosines and accuracy, {settings}"
     print(tables.text(title, ["first layer", *MEASURED, "accuracy"], body, width=18))
@@ -143,10 +147,10 @@ def report(rows: pd.DataFrame, options: Options) -> list[Path]:
             f"(at most {error.max():.3f}); rank correlation of accuracy with predicted crosstalk "
             f"{ranks['expected']:.2f}, with the measured cosine {ranks['alignment']:.2f}"
         )
-    return draw(frame, first, settings, options.folder)
+    return draw(frame, first, settings, options)
 
 
-def draw(frame: pd.DataFrame, first: pd.DataFrame, settings: str, folder: Path) -> list[Path]:
+def draw(frame: pd.DataFrame, first: pd.DataFrame, settings: str, options: Options) -> list[Path]:
     """Parts of the update's error by kernel; crosstalk measured against predicted, and accuracy."""
     size, places = dict(width=plots.PAGE_WIDTH, height=1.2 + 0.16 * len(first)), range(len(first))
     with plots.figure(1, 3, **size, width_ratios=(1.5, 1, 1)) as (figure, axes):
@@ -170,6 +174,8 @@ def draw(frame: pd.DataFrame, first: pd.DataFrame, settings: str, folder: Path) 
         squares.plot(ends, ends, color="#999999", linewidth=0.7, zorder=1)
         squares.set(xlabel="predicted square of the crosstalk", ylabel="measured, all layers")
         trained.set(xlabel="predicted, first layer", ylabel="test accuracy (%)")
-        note = f"{settings}. Error of the update at the weights that backprop ends with, over {ORDERS} orders of the "
-        note += "images."
-        return plots.save(figure, folder, "crosstalk", note, bars, 2)
+        note = (
+            f"{settings}. Error of the update at the weights that backprop ends with, over {ORDERS[options.network]} "
+        )
+        note += "orders of the images."
+        return plots.save(figure, options.folder, "crosstalk", note, bars, 2)

@@ -86,7 +86,7 @@ def slope(run, rule: Condition, state, readout: Float[Array, " stages"]) -> Floa
     model, late = eqx.combine(state.params, run._template()), round(rule.delay_s / DT)
 
     def objective(readout, segment):
-        parts = crosstalk.by_layer(model, *segment, weights(rule, readout), late, run.settings.form)
+        parts = crosstalk.by_layer(model, None, *segment, weights(rule, readout), late, run.settings.form)
         layers = jnp.stack(list(parts[rule.method].values()))
         return -jnp.mean(layers) if rule.method == "alignment" else jnp.mean(jnp.log(layers))
 

@@ -194,7 +194,8 @@ class NoisyRun(SupervisedRun):
         result, grads, stream = super()._gradient(model, state, stream, x, labels, events)
         hyper, late = state.hyper, state.hyper.delay.arrived(x.shape[0])
         key = jax.random.fold_in(jax.random.fold_in(state.order, 2**31 - 2), state.step)
-        for name, (seen, gain, signal) in crosstalk.factors_of(model, x, labels, self.settings.form).items():
+        for name, factors in crosstalk.factors_of(model, None, x, labels, self.settings.form).items():
+            seen, gain, signal = (factor[:, 0] for factor in factors)
             gated = gain * (jnp.sum(signal**2, axis=1, keepdims=True) > hyper.error_gate)
             power = jnp.sum(signal**2 * late[:, None], axis=0)[:, None]
             seen = jnp.concatenate([seen, jnp.ones((len(seen), 1), seen.dtype)], axis=1)  # the bias's activity

@@ -34,8 +34,8 @@ def test_the_update_is_the_sum_over_centred_activity():
     _, found, _ = centred._gradient(model, state, None, x, labels)
     found = nn.center(found, means := centred._means(model, x, state.buffers))
     weights, late = np.asarray(HYPER.trace.weights(jnp.arange(STEPS))), 4
-    for name, factors in crosstalk.factors_of(model, x, labels, "authors_linear").items():
-        seen, gain, signal = map(np.asarray, factors)
+    for name, factors in crosstalk.factors_of(model, None, x, labels, "authors_linear").items():
+        seen, gain, signal = (np.asarray(factor)[:, 0] for factor in factors)
         layer = found.layers[int(name.rpartition(".")[2])]
         of_weight, of_bias = np.zeros(layer.weight.shape), np.zeros(layer.bias.shape)
         for s in range(STEPS - late):

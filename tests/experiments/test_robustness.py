@@ -116,7 +116,8 @@ def test_the_noise_of_an_update_is_that_of_its_stages():
         return jnp.concatenate([grads.layers[2].weight, grads.layers[2].bias[:, None]], axis=1)
 
     drawn = np.asarray(jax.jit(jax.vmap(update))(jnp.arange(4000)))
-    (seen, gain, signal) = crosstalk.factors_of(model, x, labels, "authors_linear")["layers.2"]
+    factors = crosstalk.factors_of(model, None, x, labels, "authors_linear")["layers.2"]
+    seen, gain, signal = (factor[:, 0] for factor in factors)
     e = np.asarray(gain)[:, :, None] * np.concatenate([seen, np.ones((16, 1))], axis=1)[:, None, :]  # [time, out, in]
     power = np.sum(np.asarray(signal)[: 16 - 4] ** 2, axis=0)[:, None]  # of signals that arrive, 4 steps late
     wanted = power * (0.3 * e.var(axis=0) + 0.7 * e.mean(axis=0) ** 2)
