@@ -10,6 +10,8 @@ and crosstalk c. With k_u = Σ_s W_us and l_s = Σ_u W_us, all sums over s ≠ u
 
 The first three parts vanish where weights off the delay cancel (ρ's term), the last is that of independent pairs. What
 lies in E g·c is of the mean activity, in which the gradient has a part as well: a cosine near 1 may tell of it alone.
+A convolution's h and δ are of all places of an image, over which their product is summed: its squares are means over
+pairs of steps.
 """
 
 from dataclasses import dataclass
