@@ -176,8 +176,6 @@ def draw(frame: pd.DataFrame, first: pd.DataFrame, settings: str, options: Optio
         squares.plot(ends, ends, color="#999999", linewidth=0.7, zorder=1)
         squares.set(xlabel="predicted square of the crosstalk", ylabel="measured, all layers")
         trained.set(xlabel="predicted, first layer", ylabel="test accuracy (%)")
-        note = (
-            f"{settings}. Error of the update at the weights that backprop ends with, over {ORDERS[options.network]} "
-        )
-        note += "orders of the images."
+        note = f"{settings}. Error of the update at the weights that backprop ends with, "
+        note += f"over {ORDERS[options.network]} orders of the images."
         return plots.save(figure, options.folder, "crosstalk", note, bars, 2)

@@ -65,9 +65,12 @@ def _places(layer, x):
     """`[time, places, channels]` of a layer's images or vectors."""
     if isinstance(layer, eqx.nn.Linear):
         return x[:, None]
-    if layer.layout == "channels_first":
-        x = jnp.moveaxis(x, 1, -1)
+    x = _channels_last(layer, x)
     return x.reshape(len(x), -1, x.shape[-1])
+
+
+def _channels_last(layer, x):
+    return jnp.moveaxis(x, 1, -1) if layer.layout == "channels_first" else x
 
 
 def _seen(layer, x):
@@ -76,9 +79,7 @@ def _seen(layer, x):
         return _places(layer, x)
     if max(layer.stride) > 1:
         raise ValueError(f"a convolution must move by 1, got {layer.stride}")
-    if layer.layout == "channels_first":
-        x = jnp.moveaxis(x, 1, -1)
-    cut = patches(x, layer.weight.shape[2:], layer.padding)
+    cut = patches(_channels_last(layer, x), layer.weight.shape[2:], layer.padding)
     return cut.reshape(len(cut), -1, cut.shape[-1])
 
 
