@@ -154,6 +154,8 @@ run = partial(rl.run, conditions, course=Course)
 def report(rows: pd.DataFrame, options: Options) -> list[Path]:
     """Prints a table for each view, and writes the figures of returns after training and on the way."""
     views = [view for view in WORDS if (rows["view"] == view).any()]
+    if "whole" in views:
+        rows = rows.assign(dataset=rows["dataset"].str.removesuffix(" without velocities"))  # the views say which
     ends = {view: returns.select(rows[rows["view"] == view]) for view in views}
     frame = pd.concat(ends.values())
     delays = sorted(set(frame.loc[frame["trace"] != rl.UNDELAYED[0], "delay_s"])) or [0.0]
