@@ -12,8 +12,8 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 
 help:
 	@echo "make demo     train all traces on scikit-learn's digits at several delays: a table and a figure (3 min)"
-	@echo "make test     lint, format check and tests"
-	@echo "make test-fast  those tests that are quick: no end-to-end runs, no training (2 min on two cores)"
+	@echo "make test     lint, format check and tests (half an hour on two cores)"
+	@echo "make test-fast  those tests that are quick: no end-to-end runs, no training (a quarter of the time)"
 	@echo "make bench    cost against plain backprop and against the literal rule"
 	@echo "make docs     the site, into site/: start at site/index.html"
 	@echo "make install  only make .venv and install cetsim into it, with what the experiments take"

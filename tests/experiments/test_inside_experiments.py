@@ -15,6 +15,7 @@ SIZES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_steering(tmp_path):
     options = [*SIZES, "--features", 5, "--images", 10, "--strengths", 1, 4, "--out", tmp_path]
     said = output_of("steering", *options)
@@ -90,6 +91,7 @@ def test_effects_of_directions():
     assert "polysemanticity" not in {row["metric"] for row in plain}
 
 
+@pytest.mark.slow
 def test_suppression(tmp_path):
     options = [*SIZES, "--counts", 0, 2, 8, "--out", tmp_path]
     said = output_of("suppression", *options)

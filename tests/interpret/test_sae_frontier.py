@@ -11,6 +11,7 @@ from cetsim import interpret
 from experiments import sae_frontier as experiment
 
 
+@pytest.mark.slow
 def test_tables_and_figures(tmp_path):
     sizes = ["--hidden", 16, "--network-steps", 20, "--latents", 24, "--steps", 10, "--batch", 32, "--seeds", 2]
     options = [*sizes, "--k", 2, "--l0", 0.01]
