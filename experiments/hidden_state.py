@@ -53,7 +53,7 @@ class Task(NamedTuple):
 TASKS = {
     "cartpole": Task("CartPole-v1", (0, 2), (2.4, 0.2), 0.2, {"rate": 1.0, "spiking": 4.0}),
     "acrobot": Task("Acrobot-v1", (0, 1, 2, 3), (1.0,) * 4, 0.4, {"rate": 1.0, "spiking": 2.0}),
-    "lunarlander": Task("LunarLander-v3", (0, 1, 4, 6, 7), (1.0,) * 5, 0.2, {"rate": 1.0, "spiking": 4.0}),
+    "lunarlander": Task("LunarLander-v3", (0, 1, 4, 6, 7), (1.0,) * 5, 0.2, {"rate": 0.1, "spiking": 4.0}),
 }
 PAPERS = {"positions": "LunarLander-v2 POMDP without reservoir", "rate": "LunarLander-v2 POMDP with reservoir"}
 
