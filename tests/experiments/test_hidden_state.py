@@ -60,6 +60,30 @@ def test_what_agents_see_of_lunarlander():
         np.testing.assert_allclose(seen[kind], first, atol=1e-5)
 
 
+def test_rates_tell_lunarlanders_velocities():
+    """A linear reading of the reservoir, of episodes that it was not fitted to, under random actions."""
+    pytest.importorskip("Box2D", reason="needs Box2D: pip install 'cetsim[rl]'")
+    environment = from_gymnasium(TASKS["lunarlander"].name).open(8)
+    reservoir = Course(Options(environment="lunarlander"), "test").reservoir("rate", seed=0)
+    step = jax.jit(jax.vmap(reservoir.step))
+    rest, rng, held, velocities = reservoir.init(), np.random.default_rng(0), [], []
+    state = jax.tree.map(lambda leaf: jax.numpy.stack([leaf] * 8), rest)
+    whole, age = environment.reset(jax.random.key(0)), np.zeros(8)
+    for _ in range(500):
+        state, h = step(state, whole[:, [0, 1, 4, 6, 7]])
+        held.append(np.asarray(h)[age > 5])  # a reservoir at rest has seen no change
+        velocities.append(whole[:, [2, 3, 5]][age > 5])
+        after = environment.step(rng.integers(0, 4, 8))
+        ended, whole = after.terminated | after.truncated, after.observation
+        age = np.where(ended, 0, age + 1)
+        state = jax.tree.map(lambda leaf, new: jax.numpy.where(ended[:, None], new, leaf), state, rest)  # noqa: B023
+    x, y = np.concatenate(held).astype(float), np.concatenate(velocities)
+    x, half = np.c_[x, np.ones(len(x))], len(x) // 2
+    read = np.linalg.lstsq(x[:half], y[:half], rcond=1e-6)[0]
+    told = 1 - np.square(y[half:] - x[half:] @ read).mean(axis=0) / y[half:].var(axis=0)
+    assert (told > 0.8).all(), told
+
+
 @pytest.mark.parametrize("task", IN_JAX)
 def test_hidden_places_are_velocities(task):
     """They are the places whose numbers are rates of change of the others: large where these move fast."""
