@@ -40,8 +40,8 @@ class Task(NamedTuple):
     - `name`: in gymnax or, of LunarLander, in Gymnasium.
     - `seen`: places of positions in an observation; `units`: of each, about its range.
     - `time_constant`: of a reservoir's neurons, in seconds.
-    - `gains`: by kind, what a reservoir's inputs are weighed with. In LunarLander, whose positions change little from step
-      to step, rates of gain 1 do not tell velocities.
+    - `gains`: by kind, what a reservoir's inputs are weighed with. In LunarLander, whose positions change little
+      from step to step, rates of gain 1 do not tell velocities.
     """
 
     name: str

@@ -61,7 +61,7 @@ def test_what_agents_see_of_lunarlander():
 
 
 def test_rates_tell_lunarlanders_velocities():
-    """R² of a linear reading of what the preset's reservoir holds, on later steps than it was fitted to, random actions."""
+    """R² of a linear reading of the preset's reservoir, under random actions, on later steps than it was fitted to."""
     pytest.importorskip("Box2D", reason="needs Box2D: pip install 'cetsim[rl]'")
     environment = from_gymnasium(TASKS["lunarlander"].name).open(8)
     reservoir = Course(Options(environment="lunarlander"), "test").reservoir("rate", seed=0)
