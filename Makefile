@@ -6,14 +6,15 @@ BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Most of the tests' time is XLA compiling, on one thread. On many cores: make test PYTEST_ARGS="-n 8 --dist worksteal".
 PYTEST_ARGS ?= -n 2 --dist worksteal
+CHOSEN := -m "not slow"
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast bench docs clean FORCE
+.PHONY: help install demo test test-all bench docs clean FORCE
 
 help:
 	@echo "make demo     train all traces on scikit-learn's digits at several delays: a table and a figure (3 min)"
-	@echo "make test     lint, format check and tests (half an hour on two cores)"
-	@echo "make test-fast  those tests that are quick: no end-to-end runs, no training (a quarter of the time)"
+	@echo "make test     lint, format check and the tests that tests/slow.txt does not name (QQ minutes on two cores)"
+	@echo "make test-all those tests too (WW minutes)"
 	@echo "make bench    cost against plain backprop and against the literal rule"
 	@echo "make docs     the site, into site/: start at site/index.html"
 	@echo "make install  only make .venv and install cetsim into it, with what the experiments take"
@@ -28,10 +29,10 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(CHOSEN) $(PYTEST_ARGS)
 
-test-fast: .venv/installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+test-all: CHOSEN :=
+test-all: test
 
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks

@@ -31,7 +31,7 @@ class Options(rl.LateControl):
 _PAPER = Options(frames=rl.PAPER["cartpole"].frames, delays=(2.0, 8.0, 32.0, 64.0, 128.0), **rl.CHOICES)
 _TWO_DELAYS = dict(seeds=1, orders=(2, 10), betas=(0.9, 0.99), learning_rates=(1e-4, 5e-4), frames=2_000_000)
 _LIF = dict(neurons="lif", betas=(0.9, 0.99), learning_rates=(5e-4,))
-_PENDULUM = dict(hidden=(64, 64), discount=0.95, lam=0.9, critic_rate=2.0, anneal="both")
+_PENDULUM = dict(hidden=(64, 64), discount=0.95, lam=0.9, critic_rate=2.0, anneal="both", balanced=(10,), sharp=(10,))
 _OTHERS = {"lunarlander": (8.0, 32.0, 128.0), "space_invaders": (2.0, 8.0)}
 PRESETS = {
     "demo": Options(orders=(2, 10), seeds=1, frames=500_000),
@@ -52,7 +52,7 @@ PRESETS = {
         orders=(5,),
         **_LIF,
     ),
-    "pendulum": Options(environment="pendulum", frames=2_000_000, orders=(2, 10), balanced=(10,), **_PENDULUM),
+    "pendulum": Options(environment="pendulum", frames=2_000_000, orders=(2, 10), **_PENDULUM),
 }
 
 

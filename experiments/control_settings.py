@@ -89,7 +89,7 @@ class Options(rl.Control):
         super().check()
         checks.require("environment", self.environment != "lunarlander", "simulated in JAX", self.environment)
         checks.require("learning_rates", len(self.learning_rates) == 1, "one rate", self.learning_rates)
-        for name in ("balanced", "contrasts"):
+        for name in ("balanced", "sharp", "contrasts"):
             given = getattr(self, name)
             checks.require(name, not given, "left out: cascades alone are compared", given)
 

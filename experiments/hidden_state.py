@@ -100,7 +100,7 @@ PRESETS = {
     ),
     "quick": Options(),
     "acrobot": Options(environment="acrobot"),
-    "lunarlander": Options(environment="lunarlander", delays=(8.0,), orders=(5,), frames=2_000_000),
+    "lunarlander": Options(environment="lunarlander", delays=(8.0,), orders=(5,), hidden=(256, 256), frames=2_000_000),
 }
 
 

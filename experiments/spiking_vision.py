@@ -174,7 +174,7 @@ def hyperparameters(condition: Condition) -> Hyperparameters:
             trace = ExponentialTrace(READOUT, DT, read="after")
         case "CET":
             trace = CascadingTrace(condition.order, condition.peak_s, DT)
-        case "balanced" | "CET - ET":
+        case "balanced" | "sharp" | "CET - ET":
             trace = readout(condition.trace, condition.order, condition.peak_s, DT)
         case _:  # backprop is a delay line without delay
             trace = DelayLine(condition.peak_s, DT)

@@ -16,10 +16,11 @@ from experiments.common.hyperparameters import make_trace
 from experiments.common.options import MNIST, Delays, Gate, Orders, Vision
 
 FAMILIES = ("ET", "double exponential", "CET")
-ASKED_FOR = ("balanced", "CET - ET")  # families besides, where options or rows have them
+ASKED_FOR = ("balanced", "sharp", "CET - ET")  # families besides, where options or rows have them
 REFERENCES = ("delay line", "backprop")  # nothing in them to tune but the learning rate
 ORDERS = {  # untuned
-    "ET": 1, "double exponential": 2, "CET": 10, "balanced": 10, "CET - ET": 10, "delay line": 0, "backprop": 0,
+    "ET": 1, "double exponential": 2, "CET": 10, "balanced": 10, "sharp": 10, "CET - ET": 10,
+    "delay line": 0, "backprop": 0,
 }  # fmt: skip
 UNTUNED_RISE = 0.5
 NAMES = {"double exponential": "two exponentials"}
@@ -36,7 +37,8 @@ class Options(Delays, Orders, Gate, Vision):
 
     At each delay every family of traces has the same number of candidates, and each of them the same learning rates.
     The best on held-out training images is reported, beside the family's member that is set to the delay untuned.
-    Cascades with a balanced readout and CET less ET are families besides, where --balanced and --contrasts name orders.
+    Cascades read with signs and CET less ET are families besides, where --balanced, --sharp and --contrasts name
+    orders.
     Two exponentials, e^(-t/τ1) - ρ e^(-t/τ2), are told by where they peak, by τ2/τ1 (--rises) and by the share of LTP
     that LTD takes back by coming before it (--depressions).
     """
@@ -44,8 +46,8 @@ class Options(Delays, Orders, Gate, Vision):
     preset: Literal["demo", "quick"] = "demo"
     """demo: digits, in minutes; quick: MNIST, in less than half an hour."""
     time_constants: Annotated[tuple[float, ...], checks.ABOVE_ZERO] = _CONSTANTS
-    """Candidates of ET, in delays; as many as --orders times --peaks (--balanced and --contrasts too, if given), and
-    --rises times --depressions times --peaks."""
+    """Candidates of ET, in delays; as many as --orders times --peaks (--balanced, --sharp and --contrasts too, if
+    given), and --rises times --depressions times --peaks."""
     orders: tuple[int, ...] = (2, 4, 6, 8, 10, 20)
     """Orders of the cascading traces, 2 to 64."""
     peaks: Annotated[tuple[float, ...], checks.peaks] = (0.85, 1.0)
@@ -63,6 +65,7 @@ class Options(Delays, Orders, Gate, Vision):
         for name, counts, more in (
             ("orders", (len(self.orders), peaks), "--peaks"),
             ("balanced", (len(self.balanced) or budget / peaks, peaks), "--peaks"),
+            ("sharp", (len(self.sharp) or budget / peaks, peaks), "--peaks"),
             ("contrasts", (len(self.contrasts) or budget / peaks, peaks), "--peaks"),
             ("rises", (len(self.rises), len(self.depressions), peaks), "--depressions and --peaks"),
         ):
@@ -87,7 +90,7 @@ def candidates(options: Options, family: str, delay: float) -> list[Condition]:
     if family == "double exponential":
         shapes = [(rise, depression) for rise in options.rises for depression in options.depressions]
         return [two_exponentials(options, delay, share, *shape) for shape in shapes for share in options.peaks]
-    orders = {"ET": (1,), "CET": options.orders, "balanced": options.balanced, "CET - ET": options.contrasts}[family]
+    orders = {"ET": (1,), "CET": options.orders, **options.signed}[family]
     peaks = [round(s * delay, 9) for s in (options.time_constants if family == "ET" else options.peaks)]
     return [set_to_delay(options, family, order, delay, peak_s=peak) for order in orders for peak in peaks]
 

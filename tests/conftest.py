@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 # Most of the tests' time is XLA compiling. These options more than halve it, and must stand before jax is imported.
 os.environ["XLA_FLAGS"] = " ".join((
@@ -63,7 +64,11 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(items):
-    """Skips tests marked `gpu` where jax has no GPU."""
+    """Marks as `slow` the tests that slow.txt names, and skips those marked `gpu` where jax has no GPU."""
+    slow = set(Path(__file__).with_name("slow.txt").read_text().splitlines())
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker(pytest.mark.slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and all(device.platform != "gpu" for device in jax.devices()):
         for item in marked:

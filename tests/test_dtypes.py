@@ -10,8 +10,6 @@ from networks import jit
 import cetsim
 from cetsim import CascadingTrace, DelayLine, Events, FixedDelay, RandomDelay, credit, steps
 
-pytestmark = pytest.mark.slow
-
 T, LATE, DT = 400, 10, 0.2  # more steps than bfloat16 can count
 NARROW = pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.bool_, jnp.bfloat16, jnp.float16], ids=str)
 SLACK = {"bfloat16": 0.02, "float16": 2e-3}

@@ -37,8 +37,6 @@ from cetsim import (
     RandomDelay,
 )
 
-pytestmark = pytest.mark.slow
-
 LENGTH, PLACES = 40, 8
 TIMES = np.array([0, 3, 4, 9, 17, 18, 30, 39])
 PER_LAYER = 1.4  # 7 steps

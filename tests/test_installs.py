@@ -20,8 +20,6 @@ from packaging.utils import canonicalize_name
 
 from cetsim.extras import require
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {extra: [Requirement(text) for text in texts] for extra, texts in PROJECT["optional-dependencies"].items()}

@@ -15,8 +15,6 @@ from cetsim import metrics
 from cetsim.datasets import InputOrder
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 
-pytestmark = pytest.mark.slow
-
 CLASSES, EXAMPLES = 3, 48
 SETTINGS = Settings(steps=4, segment=16)
 X = np.random.default_rng(0).normal(size=(EXAMPLES, 5))

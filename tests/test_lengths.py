@@ -10,8 +10,6 @@ from networks import assert_different, assert_same, jit
 import cetsim
 from cetsim import CascadingTrace, DelayLine, Events, FixedDelay
 
-pytestmark = pytest.mark.slow
-
 T, LENGTHS, DT = 12, (5, 9, 12), 0.2
 TRACE, LATE = CascadingTrace(3, 0.6, DT), FixedDelay(0.6, DT)
 RNG = np.random.default_rng(0)

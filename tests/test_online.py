@@ -14,8 +14,6 @@ import pytest
 import cetsim
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 
-pytestmark = pytest.mark.slow
-
 DT, LATE = 0.2, 3  # signals come 3 steps late
 SIZES = (6, 5, 3)
 STEPS = 40  # of time

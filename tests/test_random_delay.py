@@ -18,8 +18,6 @@ from test_credit import TRACES, every_evaluation, random_segment
 import cetsim
 from cetsim import CascadingTrace, FIRTrace, FixedDelay, RandomDelay, credit
 
-pytestmark = pytest.mark.slow
-
 BOTH = pytest.mark.parametrize("distribution", ["uniform", "gamma"])
 LENGTH = 24
 KEY = jax.random.key(7)

@@ -15,8 +15,6 @@ from cetsim import CascadingTrace, DelayLine, Events, FixedDelay, LayerwiseDelay
 from cetsim.gates import NoGate, QuantileGate, RandomGate, RunningGate, ThresholdGate
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 
-pytestmark = pytest.mark.slow
-
 BATCH, DT = 40, 0.2
 SETTINGS = Settings(steps=10, segment=BATCH)
 

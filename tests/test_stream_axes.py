@@ -11,8 +11,6 @@ from time_oracles import DELAY, DT, RNG, T, attach, by_hand, linear, met, time
 import cetsim
 from cetsim import CascadingTrace
 
-pytestmark = pytest.mark.slow
-
 
 def in_segments(model, state, x, cotangent, cuts, run):
     """Sum of the updates of a stream that is cut, and its last state; time is the first axis."""

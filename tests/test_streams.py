@@ -32,8 +32,6 @@ from networks import (
 import cetsim
 from cetsim import CascadingTrace, DelayLine, FixedDelay, streams
 
-pytestmark = pytest.mark.slow
-
 LENGTH = 24
 LATE = FixedDelay(1.4, DT)  # 7 steps, longer than most segments below
 

@@ -10,8 +10,6 @@ from networks import jit
 import cetsim
 from cetsim import CascadingTrace, Events, FixedDelay, RandomDelay, credit
 
-pytestmark = pytest.mark.slow
-
 SPARSE = lambda: Events(np.arange(12) * 3, 50)  # noqa: E731
 OPTIONS = {  # made anew in each precision
     **{form: {"form": form} for form in credit.FORMS},

@@ -11,8 +11,6 @@ from cetsim import gates, metrics
 from cetsim.datasets import InputOrder
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 
-pytestmark = pytest.mark.slow
-
 TRACES = {
     "cascade": lambda **o: cetsim.CascadingTrace(4, 1.0, **o),
     "wide": lambda **o: cetsim.CascadingTrace(8, 10.0, **o),

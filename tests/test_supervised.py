@@ -14,8 +14,6 @@ import cetsim
 from cetsim import metrics
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun, backprop
 
-pytestmark = pytest.mark.slow
-
 BATCH = 16
 SETTINGS = Settings(steps=20, segment=BATCH)
 

@@ -16,8 +16,6 @@ import cetsim
 from cetsim import FixedDelay, LayerwiseDelay, checks
 from cetsim.traces import CascadingTrace
 
-pytestmark = pytest.mark.slow
-
 
 def test_every_constructor_takes_numbers_and_refuses_what_is_none():
     """As users call them: without the checks of types that the other tests run with."""

@@ -120,7 +120,7 @@ def _varied(frame: pd.DataFrame) -> dict[str, dict]:
     if frame["delay_s"].nunique() > 1:
         found["cosine,\nafter training"] = dict(frame=at_end(frame), x="delay_s", xlabel=delay, keys=keys)
     if len({order for trace, order in keys if trace == "CET"}) > 1:
-        ends, staged = at_end(longest), [key for key in keys if key[0] in ("ET", "CET", "balanced")]
+        ends, staged = at_end(longest), [key for key in keys if key[0] in ("ET", "CET", "balanced", "sharp")]
         panel = dict(frame=ends[ends["trace"] != "delay line"], x="order", xlabel="order (stages)", keys=staged)
         found[f"cosine at {last:g} s,\nafter training"] = panel
     if (longest.groupby(["trace", "order"])["step"].nunique() > 1).any():
@@ -140,7 +140,7 @@ def _finish(frame: pd.DataFrame, varied: list[dict], few: list[str], axes: np.nd
                 continue
             names = {delay: f"{delay:g}" for delay in sorted(set(frame["delay_s"]))}
             if panel["x"] == "order":
-                for kind in ("balanced", "CET"):
+                for kind in ("balanced", "sharp", "CET"):
                     cascades = of_layer[of_layer["trace"] == kind].groupby("order")["value"].mean()
                     axis.plot(cascades.index.to_numpy(float), cascades, color="#999999", linewidth=1.0, zorder=1)
                 line = of_layer.loc[of_layer["trace"] == "delay line", "value"].mean()

@@ -12,8 +12,9 @@ class Condition:
 
     **Fields:**
 
-    - `trace`, `order`: kind of trace and its stages: ET, CET, balanced (a CET with all stages read), CET - ET, delay
-      line, double exponential, e-prop (an ET of the readout's own time constant); backprop and no delay.
+    - `trace`, `order`: kind of trace and its stages: ET, CET, balanced and sharp (a CET with all stages read, ρ 10 and
+      0), CET - ET, delay line, double exponential, e-prop (an ET of the readout's own time constant); backprop and no
+      delay.
     - `delay_s`: seconds by which credit is late: in all layers, or, where there are `layers`, from each to the next.
     - `peak_s`: where the trace is set: the peak of a cascade, the time constant of ET, the slower of two exponentials,
       whose faster one is `rise_s` and whose amplitude ratio is `ratio`; 0 in control, where it is at the delay.

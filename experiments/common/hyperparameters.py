@@ -16,6 +16,7 @@ from experiments.common.conditions import Condition
 WEIGHT_DECAY = 0.01
 TAIL = 1e-3  # area of the kernel that a stream may forget
 COMMON_DELAY = 1200  # steps per layer up to which retrograde runs share one program
+RHOS = {"balanced": None, "sharp": 0.0}  # None: as the library has it
 THRESHOLD_ROOM = 0.1  # of a segment, for images above a fixed threshold
 
 
@@ -27,7 +28,7 @@ def make_trace(condition: Condition):
             return ExponentialTrace(peak, DT)
         case "CET":
             return CascadingTrace(order, peak, DT)
-        case "balanced" | "CET - ET":
+        case "balanced" | "sharp" | "CET - ET":
             return readout(condition.trace, order, peak, DT)
         case "double exponential":
             return DoubleExponentialTrace(peak, condition.rise_s, condition.ratio, DT)
@@ -37,8 +38,9 @@ def make_trace(condition: Condition):
 
 def readout(trace: str, order: int, peak_s: float, dt: float, **options):
     """A cascade of which all stages are read, its largest weight at its peak from order 6 on; or CET less ET."""
-    if trace == "balanced":
-        return CascadingTrace(order, peak_s, dt, readout="balanced", peaked=order >= 6, **options)
+    if trace in RHOS:
+        how = dict(readout="balanced", rho=RHOS[trace], peaked=order >= 6)
+        return CascadingTrace(order, peak_s, dt, **how, **options)
     return CascadingTrace(order, peak_s, dt, **options) - ExponentialTrace(peak_s, dt, **options)
 
 

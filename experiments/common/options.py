@@ -163,14 +163,22 @@ class Orders:
     """Orders of the cascading traces, 2 to 64."""
     balanced: Annotated[tuple[int, ...], checks.BALANCED] = ()
     """Orders of cascades with a balanced readout of all stages, 3 to 64."""
+    sharp: Annotated[tuple[int, ...], checks.BALANCED] = ()
+    """Orders of cascades read as sharply as signs can, whatever their weights sum to (balanced readouts of ρ = 0),
+    3 to 64."""
     contrasts: Annotated[tuple[int, ...], checks.ORDER] = ()
     """Orders of cascades from which the exponential trace is taken away, areas alike, 2 to 64."""
 
     @property
     def delayed_traces(self) -> list[tuple[str, int]]:
         """The traces compared, by kind and order, the delay line last."""
-        kinds = {"CET": self.orders, "balanced": self.balanced, "CET - ET": self.contrasts}
+        kinds = {"CET": self.orders, **self.signed}
         return [("ET", 1), *((kind, order) for kind, orders in kinds.items() for order in orders), ("delay line", 0)]
+
+    @property
+    def signed(self) -> dict[str, tuple[int, ...]]:
+        """Orders of the cascades whose stages are read with signs, by kind."""
+        return {"balanced": self.balanced, "sharp": self.sharp, "CET - ET": self.contrasts}
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ _STYLES = {
     ("balanced", 3): dict(color="#AA4499", marker="<", linestyle=(0, (5, 1))),
     ("balanced", 6): dict(color="#882255", marker="h", linestyle=(0, (3, 1, 1, 1))),
     ("balanced", 10): dict(color="#CC3311", marker="*", linestyle="-"),
+    ("sharp", 10): dict(color="#44AA99", marker="p", linestyle=(0, (3, 1))),
     ("CET - ET", 10): dict(color="#117733", marker=">", linestyle=(0, (1, 1))),
     ("delay line", 0): dict(color="#000000", marker="x", linestyle=(0, (2, 1.5))),
     ("no delay", 0): dict(color="#AAAAAA", marker="", linestyle="-", linewidth=2),

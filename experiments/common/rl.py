@@ -186,7 +186,7 @@ class Control(Agent, Orders, Sweep):
     def check(self) -> None:
         """Raises UserError for an option outside its range."""
         super().check()
-        last = not self.balanced + self.contrasts
+        last = not any(self.signed.values())
         checks.require("cascade", last or self.cascade == "exact", "exact where all stages are read", self.cascade)
         choice = len(self.learning_rates) * len(self.betas) > 1
         name = "selection_frames" if choice and self.selection_frames < self.frames else "frames"

@@ -20,7 +20,7 @@ _PAPERS_TASKS = {
     "LunarLander-v3": "LunarLander-v2", "LunarLander-v3 LIF": "LunarLander-v2 LIF",
     "MinAtar SpaceInvaders": "MinAtar/SpaceInvaders-v0",
 }  # fmt: skip
-_RANK = (*WITHOUT_DELAY, "delay line", "balanced", "CET - ET", "CET", "double exponential", "ET", "e-prop")
+_RANK = (*WITHOUT_DELAY, "delay line", "balanced", "sharp", "CET - ET", "CET", "double exponential", "ET", "e-prop")
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -140,8 +140,8 @@ def of_trace(frame: pd.DataFrame, key: tuple[str, int]) -> pd.DataFrame:
 
 
 def label(trace: str, order: float) -> str:
-    """Name of a trace as readers know it, CET(10), balanced(10) or CET(10) - ET."""
-    return trace.replace("CET", f"CET({order:g})") if trace != "balanced" else f"balanced({order:g})"
+    """Name of a trace as readers know it, CET(10), balanced(10), sharp(10) or CET(10) - ET."""
+    return f"{trace}({order:g})" if trace in ("balanced", "sharp") else trace.replace("CET", f"CET({order:g})")
 
 
 def cell(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:

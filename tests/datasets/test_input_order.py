@@ -10,8 +10,6 @@ import pytest
 
 from cetsim.datasets import Frames, InputOrder
 
-pytestmark = pytest.mark.slow
-
 EXAMPLES, BATCH, EPOCHS = 53, 8, 20
 COUNTS = (11, 19, 16, 7)  # images of each class
 KEY = jax.random.key(7)

@@ -11,8 +11,6 @@ from experiment import copied, output_of, require_same_pictures
 import experiments
 from experiments.common import command_line
 
-pytestmark = pytest.mark.slow
-
 DOCS = Path(__file__).parents[2] / "docs" / "guides" / "adding-an-experiment.md"
 SMALL = ("--orders", "2", "--seeds", "1", "--steps", "2")
 

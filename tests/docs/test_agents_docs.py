@@ -6,8 +6,6 @@ import pytest
 from pages import page
 from PIL import Image
 
-pytestmark = pytest.mark.slow
-
 BASELINES, TRAINING, KEEPING, LOOKING, REAL, HIDDEN = page("guides/agents.md")
 
 

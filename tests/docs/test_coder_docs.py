@@ -1,10 +1,7 @@
 """The code of docs/interpret-coders.md runs, one piece after the other, and does what the text around it says."""
 
 import numpy as np
-import pytest
 from pages import page
-
-pytestmark = pytest.mark.slow
 
 
 def test_the_guide(tmp_path, monkeypatch, capsys):

@@ -5,12 +5,10 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from pages import ROOT, run_guide
 
 from cetsim import interpret
 
-pytestmark = pytest.mark.slow
 GUIDE = (ROOT / "docs" / "guides" / "steer.md").read_text()
 
 

@@ -1,10 +1,7 @@
 """The code of docs/interpret.md runs, block after block, and does what the text around it says."""
 
 import numpy as np
-import pytest
 from pages import page
-
-pytestmark = pytest.mark.slow
 
 BLOCKS = page("guides/interpret.md")
 

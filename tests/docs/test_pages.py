@@ -11,8 +11,6 @@ import jax
 import pytest
 from pages import GOES_ON, NOTEBOOKS, PAGES, ROOT, cells, programs, prose, require_printed
 
-pytestmark = pytest.mark.slow
-
 # These have tests of their own, which look at more than what is printed.
 ELSEWHERE = {
     "docs/guides/adding-an-experiment.md": "test_adding_an_experiment.py",

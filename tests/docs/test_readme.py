@@ -9,8 +9,6 @@ from pages import ROOT, page, programs
 
 from cetsim import credit
 
-pytestmark = pytest.mark.slow
-
 README = ROOT / "README.md"
 
 

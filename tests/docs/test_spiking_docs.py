@@ -3,10 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from pages import ROOT, run_guide
 
-pytestmark = pytest.mark.slow
 GUIDES, MADE, SCRIPT = ROOT / "docs" / "guides", ROOT / "tests" / "spiking", "make_same_network.py"
 
 

@@ -11,8 +11,6 @@ from pages import page
 
 from cetsim import sweep
 
-pytestmark = pytest.mark.slow
-
 IMAGES, OWN, LAYERS, CHOOSING, CONTROL, SUBMITIT, LOGGING = page("guides/sweeps.md")
 
 

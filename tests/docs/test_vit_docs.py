@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import pytest
 from pages import run_guide
-
-pytestmark = pytest.mark.slow
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vit"
 TINY = {"facebook/dinov2-small": "dinov2_registers", "openai/clip-vit-large-patch14": "clip"}

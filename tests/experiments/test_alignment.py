@@ -16,8 +16,6 @@ from experiments.alignment import Options
 from experiments.common import alignment as common
 from experiments.common import plots, tables
 
-pytestmark = pytest.mark.slow
-
 TINY = (
     *("alignment", "--delays", "0.2", "0.4", "--orders", "2", "--hidden", "8", "--seeds", "1"),
     *("--steps", "4", "--learning-rates", "1e-3"),

@@ -129,7 +129,6 @@ def test_a_way_is_asked_for_once(capsys, tmp_path):
     assert message in error_of(capsys, "centering", "--ways", "bias", "bias", "--out", tmp_path)
 
 
-@pytest.mark.slow
 def test_the_experiment_ends_with_a_table_and_a_figure(tmp_path):
     small = "centering --steps 3 --seeds 1 --hidden 8 --orders 2 --balanced 3 --delay 2"
     text = output_of(*small.split(), "--out", tmp_path)

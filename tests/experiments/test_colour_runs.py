@@ -3,7 +3,6 @@
 from functools import cache
 
 import numpy as np
-import pytest
 from experiment import error_of, output_of
 
 from cetsim import datasets
@@ -18,7 +17,6 @@ SIZES = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_tables_and_figures(tmp_path):
     options = [*SIZES, "--rules", "backprop", "ET", "--run-lengths", 4, "--counts", 0, 2, "--out", tmp_path]
     said = output_of("colour-runs", *options)
@@ -32,7 +30,6 @@ def test_tables_and_figures(tmp_path):
     assert output_of("colour-runs", *options, "--plot-only").count("figure:") == 2
 
 
-@pytest.mark.slow
 def test_controls_are_as_accurate_from_another_start_or_untrained():
     sizes = dict(hidden=(16,), network_steps=60, learning_rate=3e-3, delay=0.4)
     options, made = experiment.Options(**sizes), datasets.coloured_digits(datasets.load("digits"), 0.7)

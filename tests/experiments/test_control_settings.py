@@ -57,7 +57,6 @@ def test_signals_are_those_of_rollouts_one_after_the_other():
     np.testing.assert_allclose(found[control_settings.SHARE], np.mean(shares), rtol=1e-9)
 
 
-@pytest.mark.slow
 def test_the_experiment_ends_with_a_table_and_figures(tmp_path):
     text = output_of(*SMALL.split(), "--out", tmp_path)
     for words in ("the authors'", "no delay", "2 s"):

@@ -132,7 +132,6 @@ def test_a_delay_line_has_no_crosstalk():
     assert float(found["lost"]) > 0
 
 
-@pytest.mark.slow
 def test_the_experiment_predicts_and_draws(tmp_path):
     small = ("--orders", "4", "--balanced", "4", "--contrasts", "4", "--delay", "2", "--steps", "2", "--seeds", "1")
     text = output_of("crosstalk", *small, "--hidden", "6", "--out", tmp_path)

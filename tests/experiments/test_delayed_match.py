@@ -3,13 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from experiment import error_of, output_of
 
 from experiments import delayed_match
 from experiments.delayed_match import ANSWERED, INPUTS, SEEN, Options
-
-pytestmark = pytest.mark.slow
 
 
 def test_half_of_the_sequences_show_one_pattern_twice():

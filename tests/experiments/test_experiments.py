@@ -22,8 +22,6 @@ from experiments.common import command_line, selection, tables, vision
 from experiments.common.conditions import Condition, from_record, recorded, set_to_delay
 from experiments.common.options import Vision
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 TINY = (
     *("behavioral-vision", "--delays", "0.4", "--orders", "2", "--hidden", "8", "--seeds", "1"),

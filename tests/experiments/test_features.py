@@ -20,7 +20,6 @@ SIZES = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_tables_and_figures(tmp_path):
     options = [*SIZES, "--delay", 2, "--pairs", "ET", "untrained", "--out", tmp_path]
     said = output_of("features", *options)
@@ -91,7 +90,6 @@ def test_a_latent_whose_decoder_is_zero_at_one_network_is_private_only_if_nothin
     assert shares[0] < experiment.SHARED < 0.9 < shares[1] < 1.1
 
 
-@pytest.mark.slow
 def test_networks_begin_alike_and_one_stops_at_the_accuracy_of_another():
     options = experiment.Options(hidden=(24,), network_steps=100, delay=0.4, learning_rate=3e-3)
     data = datasets.load("digits")
@@ -125,7 +123,6 @@ def test_a_run_is_stopped_where_its_score_comes_nearest(aim):
     assert len(made) <= 2 * 7
 
 
-@pytest.mark.slow
 def test_of_a_cnn_the_same_pixels_of_all_images_are_vectors(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     train_x, test_x = (rng.normal(size=(n, 3, 32, 32)).astype(np.float32) for n in (256, 60))

@@ -29,7 +29,6 @@ def drawn_by(figure) -> list[list]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("table", GOLDEN)
 def test_a_committed_table_gives_the_picture_that_it_gave(table, tmp_path, monkeypatch):
     name, drawn = GOLDEN[table]["command"][0], {}

@@ -14,7 +14,6 @@ from experiments.common.options import Orders
 from experiments.common.rl import UNDELAYED
 from experiments.hidden_state import PRESETS, TASKS, Course, Options
 
-pytestmark = pytest.mark.slow
 pytest.importorskip("gymnax")
 
 TINY = (

@@ -15,7 +15,6 @@ SIZES = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_steering(tmp_path):
     options = [*SIZES, "--features", 5, "--images", 10, "--strengths", 1, 4, "--out", tmp_path]
     said = output_of("steering", *options)
@@ -31,7 +30,6 @@ def test_steering(tmp_path):
     assert output_of("steering", *options, "--plot-only").count("figure:") == 2
 
 
-@pytest.mark.slow
 def test_steering_at_tokens_of_a_transformer(tmp_path):
     sizes = ["--network", "vit", "--width", 8, "--blocks", 1, *SIZES[3:]]
     options = [*sizes, "--features", 3, "--images", 5, "--strengths", 4, "--examples", 64, "--out", tmp_path]
@@ -44,7 +42,6 @@ def test_steering_at_tokens_of_a_transformer(tmp_path):
     assert score[steering.CLASS] > 0
 
 
-@pytest.mark.slow
 def test_steering_a_clip_by_its_captions(tmp_path):
     sizes = ["--network", "clip", "--width", 8, "--blocks", 1, "--network-steps", 2, *SIZES[5:]]
     options = [*sizes, "--features", 3, "--images", 5, "--strengths", 4, "--examples", 64, "--out", tmp_path]
@@ -91,7 +88,6 @@ def test_effects_of_directions():
     assert "polysemanticity" not in {row["metric"] for row in plain}
 
 
-@pytest.mark.slow
 def test_suppression(tmp_path):
     options = [*SIZES, "--counts", 0, 2, 8, "--out", tmp_path]
     said = output_of("suppression", *options)

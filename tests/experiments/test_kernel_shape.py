@@ -11,8 +11,6 @@ from experiments import kernel_shape
 from experiments.common import plots
 from experiments.kernel_shape import PRESETS, Options
 
-pytestmark = pytest.mark.slow
-
 TINY = (
     *("kernel-shape", "--delays", "0.4", "0.8", "--orders", "5", "--factors", "0.5", "1"),
     *("--hidden", "8", "--seeds", "2", "--steps", "5", "--batch-conditions", "10"),

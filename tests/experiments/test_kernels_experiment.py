@@ -7,8 +7,6 @@ import pytest
 
 from experiments.common import command_line
 
-pytestmark = pytest.mark.slow
-
 
 def test_kernels_from_start_to_redrawn_figure(tmp_path, capsys):
     arguments = ["kernels", "--orders", "2", "10", "--out", str(tmp_path)]

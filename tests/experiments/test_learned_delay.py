@@ -19,8 +19,6 @@ from experiments.common.conditions import Condition, changed
 from experiments.common.learned import Learner, LearningState
 from experiments.learned_delay import BOUNDS, KNOB, Options
 
-pytestmark = pytest.mark.slow
-
 ALIGNMENT = Condition(order=10, method="alignment", step_size=0.3, segments=2)
 PERTURBATION = dataclasses.replace(ALIGNMENT, method="perturbation", horizon=3, perturbation=0.2)
 TINY = (*("learned-delay", "--delay", "1", "--hidden", "32", "--seeds", "1", "--steps", "200"),)

@@ -28,7 +28,6 @@ def test_balance_of_a_kernel():
     assert learned_readout.balance(np.array([1.0, 2.0, 4.0, 1.0]), 2)[0] == 1.0
 
 
-@pytest.mark.slow
 def test_every_method_moves_the_readout_and_is_drawn(tmp_path):
     text = output_of("learned-readout", *SMALL, "--horizon", "1", "--segments", "1", "--out", tmp_path)
     assert all(f"by {method}" in text for method in learned_readout.METHODS)

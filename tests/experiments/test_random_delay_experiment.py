@@ -20,8 +20,6 @@ from experiments.common.conditions import Condition
 from experiments.common.hyperparameters import make_delay
 from experiments.random_delay import PRESETS, Options
 
-pytestmark = pytest.mark.slow
-
 NAME = "random-delay"
 TINY = (
     *(NAME, "--mean", "0.4", "--spreads", "0", "0.8", "--orders", "2", "--hidden", "8", "--seeds", "2"),

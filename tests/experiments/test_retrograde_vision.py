@@ -11,8 +11,6 @@ from experiments.common import tables
 from experiments.common.hyperparameters import hyperparameters
 from experiments.retrograde_vision import PRESETS, Runs
 
-pytestmark = pytest.mark.slow
-
 NAME = "retrograde-vision"
 TINY = (
     *(NAME, "--segment", "64", "--steps", "2", "--seeds", "1", "--hidden", "6", "5", "--orders", "2", "--delay", "4"),

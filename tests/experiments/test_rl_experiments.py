@@ -21,8 +21,6 @@ from experiments.common.conditions import Condition
 from experiments.common.options import Orders
 from experiments.common.rl import UNDELAYED, Course
 
-pytestmark = pytest.mark.slow
-
 SMALL = ("--environments", "2", "--rollout", "8", "--hidden", "4", "--seeds", "2", "--orders", "2", "--episodes", "3")
 TINY = (
     *("behavioral-rl", *SMALL, "--frames", "64", "--selection-frames", "32", "--delays", "0.4", "0.8"),

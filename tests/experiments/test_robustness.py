@@ -137,7 +137,6 @@ def test_noise_adds_up_over_stages_as_the_two_numbers_say():
     assert float(robustness.noisy(replace(BALANCED, trace="delay line", order=0)).varying) == 0
 
 
-@pytest.mark.slow
 def test_the_experiment_ends_with_tables_and_a_figure(tmp_path):
     small = "robustness --steps 3 --seeds 1 --hidden 8 --balanced 3 --noises 0.1 --spreads 0.2 --norms 2 --delay 2"
     text = output_of(*small.split(), "--out", tmp_path)

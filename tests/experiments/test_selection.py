@@ -14,8 +14,6 @@ from experiments.common.conditions import Condition
 from experiments.common.options import Sweep, UserError
 from experiments.common.selection import Course, complete
 
-pytestmark = pytest.mark.slow
-
 RATES = {"a": (0.1, 0.2), "b": (0.1, 0.2), "c": (0.1, 0.2), "d": (0.3,)}
 
 

@@ -14,7 +14,6 @@ from cetsim import datasets
 from experiments import small_transformers as experiment
 from experiments.common import pretraining
 
-pytestmark = pytest.mark.slow
 TINY = ("--steps", "40", "--width", "16", "--blocks", "1")
 
 

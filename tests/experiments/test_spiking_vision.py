@@ -10,8 +10,6 @@ from cetsim.supervised import Settings
 from experiments import spiking_vision
 from experiments.spiking_vision import PRESETS, SHOWN, Network, Options, SpikingRun
 
-pytestmark = pytest.mark.slow
-
 TINY = (
     *("spiking-vision", "--codes", "latency", "rate", "--delays", "0.4", "--orders", "2", "--hidden", "6"),
     *("--seeds", "1", "--steps", "2"),

@@ -14,8 +14,6 @@ from experiments import streaming_vision
 from experiments.common import vision
 from experiments.streaming_vision import Options
 
-pytestmark = pytest.mark.slow
-
 NAME = "streaming-vision"
 TINY = (
     *(NAME, "--delays", "0.4", "--order-delay", "0.4", "--orders", "2", "--hidden", "6", "--seeds", "1"),

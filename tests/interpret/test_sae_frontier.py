@@ -11,7 +11,6 @@ from cetsim import interpret
 from experiments import sae_frontier as experiment
 
 
-@pytest.mark.slow
 def test_tables_and_figures(tmp_path):
     sizes = ["--hidden", 16, "--network-steps", 20, "--latents", 24, "--steps", 10, "--batch", 32, "--seeds", 2]
     options = [*sizes, "--k", 2, "--l0", 0.01]
@@ -32,7 +31,6 @@ def test_penalties_are_in_units_of_the_width():
     assert experiment.sparsity("TopK", 4.0, 400).k == 4
 
 
-@pytest.mark.slow
 def test_vectors_of_a_convolution_are_its_channels(tmp_path):
     x, labels = np.random.default_rng(0).standard_normal((128, 3, 32, 32)), np.arange(128) % 10
     images = SimpleNamespace(train_x=x, train_y=labels, test_x=x[:2], test_y=labels[:2])

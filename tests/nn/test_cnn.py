@@ -44,8 +44,6 @@ from cetsim.nn import AvgPool2d, BatchNorm, Conv2d, cnn
 from cetsim.nn.conv import LAYOUTS
 from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 
-pytestmark = pytest.mark.slow
-
 EITHER_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 EITHER_STATISTICS = pytest.mark.parametrize("statistics", ["segment", "running"])
 

@@ -13,7 +13,6 @@ from cetsim import CascadingTrace, FixedDelay
 from cetsim.nn import cnn
 
 
-@pytest.mark.slow
 def test_flops_of_a_step_are_those_of_backprop():
     """Of a whole AdamW step of the full network on 128 images, by XLA's analysis; nothing is run."""
     make_full = eqx.nn.make_with_state(lambda: cnn(key=jax.random.key(0)))

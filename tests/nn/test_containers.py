@@ -12,8 +12,6 @@ import cetsim
 from cetsim import DelayLine, FixedDelay
 from cetsim.nn import surgery
 
-pytestmark = pytest.mark.slow
-
 KEYS = jax.random.split(jax.random.key(0), 8)
 TANH, RELU = eqx.nn.Lambda(jnp.tanh), eqx.nn.Lambda(jax.nn.relu)
 

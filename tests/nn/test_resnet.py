@@ -17,8 +17,6 @@ from cetsim import DelayLine, FixedDelay
 from cetsim.nn.conv import LAYOUTS
 from cetsim.nn.resnet import BasicBlock, resnet20
 
-pytestmark = pytest.mark.slow
-
 DT, STEPS, CLASSES = 0.2, 16, 4
 EITHER_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 EITHER_STATISTICS = pytest.mark.parametrize(

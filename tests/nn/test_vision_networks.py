@@ -15,8 +15,6 @@ from experiments.behavioral_vision import PRESETS
 from experiments.common import vision
 from experiments.common.conditions import set_to_delay
 
-pytestmark = pytest.mark.slow
-
 TINY = ("--steps", "2", "--selection-steps", "2", "--seeds", "1", "--learning-rates", "1e-3", "--delays", "0.4")
 
 

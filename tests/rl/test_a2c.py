@@ -25,8 +25,6 @@ from cetsim.rl import (
 from cetsim.rl.actor_trace import ActorState, Arriving, WindowState
 from cetsim.rl.policies import Categorical
 
-pytestmark = pytest.mark.slow
-
 DT = 0.2
 uncentred = functools.partial(Settings, center_td=None)  # learns from TD errors as they are
 SETTINGS = uncentred(updates=4, environments=3, rollout=11, hidden=(6, 5))

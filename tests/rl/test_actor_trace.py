@@ -12,8 +12,6 @@ from cetsim import CascadingTrace, DelayLine, ExponentialTrace, FIRTrace
 from cetsim.rl import actor_trace
 from cetsim.rl.actor_trace import Arriving
 
-pytestmark = pytest.mark.slow
-
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS, IN, OUT, DT, DECAY = 23, 4, 3, 0.2, 0.9
 TRACES = {

@@ -23,8 +23,6 @@ from cetsim.rl import (
 )
 from cetsim.spiking import ALIF, LIF, FastSigmoid, SpikingLayer
 
-pytestmark = pytest.mark.slow
-
 DT, STEPS, ENVIRONMENTS = 0.2, 11, 3
 NEURONS = {
     "LIF": LIF(0.5, 0.3, DT, surrogate=FastSigmoid(2.0)),

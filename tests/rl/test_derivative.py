@@ -13,8 +13,6 @@ from cetsim import CascadingTrace, DelayLine, FixedDelay, LayerwiseDelay
 from cetsim.rl import ActorCriticRun, Hyperparameters, Settings, actors, networks, policy_alignment
 from cetsim.spiking import LIF, FastSigmoid
 
-pytestmark = pytest.mark.slow
-
 DT, STEPS, ENVIRONMENTS, DECAY = 0.2, 11, 3, 0.99 * 0.95
 SETTINGS = Settings(1, ENVIRONMENTS, STEPS, (6, 5), derivative="cascade")
 SPIKING = LIF(0.4, 0.2, DT, surrogate=FastSigmoid(5.0))

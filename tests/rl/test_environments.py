@@ -12,8 +12,6 @@ from worlds import corridor
 from cetsim.rl.environments import STICKY, cartpole, from_gymnax, scaled_rewards, space_invaders, split_signs
 from cetsim.rl.policies import Categorical, Gaussian
 
-pytestmark = pytest.mark.slow
-
 pytest.importorskip("gymnax", reason="needs gymnax: pip install 'cetsim[rl]'")
 
 LEFT, UP, RIGHT, FIRE = 1, 2, 3, 5

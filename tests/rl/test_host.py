@@ -17,8 +17,6 @@ from cetsim.rl.policies import Categorical
 from cetsim.rl.vector_env import from_gymnasium
 from cetsim.spiking import LIF, FastSigmoid
 
-pytestmark = pytest.mark.slow
-
 gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: pip install 'cetsim[rl]'")
 
 END, LIMIT = 2, 7

@@ -15,8 +15,6 @@ from cetsim.rl.vector_env import from_gymnasium
 from cetsim.spiking import LIF, FastSigmoid
 from cetsim.sweep import checkpoint
 
-pytestmark = pytest.mark.slow
-
 gymnasium = pytest.importorskip("gymnasium", reason="needs Gymnasium: pip install 'cetsim[rl]'")
 
 UPDATES, SETTINGS = 6, Settings(updates=8, environments=3, rollout=11, hidden=(6,))

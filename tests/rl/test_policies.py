@@ -109,7 +109,6 @@ def target(moves: float = 0.4) -> Environment:
     return Environment("target", 3, Gaussian((-2.0,), (2.0,)), reset, step)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("late", [0.0, 0.6])
 def test_an_agent_learns_real_actions_from_credit_that_is_late(late):
     run = rl.ActorCriticRun(target(), rl.Settings(updates=150, environments=8, rollout=32, hidden=(16,)))
@@ -125,7 +124,6 @@ def test_an_agent_learns_real_actions_from_credit_that_is_late(late):
     np.testing.assert_allclose(2 * mean, [0.8, -0.8], atol=0.35)
 
 
-@pytest.mark.slow
 def test_late_real_actions_are_the_literal_gradient():
     """With a delay line and λ = 0, the gradient is that of TD error times log-probability, by autodiff."""
     run = rl.ActorCriticRun(target(), rl.Settings(1, 2, 9, (5,)))
@@ -153,7 +151,6 @@ def with_weights(run, state, weights):
     return eqx.tree_at(weights_of, run.learner.networks(state.agent.params).actor, weights)
 
 
-@pytest.mark.slow
 def test_gymnasiums_real_actions_are_resumed_and_saved(tmp_path):
     environment = rl.from_gymnasium("Pendulum-v1")
     assert environment.policy == Gaussian((-2.0,), (2.0,))

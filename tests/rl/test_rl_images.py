@@ -14,8 +14,6 @@ from cetsim.rl import ActorCriticRun, Learner, Settings, images, networks, witho
 from cetsim.rl.environments import Environment, split_signs
 from cetsim.rl.policies import Categorical
 
-pytestmark = pytest.mark.slow
-
 SHAPE = (8, 7, 2)
 SETTINGS = Settings(updates=4, environments=3, rollout=11, hidden=(6,), critic="conv")
 

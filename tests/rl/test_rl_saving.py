@@ -18,8 +18,6 @@ from cetsim.rl import (
     save_policy,
 )
 
-pytestmark = pytest.mark.slow
-
 RUN = ActorCriticRun(corridor(), Settings(updates=9, environments=3, rollout=11, hidden=(6, 5)))
 HYPER = Hyperparameters(1e-2, CascadingTrace(3, 1.0, 0.2), FixedDelay(1.0, 0.2))
 STATE = RUN.init(HYPER, jax.random.key(0))

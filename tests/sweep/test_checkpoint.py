@@ -25,8 +25,6 @@ from cetsim.supervised import Hyperparameters, Settings, SupervisedRun
 from cetsim.sweep import provenance
 from cetsim.sweep.checkpoint import latest, save
 
-pytestmark = pytest.mark.slow
-
 TREE = {"weights": np.arange(6.0).reshape(2, 3), "count": 3, "none": None}
 
 

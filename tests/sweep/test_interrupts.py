@@ -15,8 +15,6 @@ from kill_victim import Victims, train
 from cetsim.sweep import checkpoint, interrupts
 from cetsim.sweep.interrupts import Interrupted, graceful
 
-pytestmark = pytest.mark.slow
-
 BOTH = pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 
 

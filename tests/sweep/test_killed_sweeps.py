@@ -20,8 +20,6 @@ from programs import CONDITIONS, batches, expected, measured
 from cetsim.sweep.hosts import claimed
 from cetsim.sweep.records import Records
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 
 

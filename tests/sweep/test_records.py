@@ -20,8 +20,6 @@ from cetsim.sweep.grid import digest
 from cetsim.sweep.hosts import claimed
 from cetsim.sweep.records import SCHEMA, Records
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def servers():

@@ -12,8 +12,6 @@ from cetsim.sweep.interrupts import Interrupted
 from cetsim.sweep.records import Records
 from cetsim.sweep.runner import Infeasible, Runner
 
-pytestmark = pytest.mark.slow
-
 FEW = CONDITIONS[:6]  # of one kind
 
 

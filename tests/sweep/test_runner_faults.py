@@ -18,8 +18,6 @@ from cetsim.sweep import provenance
 from cetsim.sweep.interrupts import Interrupted
 from cetsim.sweep.records import SCHEMA, Records
 
-pytestmark = pytest.mark.slow
-
 FEW = CONDITIONS[:6]
 
 

@@ -20,8 +20,6 @@ from cetsim.sweep.interrupts import Interrupted
 from cetsim.sweep.records import Records
 from cetsim.sweep.training import Trainer
 
-pytestmark = pytest.mark.slow
-
 
 def descent(condition):
     """The norm at the end of a run and its losses, from the definition."""

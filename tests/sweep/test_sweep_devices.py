@@ -13,8 +13,6 @@ from cetsim import sweep
 from cetsim.sweep import hosts
 from cetsim.sweep.hosts import claimed
 
-pytestmark = pytest.mark.slow
-
 TESTS = Path(__file__).parents[1]
 
 

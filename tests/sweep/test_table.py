@@ -17,8 +17,6 @@ from cetsim import sweep
 from cetsim.files import write_atomic
 from cetsim.sweep.records import Records, parse_cell
 
-pytestmark = pytest.mark.slow
-
 
 def row(metric, value, step=20, **more):
     return {"metric": metric, "step": step, "value": value} | more

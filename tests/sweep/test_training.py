@@ -18,8 +18,6 @@ from cetsim.sweep.grid import digest
 from cetsim.sweep.interrupts import Interrupted
 from cetsim.sweep.training import Trainer
 
-pytestmark = pytest.mark.slow
-
 FEW = CONDITIONS[:2]
 
 

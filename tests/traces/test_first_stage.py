@@ -10,8 +10,6 @@ from kernel_oracles import DT, NORMALIZATIONS, READS, filtered, respond
 from cetsim import CascadingTrace, FirstStageCascade, credit
 from cetsim.rl import actor_trace
 
-pytestmark = pytest.mark.slow
-
 STEPS = 4000
 EVERY_WAY = pytest.mark.parametrize(
     ("order", "delay", "read", "normalization"),

@@ -13,8 +13,6 @@ from scipy import integrate, special, stats
 
 from cetsim import kernels
 
-pytestmark = pytest.mark.slow
-
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "kernels.npz")
 ORDERS = (2, 3, 6, 10, 32, 64)
 DELAYS = (1, 2, 3, 5, 10, 50, 600, 3000, 10000)

@@ -11,8 +11,6 @@ from scipy import linalg, special, stats
 
 from cetsim import CascadingTrace, DelayLine, DoubleExponentialTrace, ExponentialTrace, state_space
 
-pytestmark = pytest.mark.slow
-
 RATES = (1e-4, 0.05, 0.9, 0.999, 1.0, 1.1, 5.0, 30.0, 126.0)  # per step; small and large ones take different ways
 
 cascade_system = jax.jit(state_space.cascade_system, static_argnums=0)

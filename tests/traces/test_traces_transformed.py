@@ -8,8 +8,6 @@ from kernel_oracles import DT, NORMALIZATIONS, READS, cascade, double_exponentia
 
 from cetsim import CascadingTrace, DelayLine, DoubleExponentialTrace, ExponentialTrace
 
-pytestmark = pytest.mark.slow
-
 LAGS = np.arange(40)
 MAKERS = {
     "cascade": (lambda p, **o: CascadingTrace(10, p, **o), cascade, (10,)),
