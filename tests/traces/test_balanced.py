@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from kernel_oracles import DT, cascade, cascade_rate, filtered, respond, weights
 from readout_oracles import balanced, stage_weights
-from scipy import integrate, stats
+from scipy import integrate, linalg, stats
 
 import cetsim
-from cetsim import CascadingTrace, FirstStageCascade, FixedDelay
+from cetsim import CascadingTrace, FirstStageCascade, FixedDelay, credit
 from cetsim.traces import readout
 
 CASES = [  # order, delay in steps, read, peaked
@@ -270,3 +270,23 @@ def test_other_refusals():
     trace = CascadingTrace.from_rate(2.0, 6, DT, readout="balanced", peaked=True)
     np.testing.assert_allclose(trace.rate, 2.0, rtol=1e-12)
     assert trace.peaked
+
+
+@pytest.mark.parametrize("persists", [0.1, 10.0])
+def test_the_cosine_of_an_update_is_that_of_the_weights_and_the_autocorrelation_of_activity(persists):
+    """(w R)_D / √(R_0 wᵀ R w) on average over signals that are independent and have no mean; a page says so."""
+    steps, units, outputs, late, rng = 1000, 200, 100, 20, np.random.default_rng(0)
+    keep, x, lags = np.exp(-1 / persists), rng.normal(size=(steps, units)), np.arange(200)
+    for t in range(1, steps):
+        x[t] = keep * x[t - 1] + np.sqrt(1 - keep**2) * x[t]
+    x, gain, signal = map(jnp.asarray, (x, np.ones((steps, outputs)), rng.normal(size=(steps, outputs))))
+    R, when = linalg.toeplitz(np.exp(-lags / persists)), jnp.arange(steps)
+    update = jax.jit(lambda trace, at: credit.adjoint(trace, x, gain, signal, at, when, horizon=None).weight)
+    exact, found = np.asarray(x.T @ signal).T, {}
+    for rho in (None, 0.0, 10.0):
+        how = {} if rho is None else dict(readout="balanced", rho=rho)
+        trace = CascadingTrace(10, late * DT, DT, "after", **how)
+        one, w = np.asarray(update(trace.tabulate(200), when + late)), np.asarray(trace.weights(lags))
+        found[rho] = np.vdot(one, exact) / np.linalg.norm(one) / np.linalg.norm(exact)
+        assert found[rho] == pytest.approx(w @ R[late] / np.sqrt(R[0, 0] * (w @ R @ w)), abs=0.02)
+    assert found[0.0] == max(found.values())
