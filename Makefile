@@ -13,8 +13,8 @@ CHOSEN := -m "not slow"
 
 help:
 	@echo "make demo     train all traces on scikit-learn's digits at several delays: a table and a figure (3 min)"
-	@echo "make test     lint, format check and the tests that tests/slow.txt does not name (QQ minutes on two cores)"
-	@echo "make test-all those tests too (WW minutes)"
+	@echo "make test     lint, format check and the tests that tests/slow.txt does not name (a quarter of an hour on two cores)"
+	@echo "make test-all those tests too (40 minutes)"
 	@echo "make bench    cost against plain backprop and against the literal rule"
 	@echo "make docs     the site, into site/: start at site/index.html"
 	@echo "make install  only make .venv and install cetsim into it, with what the experiments take"
