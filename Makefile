@@ -30,6 +30,7 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(CHOSEN) $(PYTEST_ARGS)
+	$(if $(CHOSEN),@echo "left out: $$(grep -c :: tests/slow.txt) slow tests; make test-all runs them")
 
 test-all: CHOSEN :=
 test-all: test
