@@ -48,12 +48,12 @@ def test_example_runs_and_differs_from_backprop_only_in_the_gradient():
 
 def test_example_of_sharper_traces():
     """The balanced readout remembers its delay, and less of what lies around it than the plain cascade."""
-    names = run(one(page("concepts/traces.md"), "balanced"))
+    names = run(one(page("concepts/traces.md"), "contrast"))
     lags = np.arange(200)
-    plain, sharp, contrast = (np.asarray(names[name].weights(lags)) for name in ("plain", "sharp", "contrast"))
-    assert sharp.argmax() == plain.argmax() == 20
-    np.testing.assert_allclose(sharp[20], plain[20], rtol=1e-6)
-    assert abs(sharp.sum()) < 0.2 * plain.sum()
+    plain, balanced, contrast = (np.asarray(names[name].weights(lags)) for name in ("plain", "balanced", "contrast"))
+    assert balanced.argmax() == plain.argmax() == 20
+    np.testing.assert_allclose(balanced[20], plain[20], rtol=1e-6)
+    assert abs(balanced.sum()) < 0.2 * plain.sum()
     assert abs(contrast.sum()) < 1e-2
 
 
