@@ -1,4 +1,4 @@
-"""The list of slow tests: what it names is there, and no test file is left out as a whole without a word."""
+"""The list of slow tests names tests that are there, each once and in order."""
 
 import ast
 from pathlib import Path
