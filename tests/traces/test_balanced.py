@@ -290,3 +290,16 @@ def test_the_cosine_of_an_update_is_that_of_the_weights_and_the_autocorrelation_
         found[rho] = np.vdot(one, exact) / np.linalg.norm(one) / np.linalg.norm(exact)
         assert found[rho] == pytest.approx(w @ R[late] / np.sqrt(R[0, 0] * (w @ R @ w)), abs=0.02)
     assert found[0.0] == max(found.values())
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+@pytest.mark.parametrize("persists", [3.0, 10.0, 30.0, 100.0])
+def test_no_readout_that_knows_how_activity_persists_is_much_better_than_one_of_rho_0(persists, mean):
+    """The best cosine of ten stages is √(r (S R Sᵀ)⁻¹ r / R_0), r = S R at the delay; stages are as noisy as η says."""
+    late, lags = 40, np.arange(440)
+    R, S = linalg.toeplitz(np.exp(-lags / persists) + mean**2), stage_weights(lags, 10, late, "after")
+    noise, r = readout.ETA * np.trace(S @ S.T) / 10 * np.eye(10), S @ R[late]
+    best = np.linalg.solve(S @ R @ S.T + noise, r) @ S
+    found = np.asarray(make(10, late, "after", True, rho=0.0).weights(lags))
+    best, found = (w @ R[late] / np.sqrt(R[0, 0] * (w @ R @ w)) for w in (best, found))
+    assert best - 0.03 < found < best + 1e-3
